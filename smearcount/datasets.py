@@ -1,0 +1,201 @@
+"""Labelled smears: importers for the formats that laboratories have, one record for all of them.
+
+`configs/datasets.yaml` says where each collection lies, in which format, what its classes mean, which kinds of cells
+were labelled at all, and how large a red cell is in its pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.errors import DatasetError
+from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
+
+__all__ = ["KINDS", "RED_CELL_UM", "FieldSource", "LabelledField", "data_root", "read_source"]
+
+KINDS = ("rbc", "wbc", "platelet")
+"""Kinds the detector tells apart, in the order of its outputs."""
+
+RED_CELL_UM = 7.5
+"""Diameter of a normal red cell on a dry smear in micrometres (Bain, Blood Cells, 5th ed.: 6.7 to 7.7)."""
+
+_UNLABELLED_DIR = Path("shared/datasets")
+
+
+@dataclass(frozen=True)
+class LabelledField:
+    """One photograph with its labelled boxes.
+
+    Attributes:
+        path: the picture.
+        source: name of the collection and, where it has several microscopes, of the look.
+        boxes: `(N, 4) float32` in pixels of the picture.
+        kinds: `(N,) int64`, index into `KINDS`.
+        labelled: kinds that were labelled in this collection; the absence of another kind means nothing.
+        um_per_px: from the size of the red cells of the collection or of the field.
+    """
+
+    path: Path
+    source: str
+    boxes: FloatArray
+    kinds: npt.NDArray[np.int64]
+    labelled: frozenset[str]
+    um_per_px: float
+
+
+@dataclass(frozen=True)
+class FieldSource:
+    """How one collection is read: the validated form of an entry of `configs/datasets.yaml`.
+
+    Attributes:
+        name: folder below the data root.
+        format: `voc`, `yolo`, `coco` or `iml`.
+        classes: from the collection's class names to kinds; a class mapped to the empty string is ignored.
+        labelled: kinds that were labelled.
+        red_cell_px: diameter of a red cell by picture size `WIDTHxHEIGHT` or `any`.
+        own_scale: fields with at least five whole red cells take their own median instead.
+        swapped: stems whose red and white labels were exchanged by the labellers.
+    """
+
+    name: str
+    format: str
+    classes: Mapping[str, str]
+    labelled: frozenset[str]
+    red_cell_px: Mapping[str, float]
+    own_scale: bool = False
+    swapped: frozenset[str] = frozenset()
+
+
+def data_root() -> Path | None:
+    """The folder of the labelled collections: `$SMEARCOUNT_DATA`, else `../shared/datasets` beside the checkout."""
+    configured = os.environ.get("SMEARCOUNT_DATA")
+    root = Path(configured) if configured else Path(__file__).resolve().parents[2] / _UNLABELLED_DIR
+    return root if root.is_dir() else None
+
+
+def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledField]:
+    """All fields of one split (`train` or `val`), in the order of `<split>.txt`.
+
+    Raises:
+        DatasetError: the folder, its split list or one of its label files is missing or malformed.
+    """
+    folder = root / source.name
+    listing = folder / f"{split}.txt"
+    if not listing.is_file():
+        raise DatasetError(f"{listing}: no such split list; expected one image stem a line")
+    boxes_of = _READERS[source.format](folder)
+    return [_field(folder, stem, source, boxes_of) for stem in listing.read_text().split()]
+
+
+LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float, float]]]
+
+
+def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) -> LabelledField:
+    path = _picture(folder / "images", stem)
+    width, height = _size(path)
+    rows = [row for row in boxes_of(stem, width, height) if source.classes.get(row[0], row[0])]
+    unknown = {row[0] for row in rows} - source.classes.keys()
+    if unknown:
+        raise DatasetError(f"{path}: classes {sorted(unknown)} are not mapped to kinds for {source.name}")
+    kinds = np.array([KINDS.index(source.classes[row[0]]) for row in rows], np.int64)
+    if stem in source.swapped:
+        kinds = np.array([1, 0, 2])[kinds]
+    boxes = clip_boxes(np.array([row[1:] for row in rows], np.float32).reshape(-1, 4), width, height)
+    real = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 3
+    boxes, kinds = boxes[real], kinds[real]
+    red_cell_px = _red_cell_px(source, boxes[kinds == 0], width, height)
+    size = f"{width}x{height}"
+    look = f"{source.name}/{size if size in source.red_cell_px else 'any'}" if len(source.red_cell_px) > 1 else source.name
+    return LabelledField(path, look, boxes, kinds, source.labelled, RED_CELL_UM / red_cell_px)
+
+
+def _red_cell_px(source: FieldSource, red_boxes: FloatArray, width: int, height: int) -> float:
+    whole = red_boxes[~touches_edge(red_boxes, width, height)]
+    if source.own_scale and len(whole) >= 5:
+        return float(np.median(diameters(whole)))
+    size = f"{width}x{height}"
+    if size not in source.red_cell_px and "any" not in source.red_cell_px:
+        raise DatasetError(f"{source.name}: red_cell_px has no entry for pictures of {size} px and none for 'any'")
+    return source.red_cell_px.get(size) or source.red_cell_px["any"]
+
+
+def _picture(folder: Path, stem: str) -> Path:
+    for suffix in (".jpg", ".JPG", ".jpeg", ".png", ".tif"):
+        if (path := folder / f"{stem}{suffix}").is_file():
+            return path
+    raise DatasetError(f"{folder / stem}: no picture of this name (jpg, jpeg, png, tif)")
+
+
+def _size(path: Path) -> tuple[int, int]:
+    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if pixels is None:
+        raise DatasetError(f"{path}: not a readable picture")
+    return pixels.shape[1], pixels.shape[0]
+
+
+def _read_voc(folder: Path) -> LabelReader:
+    def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
+        for item in ElementTree.parse(folder / "annotations" / f"{stem}.xml").iter("object"):
+            box = item.find("bndbox")
+            if box is None:
+                raise DatasetError(f"{folder / stem}: an object without bndbox")
+            corners = [float(box.findtext(key, "nan")) for key in ("xmin", "ymin", "xmax", "ymax")]
+            yield item.findtext("name", ""), corners[0], corners[1], corners[2], corners[3]
+
+    return boxes
+
+
+def _read_yolo(folder: Path) -> LabelReader:
+    names = (folder / "classes.txt").read_text().split("\n")
+
+    def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
+        for line in (folder / "labels" / f"{stem}.txt").read_text().splitlines():
+            index, *values = line.split()
+            x, y, w, h = (float(value) for value in values)
+            yield (
+                names[int(index)].strip(),
+                (x - w / 2) * width,
+                (y - h / 2) * height,
+                (x + w / 2) * width,
+                (y + h / 2) * height,
+            )
+
+    return boxes
+
+
+def _read_coco(folder: Path) -> LabelReader:
+    content = json.loads((folder / "annotations.json").read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    stems = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+    rows: dict[str, list[tuple[str, float, float, float, float]]] = {}
+    for item in content["annotations"]:
+        x, y, w, h = item["bbox"]
+        rows.setdefault(stems[item["image_id"]], []).append((names[item["category_id"]], x, y, x + w, y + h))
+    return lambda stem, width, height: iter(rows.get(stem, []))
+
+
+def _read_iml(folder: Path) -> LabelReader:
+    rows: dict[str, list[tuple[str, float, float, float, float]]] = {}
+    for image in json.loads((folder / "annotations.json").read_text()):
+        listed = rows.setdefault(Path(image["image_name"]).stem, [])
+        for item in image["objects"]:
+            x, y, w, h = (float(item["bbox"][key]) for key in "xywh")
+            listed.append((item["type"], x, y, x + w, y + h))
+    return lambda stem, width, height: iter(rows.get(stem, []))
+
+
+_READERS: dict[str, Callable[[Path], LabelReader]] = {
+    "voc": _read_voc,
+    "yolo": _read_yolo,
+    "coco": _read_coco,
+    "iml": _read_iml,
+}

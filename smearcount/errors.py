@@ -1,0 +1,35 @@
+"""The exceptions a caller may want to catch, drawn once.
+
+    SmearcountError
+    |-- ImageError          a picture can't be used: names the file and the remedy
+    |-- ModelError          weights, card or probe are missing, damaged or of another kind
+    |-- RuntimeMissingError a runtime was asked for that is not installed
+    |-- ConfigError         a configuration or taxonomy file is wrong
+    |-- DatasetError        a labelled data set can't be read
+"""
+
+__all__ = ["ConfigError", "DatasetError", "ImageError", "ModelError", "RuntimeMissingError", "SmearcountError"]
+
+
+class SmearcountError(Exception):
+    """Base of every error that smearcount raises on purpose."""
+
+
+class ImageError(SmearcountError):
+    """A picture can't be read or analysed."""
+
+
+class ModelError(SmearcountError):
+    """A shipped or user-made model can't be used."""
+
+
+class RuntimeMissingError(SmearcountError):
+    """The inference runtime asked for is not installed."""
+
+
+class ConfigError(SmearcountError):
+    """A configuration file holds a wrong value."""
+
+
+class DatasetError(SmearcountError):
+    """A labelled data set is missing or inconsistent."""

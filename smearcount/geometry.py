@@ -1,0 +1,92 @@
+"""Boxes, overlaps and canonical sampling: pure functions on arrays, no state.
+
+Boxes are `boxes_xyxy (N, 4) float32`: x_min, y_min, x_max, y_max in pixels, half-open, origin at the top-left corner
+of the top-left pixel.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "FloatArray",
+    "areas",
+    "centres",
+    "clip_boxes",
+    "diameters",
+    "greedy_nms",
+    "iou_matrix",
+    "resize_rgb",
+    "touches_edge",
+]
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def areas(boxes_xyxy: FloatArray) -> FloatArray:
+    """Areas in square pixels of boxes `(N, 4)`, shape `(N,)`; zero for empty boxes."""
+    sides = np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0)
+    return cast(FloatArray, sides[:, 0] * sides[:, 1])
+
+
+def centres(boxes_xyxy: FloatArray) -> FloatArray:
+    """Box centres `(N, 2)` as x, y in pixels."""
+    return cast(FloatArray, (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2)
+
+
+def diameters(boxes_xyxy: FloatArray) -> FloatArray:
+    """Mean of width and height of each box in pixels, `(N,)`: the diameter of a round cell."""
+    return cast(FloatArray, (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).mean(axis=1))
+
+
+def clip_boxes(boxes_xyxy: FloatArray, width: int, height: int) -> FloatArray:
+    """Boxes cut off at an image of `width` x `height` pixels."""
+    limits = np.array([width, height, width, height], np.float32)
+    return cast(FloatArray, np.clip(boxes_xyxy, 0, limits))
+
+
+def touches_edge(boxes_xyxy: FloatArray, width: int, height: int, slack_px: float = 2.0) -> npt.NDArray[np.bool_]:
+    """Which boxes come within `slack_px` of the border of a `width` x `height` image, `(N,)` bool."""
+    x_min, y_min, x_max, y_max = boxes_xyxy.T
+    return (x_min <= slack_px) | (y_min <= slack_px) | (x_max >= width - slack_px) | (y_max >= height - slack_px)
+
+
+def iou_matrix(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
+    """Intersection over union of every pair: `(N, 4)` and `(M, 4)` give `(N, M)` float32."""
+    top_left = np.maximum(first_xyxy[:, None, :2], second_xyxy[None, :, :2])
+    bottom_right = np.minimum(first_xyxy[:, None, 2:], second_xyxy[None, :, 2:])
+    sides = np.maximum(bottom_right - top_left, 0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = areas(first_xyxy)[:, None] + areas(second_xyxy)[None, :] - intersection
+    return cast(FloatArray, np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
+
+
+def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """Resample `pixels (H, W, 3) uint8` to `width` x `height`: by area where it shrinks, bilinear where it grows."""
+    if (pixels.shape[1], pixels.shape[0]) == (width, height):
+        return pixels
+    shrinks = width * height < pixels.shape[0] * pixels.shape[1]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cast("npt.NDArray[np.uint8]", cv2.resize(pixels, (width, height), interpolation=method))
+
+
+def greedy_nms(boxes_xyxy: FloatArray, scores: FloatArray, max_iou: float) -> npt.NDArray[np.intp]:
+    """Greedy non-maximum suppression: the best box removes all that overlap it by more than `max_iou`.
+
+    Ties in score are broken by coordinates (x_min, y_min, x_max, y_max), so that the order of the input is without
+    influence.
+
+    Returns:
+        Indices of the kept boxes, best first.
+    """
+    order = np.lexsort((*boxes_xyxy.T[::-1], -scores))
+    overlaps = iou_matrix(boxes_xyxy[order], boxes_xyxy[order]) > max_iou
+    alive = np.ones(len(order), bool)
+    for rank in range(len(order)):
+        if alive[rank]:
+            alive[rank + 1 :] &= ~overlaps[rank, rank + 1 :]
+    return order[alive]

@@ -1,0 +1,237 @@
+"""Training of the detector: an ultralytics network, from scratch, on tiles at the canonical scale.
+
+A kind that a collection did not label is no negative there: its classification loss is masked where no cell is
+assigned. Only `model.safetensors` (the averaged weights) and the architecture leave the run; no pickle is written.
+"""
+
+from __future__ import annotations
+
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from smearcount.config import Strict, load_yaml, read_model, shipped
+from smearcount.datasets import KINDS, FieldSource, LabelledField, data_root, read_source
+from smearcount.errors import ConfigError, DatasetError
+from smearcount.training import ultralytics_setup
+from smearcount.training.tiles import Augmentation, Tile, TileMaker
+
+__all__ = ["DetectorRecipe", "load_sources", "train"]
+
+
+class DetectorRecipe(Strict):
+    """The checked form of a file like `configs/train/detector.yaml`, where each key is explained."""
+
+    canonical_um_per_px: float = Field(gt=0.02, lt=2)
+    tile_px: int = Field(ge=64, multiple_of=16)
+    tiles_per_epoch: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    seed: int
+    sources: dict[str, float]
+    augment: Augmentation
+    architecture: dict[str, Any]
+
+
+def load_sources(config: Path | None = None) -> dict[str, FieldSource]:
+    """The entries of `configs/datasets.yaml` (or of a laboratory's own file)."""
+    path = config or shipped("configs") / "datasets.yaml"
+    content = load_yaml(path)
+    try:
+        return {
+            name: FieldSource(
+                name=name,
+                format=entry["format"],
+                classes=entry["classes"],
+                labelled=frozenset(entry["labelled"]),
+                red_cell_px=entry["red_cell_px"],
+                own_scale=entry.get("own_scale", False),
+                swapped=frozenset(entry.get("swapped", ())),
+            )
+            for name, entry in content.items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: each source needs format, classes, labelled, red_cell_px ({error})") from error
+
+
+def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | None = None) -> Path:
+    """Train by a recipe; returns the folder with `model.safetensors` and `architecture.yaml`.
+
+    Args:
+        recipe_path: a file like `configs/train/detector.yaml`.
+        out: folder of the run; created, and written after every epoch.
+        device: `cpu` or a CUDA device number.
+        start: weights to go on from.
+
+    Raises:
+        DatasetError: no labelled collections are at hand.
+        ConfigError: the recipe is wrong.
+    """
+    recipe = read_model(DetectorRecipe, recipe_path)
+    root = data_root()
+    if root is None:
+        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
+    out.mkdir(parents=True, exist_ok=True)
+    sources = load_sources()
+    fields = [(f, _pixels(f)) for name in recipe.sources for f in read_source(root, sources[name], "train")]
+    maker = TileMaker(
+        fields, recipe.sources, recipe.tile_px, recipe.canonical_um_per_px, recipe.augment, seed=recipe.seed
+    )
+    (out / "architecture.yaml").write_text(yaml.safe_dump(recipe.architecture, sort_keys=False))
+    ultralytics_setup.prepare(out.resolve())
+    _run(recipe, maker, out.resolve(), device, start)
+    return out
+
+
+def _pixels(field: LabelledField) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return cv2.imread(str(field.path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8)
+
+
+class _TileDataset(Dataset[dict[str, Any]]):
+    """Tiles numbered on through the epochs, so that no epoch repeats another."""
+
+    def __init__(self, maker: TileMaker, tiles_per_epoch: int) -> None:
+        self.maker, self.tiles_per_epoch, self.epoch = maker, tiles_per_epoch, 0
+
+    def __len__(self) -> int:
+        return self.tiles_per_epoch
+
+    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+        return self.maker.make(self.epoch * self.tiles_per_epoch + index)
+
+
+def collate(tiles: list[Tile]) -> dict[str, torch.Tensor]:
+    """Tiles as the batch dictionary that ultralytics' loss reads, with `labelled (B, kinds)` added."""
+    size = tiles[0].pixels.shape[0]
+    boxes = np.concatenate([tile.boxes for tile in tiles]) / size
+    centre_size = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
+    return {
+        "img": torch.from_numpy(np.stack([tile.pixels for tile in tiles])).permute(0, 3, 1, 2),
+        "cls": torch.from_numpy(np.concatenate([tile.kinds for tile in tiles])).float()[:, None],
+        "bboxes": torch.from_numpy(centre_size).float(),
+        "batch_idx": torch.repeat_interleave(
+            torch.arange(len(tiles)), torch.tensor([len(tile.boxes) for tile in tiles])
+        ).float(),
+        "labelled": torch.tensor([[kind in tile.labelled for kind in KINDS] for tile in tiles]),
+    }
+
+
+class KindMaskedBCE(nn.Module):
+    """Binary cross-entropy on logits that is zero where a kind was not labelled and no cell is assigned."""
+
+    labelled: torch.Tensor
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Losses `(B, anchors, kinds)` of logits and soft targets of the same shape."""
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        counted = self.labelled[:, None, :] | (targets > 0)
+        return loss * counted
+
+
+def _run(recipe: DetectorRecipe, maker: TileMaker, out: Path, device: str, start: Path | None) -> None:
+    from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.nn.tasks import DetectionModel
+
+    class MaskedModel(DetectionModel):  # type: ignore[misc]
+        def loss(self, batch: dict[str, torch.Tensor], preds: Any = None) -> Any:
+            with torch.autocast(batch["img"].device.type, torch.bfloat16):
+                preds = self.predict(batch["img"])
+            if getattr(self, "criterion", None) is None:
+                self.criterion = self.init_criterion()
+                self.criterion.bce = KindMaskedBCE()
+            self.criterion.bce.labelled = batch["labelled"]
+            exact = {k: [f.float() for f in v] if isinstance(v, list) else v.float() for k, v in preds.items()}
+            return self.criterion(exact, batch)
+
+    class Trainer(DetectionTrainer):  # type: ignore[misc]
+        def get_dataset(self) -> dict[str, Any]:
+            return {"train": "", "val": "", "nc": len(KINDS), "names": dict(enumerate(KINDS)), "channels": 3}
+
+        def setup_model(self) -> None:
+            self.model = MaskedModel(deepcopy(recipe.architecture), ch=3, nc=len(KINDS), verbose=False)
+            if start:
+                self.model.load_state_dict(load_file(start))
+
+        def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+            dataset = _TileDataset(maker, recipe.tiles_per_epoch)
+            workers = self.args.workers
+            return DataLoader(
+                dataset, batch_size, shuffle=False, num_workers=workers, collate_fn=collate, drop_last=True
+            )
+
+        def preprocess_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+            moved["img"] = (moved["img"].float() / 255).contiguous(memory_format=torch.channels_last)
+            return moved
+
+        def validate(self) -> tuple[dict[str, float], float]:
+            return {}, -float(self.loss)
+
+        def save_model(self) -> bool:
+            weights = {k: v.detach().float().contiguous().cpu() for k, v in self.ema.ema.state_dict().items()}
+            save_file(weights, str(out / "model.safetensors.part"))
+            (out / "model.safetensors.part").replace(out / "model.safetensors")
+            return True
+
+        def final_eval(self) -> None:
+            return None
+
+    trainer = Trainer(
+        overrides={
+            "model": "smearcount.yaml",
+            "data": "smearcount",
+            "epochs": recipe.epochs,
+            "batch": recipe.batch,
+            "nbs": recipe.batch,
+            "imgsz": recipe.tile_px,
+            "optimizer": "AdamW",
+            "lr0": recipe.learning_rate,
+            "lrf": 0.02,
+            "momentum": 0.9,
+            "cos_lr": True,
+            "warmup_epochs": 1.0,
+            "warmup_bias_lr": 0.0,
+            "weight_decay": recipe.weight_decay,
+            "close_mosaic": 0,
+            "amp": False,
+            "val": False,
+            "plots": False,
+            "deterministic": False,
+            "seed": recipe.seed,
+            "device": device,
+            "project": str(out),
+            "name": "log",
+            "exist_ok": True,
+        }
+    )
+
+    def on_start(trainer: Any) -> None:
+        torch.set_num_threads(max(torch.get_num_threads(), 2))
+        trainer.model.to(memory_format=torch.channels_last)
+        trainer.started = time.time()
+
+    def on_epoch_start(trainer: Any) -> None:
+        trainer.train_loader.dataset.epoch = trainer.epoch
+
+    def on_epoch_end(trainer: Any) -> None:
+        losses = " ".join(f"{key} {float(value):.4f}" for key, value in trainer.tloss.items())
+        line = f"epoch {trainer.epoch + 1}/{trainer.epochs} {losses} {time.time() - trainer.started:.0f} s"
+        with (out / "train.log").open("a") as log:
+            log.write(line + "\n")
+
+    trainer.add_callback("on_train_start", on_start)
+    trainer.add_callback("on_train_epoch_start", on_epoch_start)
+    trainer.add_callback("on_train_epoch_end", on_epoch_end)
+    trainer.train()
