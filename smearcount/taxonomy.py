@@ -1,0 +1,67 @@
+"""Codes, kinds and display names of cells, from `configs/taxonomy.yaml` or a laboratory's own file."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from smearcount.config import Strict, read_model, shipped
+
+__all__ = ["Code", "Kind", "Taxonomy", "load_taxonomy"]
+
+Colour = Field(pattern="^#[0-9a-f]{6}$")
+
+
+class Kind(Strict):
+    """A kind of cell: display name and colour `#rrggbb`."""
+
+    name: str
+    colour: str = Colour
+
+
+class Code(Strict):
+    """A label a classifier can give, with the kind it belongs to."""
+
+    kind: Literal["rbc", "wbc", "nrbc", "platelet"]
+    name: str
+    colour: str = Colour
+    synonyms: tuple[str, ...] = ()
+    snomed_ct: str | None = None
+
+
+class Taxonomy(Strict):
+    """All kinds and codes, in the order of the reports."""
+
+    kinds: dict[Literal["rbc", "wbc", "nrbc", "platelet"], Kind]
+    codes: dict[str, Code]
+
+    @model_validator(mode="after")
+    def _no_double_names(self) -> Taxonomy:
+        seen: dict[str, str] = {}
+        for code, entry in self.codes.items():
+            for word in (code, *entry.synonyms):
+                if seen.setdefault(word.lower(), code) != code:
+                    raise ValueError(f"{word!r} stands for both {seen[word.lower()]} and {code}")
+        return self
+
+    @cached_property
+    def kind_of(self) -> dict[str, str]:
+        """Kind of each code."""
+        return {code: entry.kind for code, entry in self.codes.items()}
+
+    def codes_of(self, kind: str) -> tuple[str, ...]:
+        """Codes of one kind, in order."""
+        return tuple(code for code, entry in self.codes.items() if entry.kind == kind)
+
+
+@lru_cache(maxsize=8)
+def load_taxonomy(path: Path | None = None) -> Taxonomy:
+    """The shipped taxonomy, or the file given.
+
+    Raises:
+        ConfigError: the file is missing or malformed.
+    """
+    return read_model(Taxonomy, path or shipped("configs") / "taxonomy.yaml")
