@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from smearcount.config import Strict, load_yaml, read_model, shipped
 from smearcount.datasets import KINDS, FieldSource, LabelledField, data_root, read_source
 from smearcount.errors import ConfigError, DatasetError
-from smearcount.training import ultralytics_setup
+from smearcount.offline import quiet_ultralytics
 from smearcount.training.tiles import Augmentation, Tile, TileMaker
 
 __all__ = ["DetectorRecipe", "load_sources", "train"]
@@ -90,7 +90,7 @@ def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | No
         fields, recipe.sources, recipe.tile_px, recipe.canonical_um_per_px, recipe.augment, seed=recipe.seed
     )
     (out / "architecture.yaml").write_text(yaml.safe_dump(recipe.architecture, sort_keys=False))
-    ultralytics_setup.prepare(out.resolve())
+    quiet_ultralytics(out.resolve())
     _run(recipe, maker, out.resolve(), device, start)
     return out
 

@@ -1,0 +1,156 @@
+"""Model cards: what a model is, what it was trained on, what it can't do, and the checksum of each of its files.
+
+    weights/<model-id>/card.yaml, README.md, probe.npz, model.safetensors, architecture.yaml, model.xml, model.bin
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from smearcount.config import Strict, read_model, shipped
+from smearcount.errors import ModelError
+
+__all__ = ["Card", "FileEntry", "Metric", "Model", "TrainingData", "find_model", "list_models"]
+
+
+class FileEntry(Strict):
+    """One file of a model: which runtime reads it, its checksum and size in bytes."""
+
+    runtime: Literal["openvino", "onnx", "torch", "probe"]
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(gt=0)
+
+
+class TrainingData(Strict):
+    """A collection the model was trained on."""
+
+    name: str
+    licence: str
+    pictures: int = Field(ge=0)
+    split: str
+    note: str = ""
+
+
+class Metric(Strict):
+    """A measured figure: value, 95 % interval over pictures, and what it was measured on."""
+
+    name: str
+    data: str
+    n: int = Field(ge=0)
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Card(Strict):
+    """The machine-checked card of a model; section 6 of the design lists the fields."""
+
+    id: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
+    task: Literal["detector", "classifier"]
+    description: str
+    codes: tuple[str, ...]
+    um_per_px: float = Field(gt=0.01, lt=5)
+    window_px: int = Field(ge=64)
+    stride_px: int = Field(ge=1)
+    largest_cell_um: float = Field(gt=0)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    min_score: dict[str, float]
+    nms_iou: float = Field(gt=0, lt=1)
+    cross_kind_iou: float = Field(gt=0, le=1)
+    precision: Literal["f32", "bf16"] = "f32"
+    probe_tolerance: float = Field(gt=0)
+    licence: str
+    intended_use: str
+    limits: tuple[str, ...]
+    training_data: tuple[TrainingData, ...]
+    metrics: tuple[Metric, ...]
+    git_commit: str
+    files: dict[str, FileEntry]
+
+
+class Model:
+    """A model folder whose card has been checked; files are checked when they are read.
+
+    Args:
+        folder: a folder with `card.yaml`.
+
+    Raises:
+        ModelError: there is no card.
+        ConfigError: the card is malformed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "card.yaml").is_file():
+            raise ModelError(f"{folder}: no card.yaml; give the id of a shipped model or a folder that `export` wrote")
+        self.folder = folder
+        self.card = read_model(Card, folder / "card.yaml")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, checked against the card.
+
+        Raises:
+            ModelError: the file is missing, not on the card, or was changed or damaged.
+        """
+        entry = self.card.files.get(name)
+        if entry is None:
+            raise ModelError(f"{self.folder / name}: not listed on the card; run `smearcount export {self.card.id}`")
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError as error:
+            raise ModelError(f"{self.folder / name}: can't be read ({error.strerror}); install smearcount again") from error
+        found = hashlib.sha256(content).hexdigest()
+        if len(content) != entry.bytes or found != entry.sha256:
+            raise ModelError(
+                f"{self.folder / name}: changed or damaged: expected {entry.bytes} bytes and sha256 "
+                f"{entry.sha256[:12]}, found {len(content)} bytes and {found[:12]}; install smearcount again"
+            )
+        return content
+
+    def names(self, runtime: str) -> list[str]:
+        """Files of one runtime, as on the card."""
+        return [name for name, entry in self.card.files.items() if entry.runtime == runtime]
+
+    def checksums(self) -> dict[str, str]:
+        """Checksum on the card of every file, by `model-id/file`."""
+        return {f"{self.card.id}/{name}": entry.sha256 for name, entry in self.card.files.items()}
+
+    def verify(self) -> list[str]:
+        """Read and check every file; returns the names of the good ones.
+
+        Raises:
+            ModelError: the first file that is missing, changed or damaged.
+        """
+        for name in self.card.files:
+            self.read(name)
+        return list(self.card.files)
+
+
+def find_model(model: str, weights: Path | None = None) -> Model:
+    """A model by its id below `weights/`, or by the path of its folder.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    root = weights or shipped("weights")
+    if "/" not in model and (root / model / "card.yaml").is_file():
+        return Model(root / model)
+    if Path(model).is_dir():
+        return Model(Path(model))
+    known = ", ".join(m.card.id for m in list_models(weights)) or "none"
+    raise ModelError(f"{model}: no such model; known: {known}")
+
+
+def list_models(weights: Path | None = None) -> list[Model]:
+    """All models below `weights/`, by id."""
+    root = weights or shipped("weights")
+    return [Model(path.parent) for path in sorted(root.glob("*/card.yaml"))]
+
+
+def as_yaml(card: Card) -> dict[str, Any]:
+    """The card as plain values, ready for a YAML file."""
+    return card.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,191 @@
+"""One seam to three inference libraries: NCHW float32 in, a tuple of float32 arrays out.
+
+Each library is imported when its class is made. Files are checked against the card before use; no pickle is loaded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from smearcount.cards import Model
+from smearcount.errors import ModelError, RuntimeMissingError
+from smearcount.offline import quiet_openvino, quiet_ultralytics
+
+__all__ = ["Floats", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime", "make_runtime"]
+
+Floats = npt.NDArray[np.float32]
+Runtime = Callable[[Floats], tuple[Floats, ...]]
+
+
+@dataclass(frozen=True)
+class RuntimeChoice:
+    """What the user asked for.
+
+    Attributes:
+        runtime: `auto`, `openvino`, `onnx` or `torch`.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `auto` (the card's), `f32` or `bf16`; OpenVINO only, PyTorch on CUDA takes half precision.
+        threads: CPU threads; 0 leaves the choice to the library.
+    """
+
+    runtime: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Check each word."""
+        allowed = {
+            "runtime": ("auto", "openvino", "onnx", "torch"),
+            "device": ("auto", "cpu", "cuda"),
+            "precision": ("auto", "f32", "bf16"),
+        }
+        for name, words in allowed.items():
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}: expected one of {', '.join(words)}, got {getattr(self, name)!r}")
+
+
+def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
+    """The runtime for a model, with its description for reports, such as `openvino cpu f32`.
+
+    `auto` is OpenVINO on the CPU, and PyTorch where a CUDA device is asked for or the installed PyTorch sees one.
+
+    Raises:
+        RuntimeMissingError: the library asked for is not installed, or there is no CUDA device.
+        ModelError: the model has no file for this runtime, or a file is damaged.
+    """
+    device = _device(choice)
+    name = choice.runtime if choice.runtime != "auto" else ("torch" if device == "cuda" else "openvino")
+    if device == "cuda" and name != "torch":
+        raise RuntimeMissingError(f"{name} runs on the CPU here; use --runtime torch with --device cuda")
+    precision = model.card.precision if choice.precision == "auto" else choice.precision
+    if name == "openvino":
+        return OpenVinoRuntime(model, precision, choice.threads), f"openvino cpu {precision}"
+    if choice.precision == "bf16":
+        raise ValueError(f"precision bf16 is offered with OpenVINO only, not with {name}")
+    if name == "onnx":
+        return OnnxRuntime(model, choice.threads), "onnx cpu f32"
+    return TorchRuntime(model, device, choice.threads), f"torch {device} {'f16' if device == 'cuda' else 'f32'}"
+
+
+def _device(choice: RuntimeChoice) -> str:
+    """CPU unless CUDA is asked for, or nothing is and an installed PyTorch with CUDA sees a card."""
+    if choice.device == "cpu" or (choice.device == "auto" and choice.runtime in ("openvino", "onnx")):
+        return "cpu"
+    if choice.device == "auto" and not Path("/dev/nvidiactl").exists():
+        return "cpu"
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeMissingError("PyTorch is not installed: pip install torch torchvision ultralytics") from error
+    if torch.cuda.is_available():
+        return "cuda"
+    if choice.device == "cuda":
+        raise RuntimeMissingError("no CUDA device is visible to PyTorch; use --device cpu or install a CUDA build")
+    return "cpu"
+
+
+class OpenVinoRuntime:
+    """OpenVINO on the CPU; the precision is set explicitly, since it would pick bf16 by itself on some processors."""
+
+    def __init__(self, model: Model, precision: str = "f32", threads: int = 0) -> None:
+        quiet_openvino()
+        try:
+            import openvino
+        except ImportError as error:
+            raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
+        xml = next((name for name in model.names("openvino") if name.endswith(".xml")), None)
+        if xml is None:
+            raise ModelError(f"{model.folder}: no OpenVINO files; run `smearcount export {model.card.id} --to openvino`")
+        core = openvino.Core()
+        weights = np.frombuffer(model.read(xml.removesuffix(".xml") + ".bin"), np.uint8)
+        network = core.read_model(model.read(xml), openvino.Tensor(weights.reshape(-1).copy()))
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        self._request = core.compile_model(network, "CPU", settings).create_infer_request()
+
+    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
+        """Run `batch (B, 3, H, W)`; the outputs are copies."""
+        outputs = self._request.infer([batch], share_inputs=True, share_outputs=False)
+        return tuple(outputs.to_tuple())
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU."""
+
+    def __init__(self, model: Model, threads: int = 0) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RuntimeMissingError("ONNX Runtime is not installed: pip install onnxruntime") from error
+        name = next(iter(model.names("onnx")), None)
+        if name is None:
+            raise ModelError(f"{model.folder}: no ONNX file; run `smearcount export {model.card.id} --to onnx --out DIR`")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(model.read(name), options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
+        """Run `batch (B, 3, H, W)`."""
+        return tuple(self._session.run(None, {self._input: batch}))
+
+
+class TorchRuntime:
+    """PyTorch: float32 on the CPU; on CUDA half precision and channels-last."""
+
+    def __init__(self, model: Model, device: str = "cpu", threads: int = 0) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise RuntimeMissingError("PyTorch is not installed: pip install torch torchvision ultralytics") from error
+        if threads:
+            torch.set_num_threads(threads)
+        self._torch = torch
+        self._dtype = torch.float16 if device == "cuda" else torch.float32
+        net = build_network(model)
+        self._device = torch.device(device)
+        self._net = net.to(self._device, self._dtype, memory_format=torch.channels_last)
+
+    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
+        """Run `batch (B, 3, H, W)`."""
+        torch = self._torch
+        with torch.inference_mode():
+            tensor = torch.from_numpy(batch).to(self._device, self._dtype, memory_format=torch.channels_last)
+            result = self._net(tensor)
+        outputs = result if isinstance(result, tuple | list) else (result,)
+        return tuple(o.float().cpu().numpy() for o in outputs if isinstance(o, torch.Tensor))
+
+
+def build_network(model: Model, *, fuse: bool = True) -> Any:
+    """The PyTorch module of a detector in evaluation mode, from safetensors and architecture YAML.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+        RuntimeMissingError: ultralytics is not installed.
+    """
+    from safetensors.torch import load
+
+    scratch = tempfile.TemporaryDirectory(prefix="smearcount-", ignore_cleanup_errors=True)
+    try:
+        quiet_ultralytics(Path(scratch.name))
+        from ultralytics.nn.tasks import DetectionModel
+    except ImportError as error:
+        raise RuntimeMissingError("ultralytics is not installed: pip install ultralytics") from error
+    finally:
+        scratch.cleanup()
+    architecture = yaml.safe_load(model.read("architecture.yaml"))
+    net = DetectionModel(architecture, ch=3, nc=len(model.card.codes), verbose=False)
+    net.load_state_dict({key: value.float() for key, value in load(model.read("model.safetensors")).items()})
+    net.eval()
+    return net.fuse(verbose=False) if fuse else net
