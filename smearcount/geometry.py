@@ -74,19 +74,31 @@ def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.ND
     return cast("npt.NDArray[np.uint8]", cv2.resize(pixels, (width, height), interpolation=method))
 
 
-def greedy_nms(boxes_xyxy: FloatArray, scores: FloatArray, max_iou: float) -> npt.NDArray[np.intp]:
-    """Greedy non-maximum suppression: the best box removes all that overlap it by more than `max_iou`.
+def greedy_nms(
+    boxes_xyxy: FloatArray,
+    scores: FloatArray,
+    kinds: npt.NDArray[np.intp],
+    same_kind_iou: float,
+    cross_kind_iou: float,
+) -> npt.NDArray[np.intp]:
+    """Greedy non-maximum suppression: the best box removes those that overlap it by more than a threshold.
 
-    Ties in score are broken by coordinates (x_min, y_min, x_max, y_max), so that the order of the input is without
-    influence.
+    Boxes of the same kind and of different kinds have thresholds of their own. Ties in score are broken by coordinates
+    (x_min, y_min, x_max, y_max), so that the order of the input is without influence.
 
     Returns:
         Indices of the kept boxes, best first.
     """
     order = np.lexsort((*boxes_xyxy.T[::-1], -scores))
-    overlaps = iou_matrix(boxes_xyxy[order], boxes_xyxy[order]) > max_iou
-    alive = np.ones(len(order), bool)
-    for rank in range(len(order)):
-        if alive[rank]:
-            alive[rank + 1 :] &= ~overlaps[rank, rank + 1 :]
-    return order[alive]
+    x_min, y_min, x_max, y_max = boxes_xyxy[order].T
+    area, kind = (x_max - x_min) * (y_max - y_min), kinds[order]
+    remaining, kept = np.arange(len(order)), []
+    while len(remaining):
+        best, rest = remaining[0], remaining[1:]
+        kept.append(best)
+        width = np.minimum(x_max[best], x_max[rest]) - np.maximum(x_min[best], x_min[rest])
+        height = np.minimum(y_max[best], y_max[rest]) - np.maximum(y_min[best], y_min[rest])
+        common = np.maximum(width, 0) * np.maximum(height, 0)
+        threshold = np.where(kind[rest] == kind[best], same_kind_iou, cross_kind_iou)
+        remaining = rest[common <= threshold * (area[best] + area[rest] - common)]
+    return cast("npt.NDArray[np.intp]", order[np.array(kept, np.intp)])

@@ -1,0 +1,107 @@
+"""From whatever samples a file stores to upright `(H, W, 3) uint8 RGB`: pure functions on arrays."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.images.source import Rgb
+
+__all__ = ["ORIENTATIONS", "cmyk_to_rgb", "composite_on_white", "grey_to_rgb", "orient", "stored_region", "to_uint8"]
+
+ORIENTATIONS = range(1, 9)
+"""Values of the Orientation tag (TIFF 6.0, page 36; Exif 2.32, table 4)."""
+
+_ROWS = 512
+"""Rows converted at once, so that wide intermediates stay small beside the picture."""
+
+_SAMPLED = 4_000_000
+"""Samples that the range of a picture is taken from."""
+
+
+def orient(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Stored pixels `(H, W, ...)` turned upright by an Orientation tag of 1 to 8; a view."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
+
+
+def stored_region(
+    region_xywh: tuple[int, int, int, int], upright_wh: tuple[int, int], orientation: int
+) -> tuple[int, int, int, int]:
+    """Where a rectangle of the upright picture lies in the stored one: the inverse of `orient`."""
+    x, y, w, h = region_xywh
+    if orientation in (2, 3, 6, 7):
+        x = upright_wh[0] - x - w
+    if orientation in (3, 4, 7, 8):
+        y = upright_wh[1] - y - h
+    return (y, x, h, w) if orientation >= 5 else (x, y, w, h)
+
+
+def grey_to_rgb(grey: npt.NDArray[np.uint8]) -> Rgb:
+    """Grey `(H, W) uint8` as three equal channels."""
+    return cast(Rgb, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
+
+
+def composite_on_white(colour: Rgb, alpha: npt.NDArray[np.uint8], premultiplied: bool = False) -> Rgb:
+    """Colour `(H, W, 3) uint8` over a white ground by `alpha (H, W) uint8`; 0 is transparent.
+
+    Porter and Duff, Compositing digital images, SIGGRAPH 1984: colour over white.
+    """
+    out = np.empty_like(colour)
+    for top in range(0, len(colour), _ROWS):
+        rows = slice(top, top + _ROWS)
+        cover = alpha[rows, :, None].astype(np.uint16)
+        share = colour[rows].astype(np.uint16) if premultiplied else (colour[rows] * cover + 127) // 255
+        out[rows] = np.minimum(share + (255 - cover), 255)
+    return out
+
+
+def cmyk_to_rgb(ink: npt.NDArray[np.uint8]) -> Rgb:
+    """Ink `(H, W, 4) uint8` cyan, magenta, yellow, black; 255 is full ink. The profile-free formula R = (1-C)(1-K)."""
+    out = np.empty((*ink.shape[:2], 3), np.uint8)
+    for top in range(0, len(ink), _ROWS):
+        light = 255 - ink[top : top + _ROWS].astype(np.uint16)
+        out[top : top + _ROWS] = (light[..., :3] * light[..., 3:] + 127) // 255
+    return out
+
+
+def to_uint8(samples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], str]:
+    """Samples of any number type as `uint8` of the same shape, and a note that says how.
+
+    A bright-field picture is transmitted light: zero stays black and ratios are kept, so the range is scaled, never
+    stretched from its minimum. Its end is the full scale of the bits in use, the smallest `2**k - 1` (k = 8 to 16)
+    that holds 99.9 % of the samples: a camera of 12 bits in a file of 16 is as bright as its 8-bit copy, and one
+    hot pixel changes nothing. Fractions up to 1 are scaled from 0 to 1. Data below zero or beyond 16 bits have no
+    known full scale and go from their 0.1 to their 99.9 percentile.
+    """
+    if samples.dtype == np.bool_:
+        return samples.astype(np.uint8) * np.uint8(255), "1 bit scaled from 0 to 1"
+    if samples.dtype == np.uint8:
+        return cast("npt.NDArray[np.uint8]", samples), ""
+    flat = samples.reshape(-1)
+    sampled = flat[:: max(1, flat.size // _SAMPLED)].astype(np.float64)
+    finite = sampled[np.isfinite(sampled)]
+    low, high = _range(finite, floating=samples.dtype.kind == "f") if finite.size else (0.0, 1.0)
+    out = np.empty(samples.shape, np.uint8)
+    for top in range(0, len(samples), _ROWS):
+        rows = np.nan_to_num(samples[top : top + _ROWS].astype(np.float32), nan=low, posinf=high, neginf=low)
+        out[top : top + _ROWS] = np.rint((np.clip(rows, low, high) - low) * (255 / (high - low)))
+    kind = "floating point" if samples.dtype.kind == "f" else f"{samples.dtype.itemsize * 8} bit"
+    lost = "" if finite.size == sampled.size else ", NaN and infinite values as dark or full"
+    return out, f"{kind} range scaled from {low:g} to {high:g}{lost}"
+
+
+def _range(values: npt.NDArray[np.float64], floating: bool) -> tuple[float, float]:
+    low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
+    if floating and low >= 0 and values.max() <= 1:
+        return 0.0, 1.0
+    if low >= 0 and high <= 65535:
+        bits = max(8, int(np.ceil(np.log2(high + 1))))
+        return 0.0, float(2**bits - 1)
+    return low, max(high, low + 1)

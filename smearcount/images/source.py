@@ -1,0 +1,144 @@
+"""What the rest of smearcount sees of a picture: its size, its scale, and rectangles of RGB pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.errors import ImageError
+
+__all__ = ["ArraySource", "ImageSource", "ReadLimits", "Rgb", "check_region"]
+
+Rgb = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """What is refused before a single pixel is decoded.
+
+    Attributes:
+        max_megapixels: largest picture decoded as a whole; tiled TIFFs are read region by region and may be larger.
+        min_side_px: shortest side of a picture.
+    """
+
+    max_megapixels: float = 300.0
+    min_side_px: int = 32
+
+    def check_side(self, path: Path, size_wh: tuple[int, int]) -> None:
+        """Refuse a picture that is too small to show a cell.
+
+        Raises:
+            ImageError: a side is shorter than `min_side_px`.
+        """
+        if min(size_wh) < self.min_side_px:
+            raise ImageError(
+                f"{path}: only {size_wh[0]} x {size_wh[1]} px, expected at least {self.min_side_px} px a side; "
+                "give the original picture, not a thumbnail"
+            )
+
+    def check_area(self, path: Path, size_wh: tuple[int, int]) -> None:
+        """Refuse a picture that would fill the memory once decoded.
+
+        Raises:
+            ImageError: more than `max_megapixels`.
+        """
+        megapixels = size_wh[0] * size_wh[1] / 1e6
+        if megapixels > self.max_megapixels:
+            raise ImageError(
+                f"{path}: {size_wh[0]} x {size_wh[1]} px are {megapixels:.0f} megapixels, more than the limit of "
+                f"{self.max_megapixels:g}; allow it with --max-megapixels {int(megapixels) + 1}, "
+                "or save it as a tiled TIFF, which is read region by region"
+            )
+
+
+class ImageSource(Protocol):
+    """A picture of any size and origin; a whole slide is one as well as a JPEG."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels, after the orientation was applied."""
+
+    @property
+    def um_per_px(self) -> float | None:
+        """Micrometres a pixel from the metadata, None where absent or implausible."""
+
+    @property
+    def scale_origin(self) -> str:
+        """Where `um_per_px` was found, such as `TIFF resolution`; empty without one."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Everything that was done to the stored pixels and a reader should know of."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes of the file; empty for pixels given by a script."""
+
+    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+        """The rectangle with the top-left corner x, y as `(h, w, 3) uint8 RGB`, the caller's own copy.
+
+        Raises:
+            ValueError: the rectangle is empty or reaches beyond the picture.
+            ImageError: the file is damaged there.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A picture held in memory: given by a script, or decoded from a file.
+
+    Attributes:
+        pixels: `(H, W, 3) uint8 RGB`.
+        um_per_px: micrometres a pixel, where known.
+        path: the file, empty for pixels given by a script.
+        scale_origin: where the scale was found.
+        notes: what was done to the stored pixels.
+        sha256: of the bytes of the file.
+    """
+
+    pixels: Rgb
+    um_per_px: float | None = None
+    path: Path = Path()
+    scale_origin: str = ""
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Check shape, dtype and scale."""
+        if self.pixels.ndim != 3 or self.pixels.shape[2] != 3 or self.pixels.dtype != np.uint8 or not self.pixels.size:
+            raise ValueError(f"pixels: expected (H, W, 3) uint8 RGB, got {self.pixels.shape} {self.pixels.dtype}")
+        if self.um_per_px is not None and not self.um_per_px > 0:
+            raise ValueError(f"um_per_px: expected a positive number, got {self.um_per_px}")
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+        """The rectangle with the top-left corner x, y as `(h, w, 3) uint8 RGB`, a copy.
+
+        Raises:
+            ValueError: the rectangle is empty or reaches beyond the picture.
+        """
+        check_region((x, y, w, h), self.size_wh)
+        return self.pixels[y : y + h, x : x + w].copy()
+
+
+def check_region(region_xywh: tuple[int, int, int, int], size_wh: tuple[int, int]) -> None:
+    """Refuse a rectangle that is not wholly inside a picture of `size_wh`.
+
+    Raises:
+        ValueError: the rectangle is empty or reaches beyond the picture.
+    """
+    x, y, w, h = region_xywh
+    if x < 0 or y < 0 or w < 1 or h < 1 or x + w > size_wh[0] or y + h > size_wh[1]:
+        raise ValueError(f"region: expected x, y, w, h inside {size_wh[0]} x {size_wh[1]} px, got {region_xywh}")

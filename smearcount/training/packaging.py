@@ -1,0 +1,217 @@
+"""Turns a finished training run into a model folder: weights, architecture, OpenVINO IR, probe, card and README."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file, save
+
+from smearcount.cards import Card, FileEntry, Metric, Model, as_yaml
+from smearcount.config import load_yaml
+from smearcount.errors import ModelError
+from smearcount.offline import quiet_openvino
+from smearcount.runtimes import build_network
+
+__all__ = ["export_onnx", "export_openvino", "package_detector", "render_readme", "update_card"]
+
+LARGEST_CELL_UM = 24.0
+
+
+def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], out: Path) -> Card:
+    """Write the model folder `out` of a detector; an existing one is replaced as a whole.
+
+    Args:
+        run: folder with `model.safetensors` and `architecture.yaml`.
+        recipe: content of the training recipe.
+        about: the words of the card: id, description, licence, intended_use, limits, training_data, thresholds.
+        out: target folder, normally `weights/<id>`.
+
+    Returns:
+        The card, whose metrics are empty until `evaluate` has filled them in.
+    """
+    staging = Path(tempfile.mkdtemp(prefix=".packaging-", dir=out.parent))
+    try:
+        (staging / "model.safetensors").write_bytes(half_weights(run / "model.safetensors"))
+        shutil.copyfile(run / "architecture.yaml", staging / "architecture.yaml")
+        card = Card.model_validate(
+            {
+                **about,
+                "task": "detector",
+                "um_per_px": recipe["canonical_um_per_px"],
+                "largest_cell_um": LARGEST_CELL_UM,
+                "mean": (0.0, 0.0, 0.0),
+                "std": (1.0, 1.0, 1.0),
+                "metrics": (),
+                "git_commit": _git_commit(),
+                "files": _entries(staging, {"model.safetensors": "torch", "architecture.yaml": "torch"}),
+            }
+        )
+        _write_card(staging, card)
+        runtimes = {name: "torch" for name in card.files}
+        for name, content in export_openvino(Model(staging)).items():
+            (staging / name).write_bytes(content)
+            runtimes[name] = "openvino"
+        (staging / "probe.npz").write_bytes(_probe(Model(staging)))
+        runtimes["probe.npz"] = "probe"
+        card = card.model_copy(update={"files": _entries(staging, runtimes)})
+        _write_card(staging, card)
+        if out.exists():
+            shutil.rmtree(out)
+        staging.chmod(0o755)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return card
+
+
+def update_card(folder: Path, **changes: Any) -> Card:
+    """Replace fields of a card (metrics, thresholds) and render its README again."""
+    card = Card.model_validate({**as_yaml(Model(folder).card), **changes})
+    _write_card(folder, card)
+    return card
+
+
+def half_weights(path: Path) -> bytes:
+    """Convolution weights in half precision, normalisation in full: it is tiny, and its variances are small."""
+    tensors = {
+        key: value.half() if value.is_floating_point() and value.ndim >= 2 else value
+        for key, value in load_file(path).items()
+    }
+    return bytes(save(tensors))
+
+
+def export_onnx(model: Model, opset: int = 17) -> bytes:
+    """The network as ONNX with free batch and picture size.
+
+    Raises:
+        ModelError: the weights are damaged or missing.
+    """
+    net = build_network(model)
+    net.model[-1].export = True
+    net.model[-1].format = "onnx"
+    net.model[-1].dynamic = True
+    stream = io.BytesIO()
+    side = 4 * model.card.stride_px
+    with torch.inference_mode():
+        torch.onnx.export(
+            net,
+            (torch.zeros(1, 3, side, side + model.card.stride_px),),
+            stream,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["pixels"],
+            output_names=["cells"],
+            dynamic_axes={"pixels": {0: "batch", 2: "height", 3: "width"}, "cells": {0: "batch", 2: "anchors"}},
+        )
+    return stream.getvalue()
+
+
+def export_openvino(model: Model) -> dict[str, bytes]:
+    """The network as OpenVINO IR in half precision storage: `model.xml` and `model.bin`.
+
+    Raises:
+        ModelError: the weights are damaged or missing.
+    """
+    quiet_openvino()
+    import openvino
+
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx_path = Path(scratch) / "model.onnx"
+        onnx_path.write_bytes(export_onnx(model))
+        network = openvino.convert_model(onnx_path)
+        openvino.save_model(network, Path(scratch) / "model.xml", compress_to_fp16=True)
+        return {name: (Path(scratch) / name).read_bytes() for name in ("model.xml", "model.bin")}
+
+
+def _probe(model: Model) -> bytes:
+    """A seeded input and what the float32 network answers to it."""
+    rng = np.random.default_rng(0)
+    side = 10 * model.card.stride_px
+    low = rng.random((1, 3, side // 8, side // 8), np.float32)
+    pixels = torch.nn.functional.interpolate(torch.from_numpy(low), (side, side), mode="bicubic").clamp(0, 1)
+    net = build_network(model)
+    with torch.inference_mode():
+        expected = net(pixels)[0]
+    stream = io.BytesIO()
+    np.savez_compressed(stream, pixels=pixels.numpy().astype(np.float16), expected=expected.numpy())
+    return stream.getvalue()
+
+
+def _entries(folder: Path, runtimes: dict[str, str]) -> dict[str, FileEntry]:
+    entries = {}
+    for name, runtime in runtimes.items():
+        content = (folder / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        entries[name] = FileEntry.model_validate({"runtime": runtime, "sha256": digest, "bytes": len(content)})
+    return entries
+
+
+def _git_commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _write_card(folder: Path, card: Card) -> None:
+    text = yaml.safe_dump(as_yaml(card), sort_keys=False, allow_unicode=True, width=110)
+    (folder / "card.yaml").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(render_readme(card), encoding="utf-8")
+
+
+def render_readme(card: Card) -> str:
+    """The card for a human reader, in Markdown."""
+    lines = [
+        f"# {card.id}",
+        "",
+        card.description,
+        "",
+        f"- Task: {card.task}; gives {', '.join(card.codes)}",
+        f"- Works at {card.um_per_px} um a pixel, in windows of {card.window_px} px",
+        f"- Thresholds: {', '.join(f'{kind} {score:g}' for kind, score in card.min_score.items())}",
+        f"- Licence: {card.licence}",
+        f"- Intended use: {card.intended_use}",
+        "",
+        "## Limits",
+        "",
+        *(f"- {limit}" for limit in card.limits),
+        "",
+        "## Trained on",
+        "",
+        "| collection | licence | pictures | split | note |",
+        "|---|---|---|---|---|",
+        *(f"| {d.name} | {d.licence} | {d.pictures} | {d.split} | {d.note} |" for d in card.training_data),
+        "",
+        "## Measured",
+        "",
+        "| figure | data | n | value | 95 % interval |",
+        "|---|---|---|---|---|",
+        *(f"| {m.name} | {m.data} | {m.n} | {m.value:.4g} | {_interval(m)} |" for m in card.metrics),
+        "",
+        "## Files",
+        "",
+        "| file | runtime | bytes | sha256 |",
+        "|---|---|---|---|",
+        *(f"| {name} | {e.runtime} | {e.bytes} | {e.sha256[:16]}... |" for name, e in card.files.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _interval(metric: Metric) -> str:
+    return "" if metric.low is None or metric.high is None else f"{metric.low:.4g} to {metric.high:.4g}"
+
+
+def load_about(path: Path) -> dict[str, Any]:
+    """The words of a card from a YAML file, such as `configs/train/detector-card.yaml`."""
+    about = load_yaml(path)
+    if not isinstance(about, dict):
+        raise ModelError(f"{path}: expected a mapping with id, description, limits, ...")
+    return about
