@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
+from pydantic import Field
 
 from smearcount.errors import ConfigError
 
-__all__ = ["Strict", "load_yaml", "read_model", "shipped"]
+__all__ = ["Settings", "Strict", "load_yaml", "read_model", "shipped"]
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -19,6 +20,34 @@ class Strict(pydantic.BaseModel):
     """A settings record: frozen, and an unknown key is an error."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Settings(Strict):
+    """Every setting of an analysis; a YAML file of these keys is what `--config` takes.
+
+    Attributes:
+        detector: id of a shipped model, or a folder.
+        runtime: inference library; `auto` is OpenVINO on the CPU and PyTorch on CUDA.
+        device: `auto` takes CUDA where PyTorch sees a card.
+        precision: `auto` is the one on the card.
+        threads: CPU threads, 0 for the library's choice.
+        um_per_px: scale of every picture, instead of metadata or an estimate.
+        min_score: one detection threshold for all kinds instead of the card's.
+        edge_rule: `corner`, an unbiased counting frame, or `all`.
+        max_megapixels: larger pictures are refused, unless they are read by regions.
+        taxonomy: a taxonomy file instead of the shipped one.
+    """
+
+    detector: str = "cells-yolo11-p4"
+    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    threads: int = Field(default=0, ge=0)
+    um_per_px: float | None = Field(default=None, ge=0.02, le=2)
+    min_score: float | None = Field(default=None, gt=0, lt=1)
+    edge_rule: Literal["corner", "all"] = "corner"
+    max_megapixels: float = Field(default=300, gt=0)
+    taxonomy: Path | None = None
 
 
 def shipped(name: str) -> Path:

@@ -1,6 +1,6 @@
 """The records that flow through smearcount: frozen, arrays in parallel, checked on construction.
 
-    SmearImage -> Detections -> Labels -> Counts -> SmearResult
+    pixels -> Detections -> Labels -> Counts -> SmearResult
 
 Boxes are `(N, 4) float32` x_min, y_min, x_max, y_max in image pixels, half-open. Pixels are `(H, W, 3) uint8 RGB`.
 Kinds are `rbc`, `wbc`, `nrbc`, `platelet`.
@@ -24,7 +24,6 @@ __all__ = [
     "Provenance",
     "Quality",
     "Scale",
-    "SmearImage",
     "SmearResult",
 ]
 
@@ -44,29 +43,6 @@ def _check(name: str, array: npt.NDArray[Any], shape: tuple[int | None, ...], dt
     if not fits or (dtype is not None and array.dtype != dtype):
         kind = dtype.__name__ if dtype else "any"
         raise ValueError(f"{name}: expected shape {shape} and {kind}, got {array.shape} and {array.dtype}")
-
-
-@dataclass(frozen=True, eq=False)
-class SmearImage:
-    """A decoded picture.
-
-    Attributes:
-        pixels: `(H, W, 3) uint8 RGB`.
-        um_per_px: micrometres a pixel, where known.
-        image_id: name of the picture in reports.
-        slide_id: the slide it belongs to.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    um_per_px: float | None = None
-    image_id: str = ""
-    slide_id: str = ""
-
-    def __post_init__(self) -> None:
-        """Check shape, dtype and scale."""
-        _check("pixels", self.pixels, (None, None, 3), np.uint8)
-        if self.um_per_px is not None and not self.um_per_px > 0:
-            raise ValueError(f"um_per_px: expected a positive number, got {self.um_per_px}")
 
 
 @dataclass(frozen=True, eq=False)

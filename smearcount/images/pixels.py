@@ -10,13 +10,26 @@ import numpy.typing as npt
 
 from smearcount.images.source import Rgb
 
-__all__ = ["ORIENTATIONS", "cmyk_to_rgb", "composite_on_white", "grey_to_rgb", "orient", "stored_region", "to_uint8"]
+__all__ = [
+    "ORIENTATIONS",
+    "alpha_to_uint8",
+    "cmyk_to_rgb",
+    "composite_on_white",
+    "grey_to_rgb",
+    "orient",
+    "stored_region",
+    "to_uint8",
+]
 
 ORIENTATIONS = range(1, 9)
 """Values of the Orientation tag (TIFF 6.0, page 36; Exif 2.32, table 4)."""
 
-_ROWS = 512
+_OPAQUE = 255
+
+_ROWS = 128
 """Rows converted at once, so that wide intermediates stay small beside the picture."""
+
+_MAX_16_BIT = 65_535
 
 _SAMPLED = 4_000_000
 """Samples that the range of a picture is taken from."""
@@ -53,6 +66,8 @@ def composite_on_white(colour: Rgb, alpha: npt.NDArray[np.uint8], premultiplied:
 
     Porter and Duff, Compositing digital images, SIGGRAPH 1984: colour over white.
     """
+    if alpha.min() == _OPAQUE:
+        return colour
     out = np.empty_like(colour)
     for top in range(0, len(colour), _ROWS):
         rows = slice(top, top + _ROWS)
@@ -62,11 +77,15 @@ def composite_on_white(colour: Rgb, alpha: npt.NDArray[np.uint8], premultiplied:
     return out
 
 
-def cmyk_to_rgb(ink: npt.NDArray[np.uint8]) -> Rgb:
-    """Ink `(H, W, 4) uint8` cyan, magenta, yellow, black; 255 is full ink. The profile-free formula R = (1-C)(1-K)."""
+def cmyk_to_rgb(ink: npt.NDArray[np.uint8], inverted: bool = False) -> Rgb:
+    """Ink `(H, W, 4) uint8` cyan, magenta, yellow, black without a profile: R = (1 - C)(1 - K).
+
+    255 is full ink, or bare paper where `inverted`.
+    """
     out = np.empty((*ink.shape[:2], 3), np.uint8)
     for top in range(0, len(ink), _ROWS):
-        light = 255 - ink[top : top + _ROWS].astype(np.uint16)
+        rows = ink[top : top + _ROWS].astype(np.uint16)
+        light = rows if inverted else 255 - rows
         out[top : top + _ROWS] = (light[..., :3] * light[..., 3:] + 127) // 255
     return out
 
@@ -77,31 +96,39 @@ def to_uint8(samples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], str]:
     A bright-field picture is transmitted light: zero stays black and ratios are kept, so the range is scaled, never
     stretched from its minimum. Its end is the full scale of the bits in use, the smallest `2**k - 1` (k = 8 to 16)
     that holds 99.9 % of the samples: a camera of 12 bits in a file of 16 is as bright as its 8-bit copy, and one
-    hot pixel changes nothing. Fractions up to 1 are scaled from 0 to 1. Data below zero or beyond 16 bits have no
-    known full scale and go from their 0.1 to their 99.9 percentile.
+    hot pixel changes nothing. Fractions up to 1 are scaled from 0 to 1. Data with negative values, beyond 16 bits, or
+    fractions that end between 1 and 127 have no known full scale and go from their 0.1 to their 99.9 percentile.
     """
-    if samples.dtype == np.bool_:
-        return samples.astype(np.uint8) * np.uint8(255), "1 bit scaled from 0 to 1"
     if samples.dtype == np.uint8:
         return cast("npt.NDArray[np.uint8]", samples), ""
-    flat = samples.reshape(-1)
-    sampled = flat[:: max(1, flat.size // _SAMPLED)].astype(np.float64)
+    step = min(samples.size // _SAMPLED, len(samples) // 64)
+    sampled = samples[:: max(1, step)].astype(np.float64)
     finite = sampled[np.isfinite(sampled)]
     low, high = _range(finite, floating=samples.dtype.kind == "f") if finite.size else (0.0, 1.0)
     out = np.empty(samples.shape, np.uint8)
+    exact = np.float32 if samples.dtype.itemsize <= 2 else np.float64
     for top in range(0, len(samples), _ROWS):
-        rows = np.nan_to_num(samples[top : top + _ROWS].astype(np.float32), nan=low, posinf=high, neginf=low)
+        rows = np.nan_to_num(samples[top : top + _ROWS].astype(exact), nan=low, posinf=high, neginf=low)
         out[top : top + _ROWS] = np.rint((np.clip(rows, low, high) - low) * (255 / (high - low)))
     kind = "floating point" if samples.dtype.kind == "f" else f"{samples.dtype.itemsize * 8} bit"
     lost = "" if finite.size == sampled.size else ", NaN and infinite values as dark or full"
     return out, f"{kind} range scaled from {low:g} to {high:g}{lost}"
 
 
+def alpha_to_uint8(alpha: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Alpha `(H, W)` of any number type as uint8: opaque is the end of an integer type, and 1 in floating point."""
+    if alpha.dtype == np.uint8:
+        return cast("npt.NDArray[np.uint8]", alpha)
+    opaque = 1.0 if alpha.dtype.kind in "fb" else float(np.iinfo(alpha.dtype).max)
+    share = np.clip(np.nan_to_num(alpha.astype(np.float32)) / opaque, 0, 1)
+    return cast("npt.NDArray[np.uint8]", np.rint(share * 255).astype(np.uint8))
+
+
 def _range(values: npt.NDArray[np.float64], floating: bool) -> tuple[float, float]:
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
-    if floating and low >= 0 and values.max() <= 1:
+    if floating and low >= 0 and high <= 1:
         return 0.0, 1.0
-    if low >= 0 and high <= 65535:
+    if low >= 0 and (128 if floating else 0) <= high <= _MAX_16_BIT:
         bits = max(8, int(np.ceil(np.log2(high + 1))))
         return 0.0, float(2**bits - 1)
-    return low, max(high, low + 1)
+    return low, high if high > low else low + 1

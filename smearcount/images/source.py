@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from smearcount.errors import ImageError
 
-__all__ = ["ArraySource", "ImageSource", "ReadLimits", "Rgb", "check_region"]
+__all__ = ["DEFAULT_LIMITS", "ArraySource", "ImageSource", "ReadLimits", "Rgb", "check_region"]
 
 Rgb = npt.NDArray[np.uint8]
 
@@ -53,6 +53,9 @@ class ReadLimits:
                 f"{self.max_megapixels:g}; allow it with --max-megapixels {int(megapixels) + 1}, "
                 "or save it as a tiled TIFF, which is read region by region"
             )
+
+
+DEFAULT_LIMITS = ReadLimits()
 
 
 class ImageSource(Protocol):

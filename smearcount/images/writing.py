@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import tifffile
 
 from smearcount.errors import ImageError
 from smearcount.images.source import Rgb
 
 __all__ = ["JPEG_MAX_SIDE_PX", "write_bytes_atomic", "write_picture", "write_text_atomic"]
 
-JPEG_MAX_SIDE_PX = 65_535
-"""The sides of a JPEG are 16-bit numbers (ITU-T T.81, B.2.2); libjpeg stops at 65,500."""
+JPEG_MAX_SIDE_PX = 65_500
+"""The sides of a JPEG are 16-bit numbers (ITU-T T.81, B.2.2), of which libjpeg leaves the last 35 unused."""
 
-_LIBJPEG_MAX_SIDE_PX = 65_500
 _TILE_PX = 512
 
 
@@ -39,15 +40,17 @@ def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
     suffix = path.suffix.lower()
     if suffix not in (".jpg", ".jpeg", ".png", ".tif", ".tiff"):
         raise ValueError(f"{path}: expected the suffix .jpg, .png or .tif, got {path.suffix!r}")
-    if suffix in (".jpg", ".jpeg") and max(pixels.shape) > _LIBJPEG_MAX_SIDE_PX:
+    if suffix in (".jpg", ".jpeg") and max(pixels.shape) > JPEG_MAX_SIDE_PX:
         path = path.with_suffix(".tif")
         return _replace(path, lambda temporary: _write_tiff(temporary, pixels, quality))
     if suffix in (".tif", ".tiff"):
         return _replace(path, lambda temporary: _write_tiff(temporary, pixels, None))
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix != ".png" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    done, encoded = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise ImageError(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} px can't be encoded as {suffix}; use .tif")
+    try:
+        _, encoded = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    except cv2.error as error:
+        size = f"{pixels.shape[1]} x {pixels.shape[0]} px"
+        raise ImageError(f"{path}: {size} can't be encoded as {suffix} ({error.err}); use .tif") from error
     return _replace(path, lambda temporary: temporary.write_bytes(encoded.data))
 
 
@@ -70,8 +73,6 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def _write_tiff(path: Path, pixels: Rgb, jpeg_quality: int | None) -> None:
-    import tifffile
-
     big = pixels.nbytes > 2**31
     lossless = {"compression": "deflate", "predictor": True}
     lossy = {"compression": "jpeg", "compressionargs": {"level": jpeg_quality}}
@@ -81,26 +82,16 @@ def _write_tiff(path: Path, pixels: Rgb, jpeg_quality: int | None) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> Path:
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.part")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        os.close(handle)
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         raise ImageError(f"{path}: can't be written ({error.strerror or error}); {_remedy(path)}") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _remedy(path: Path) -> str:

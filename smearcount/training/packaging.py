@@ -137,7 +137,7 @@ def _probe(model: Model) -> bytes:
     rng = np.random.default_rng(0)
     side = 10 * model.card.stride_px
     low = rng.random((1, 3, side // 8, side // 8), np.float32)
-    pixels = torch.nn.functional.interpolate(torch.from_numpy(low), (side, side), mode="bicubic").clamp(0, 1)
+    pixels = torch.nn.functional.interpolate(torch.from_numpy(low), (side, side), mode="bicubic").clamp(0, 1).half().float()
     net = build_network(model)
     with torch.inference_mode():
         expected = net(pixels)[0]

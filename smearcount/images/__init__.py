@@ -1,0 +1,23 @@
+"""Pictures in and out: the only place of smearcount where picture files are opened or written.
+
+`open_image` gives an `ImageSource`, whatever the format; `read` on it gives rectangles of RGB pixels. Formats are
+told apart by their first bytes, never by their names. A library for whole slides would be one more function that
+returns an `ImageSource`, chosen in `opening.py`.
+"""
+
+from __future__ import annotations
+
+from smearcount.images.opening import find_images, open_image
+from smearcount.images.source import ArraySource, ImageSource, ReadLimits
+from smearcount.images.writing import write_bytes_atomic, write_picture, write_text_atomic
+
+__all__ = [
+    "ArraySource",
+    "ImageSource",
+    "ReadLimits",
+    "find_images",
+    "open_image",
+    "write_bytes_atomic",
+    "write_picture",
+    "write_text_atomic",
+]

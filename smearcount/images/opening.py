@@ -1,0 +1,145 @@
+"""Which reader a file belongs to, by its first bytes; and the pictures of a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from smearcount.errors import ImageError
+from smearcount.images.raster import open_raster
+from smearcount.images.source import DEFAULT_LIMITS, ImageSource, ReadLimits
+from smearcount.images.tiff import open_tiff
+
+__all__ = ["SUFFIXES", "find_images", "open_image"]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".svs", ".ndpi"})
+"""Names that `find_images` takes for pictures; whether they are is seen when they are opened."""
+
+_PICTURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+
+_OTHERS = (
+    (b"%PDF", "a PDF document"),
+    (b"GIF8", "a GIF picture"),
+    (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
+    (b"\xff\x0a", "a JPEG XL picture"),
+    (b"PK\x03\x04", "a ZIP archive or an office document"),
+    (b"\x1aE\xdf\xa3", "a video"),
+    (b"ZISRAWFILE", "a Zeiss CZI file"),
+    (b"\xda\xce\xbe\x0a", "a Nikon ND2 file"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML text or SVG drawing"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
+)
+
+_REMEDY = "expected a JPEG, PNG, TIFF, BMP or WebP picture: export it as one of these"
+
+
+def open_image(path: Path, limits: ReadLimits = DEFAULT_LIMITS, page: int | None = None) -> ImageSource:
+    """Open a picture of any supported format, told by its content.
+
+    Args:
+        path: JPEG, PNG, TIFF, BMP or WebP file.
+        limits: what is refused before decoding.
+        page: which page of a multi-page TIFF, from 1; None for the first one.
+
+    Raises:
+        ImageError: names the file, what is wrong with it, and what to do.
+    """
+    path = Path(path)
+    start = _first_bytes(path)
+    kind = _kind(start)
+    if not kind:
+        raise ImageError(f"{path}: not a picture but {_other(start)}; {_REMEDY}")
+    if kind == "TIFF":
+        return open_tiff(path, limits, page)
+    if page not in (None, 1):
+        raise ImageError(f"{path}: page {page} was asked for, but a {kind} has one page; leave the page out")
+    try:
+        _check_bytes(path, path.stat().st_size, limits)
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: can't be read ({error.strerror}); check the disk") from error
+    return open_raster(path, kind, data, limits)
+
+
+def find_images(folder: Path, recursive: bool) -> list[Path]:
+    """All files of a folder that are named like pictures, sorted; hidden files and folders are left out.
+
+    A folder that symbolic links reach twice is listed once. A link to nowhere is listed: opening it says so.
+
+    Raises:
+        ImageError: the folder is missing or can't be listed.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder; check the path")
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"{error.filename}: can't be listed ({error.strerror}); check the permissions") from error
+
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(root)
+        fresh = (status.st_dev, status.st_ino) not in seen
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if recursive and fresh and not name.startswith("."))
+        visible = (Path(root, name) for name in names if fresh and not name.startswith("."))
+        found += (path for path in visible if path.suffix.lower() in SUFFIXES)
+    return sorted(found)
+
+
+def _check_bytes(path: Path, file_bytes: int, limits: ReadLimits) -> None:
+    # No picture within the limit takes more than 8 bytes a pixel, so a larger file need not be read to be refused.
+    if file_bytes > limits.max_megapixels * 8e6 + 1e8:
+        raise ImageError(
+            f"{path}: {file_bytes / 1e6:.0f} MB are more than a picture of {limits.max_megapixels:g} megapixels can "
+            "have; allow it with --max-megapixels N"
+        )
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path}: a folder, not a picture; give the pictures in it, or use batch")
+        if path.exists() and not path.is_file():
+            raise ImageError(f"{path}: neither a file nor a folder; give a picture file")
+        with path.open("rb") as file:
+            start = file.read(64)
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file; check the path") from error
+    except PermissionError as error:
+        raise ImageError(f"{path}: no permission to read it; change its permissions (chmod +r)") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path!s}: can't be read ({error}); check the path") from error
+    if not start:
+        raise ImageError(f"{path}: the file is empty; copy it again")
+    return start
+
+
+def _kind(start: bytes) -> str:
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "WebP"
+    return next((kind for signature, kind in _PICTURES if start.startswith(signature)), "")
+
+
+def _other(start: bytes) -> str:
+    if start[4:8] == b"ftyp":
+        return "a video or HEIC photograph"
+    if start[:4] == b"RIFF":
+        return "a video or sound"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for signature, name in _OTHERS:
+        if start.startswith(signature) or text.startswith(signature):
+            return name
+    return "text" if all(byte >= 32 or byte in b"\t\r\n\f\x1b" for byte in start) else "data of an unknown format"

@@ -1,0 +1,156 @@
+"""JPEG, PNG, WebP and BMP: checked by their headers, decoded once, held in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imagecodecs
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.errors import ImageError
+from smearcount.images.headers import DamagedError, Header, UnsupportedError, read_header
+from smearcount.images.pixels import alpha_to_uint8, cmyk_to_rgb, composite_on_white, grey_to_rgb, orient, to_uint8
+from smearcount.images.source import ArraySource, ReadLimits, Rgb
+
+__all__ = ["open_raster"]
+
+
+def open_raster(path: Path, kind: str, data: bytes, limits: ReadLimits) -> ArraySource:
+    """The decoded picture of a file of the kind `JPEG`, `PNG`, `WebP` or `BMP` with the bytes `data`.
+
+    Raises:
+        ImageError: too large, too small, truncated, corrupt, or of an unsupported variant.
+    """
+    try:
+        header = read_header(kind, data)
+        limits.check_side(path, header.size_wh)
+        limits.check_area(path, header.size_wh)
+        pixels, notes = _decode(kind, data, header)
+    except DamagedError as error:
+        raise ImageError(f"{path}: {error}; copy or export it again from the microscope") from error
+    except UnsupportedError as error:
+        raise ImageError(f"{path}: {error}") from error
+    if header.animated:
+        notes = (*notes, "first frame of an animation read")
+    if header.orientation != 1:
+        pixels = np.ascontiguousarray(orient(pixels, header.orientation))
+        notes = (*notes, f"EXIF orientation {header.orientation} applied")
+    size = header.pixel_size
+    notes = (*notes, size.note) if size.note else notes
+    return ArraySource(pixels, size.um_per_px, path, size.origin, notes, hashlib.sha256(data).hexdigest())
+
+
+def _decode(kind: str, data: bytes, header: Header) -> tuple[Rgb, tuple[str, ...]]:
+    if kind == "JPEG" and header.channels == 4:
+        return _decode_cmyk(data, header), ("CMYK converted without a colour profile",)
+    if kind in ("JPEG", "BMP"):
+        # A BMP's fourth byte is padding far more often than alpha, so it is not asked for.
+        return _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, header), ()
+    pixels, notes = _flatten(_opencv(data, cv2.IMREAD_UNCHANGED, header))
+    return pixels, tuple(note for note in notes if note)
+
+
+def _flatten(samples: npt.NDArray[Any]) -> tuple[Rgb, tuple[str, str]]:
+    """Grey `(H, W)`, BGR or BGRA samples as RGB on white."""
+    if samples.ndim == 2:
+        grey, range_note = to_uint8(samples)
+        return grey_to_rgb(grey), (range_note, "")
+    colour, range_note = to_uint8(samples[..., :3])
+    rgb = np.ascontiguousarray(colour[..., ::-1])
+    if samples.shape[2] == 3:
+        return rgb, (range_note, "")
+    alpha = alpha_to_uint8(samples[..., 3])
+    if alpha.min() == 255:
+        return rgb, (range_note, "")
+    return composite_on_white(rgb, alpha), (range_note, "alpha composited on white")
+
+
+def _decode_cmyk(data: bytes, header: Header) -> Rgb:
+    try:
+        ink = imagecodecs.jpeg8_decode(data, outcolorspace="CMYK")
+    except imagecodecs.Jpeg8Error as error:
+        raise DamagedError(f"is corrupt: the JPEG can't be decoded ({error})") from error
+    _check_size(ink, header)
+    return cmyk_to_rgb(ink, header.inverted)
+
+
+def _opencv(data: bytes, flags: int, header: Header) -> npt.NDArray[Any]:
+    with _decoders_heard() as spoken:
+        try:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error as error:
+            raise DamagedError(f"is corrupt: it can't be decoded ({error.err})") from error
+    if fault := _fault("".join(spoken)):
+        raise DamagedError(f"is corrupt or truncated: {fault}")
+    if pixels is None:
+        raise DamagedError("is corrupt or truncated: it can't be decoded")
+    _check_size(pixels, header)
+    return pixels
+
+
+def _check_size(pixels: npt.NDArray[Any], header: Header) -> None:
+    if (pixels.shape[1], pixels.shape[0]) != header.size_wh:
+        raise DamagedError(f"is corrupt: decoded to {pixels.shape[:2]}, its header says {header.size_wh}")
+
+
+_SPOKEN = re.compile(
+    r"^.*(?:JPEG data|JPEG file|sequential JPEG|JFIF revision|progression sequence|Adobe color|libpng "
+    r"|^\[ ?(?:WARN|INFO|ERROR):).*\n?",
+    re.MULTILINE,
+)
+"""Lines of libjpeg (jerror.h), libpng and OpenCV."""
+
+_DAMAGE = re.compile(r"Corrupt JPEG data: (?!\d)|Premature end of JPEG|libpng error")
+_STRAY = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes")
+_HARMLESS_BYTES = 32
+"""Some cameras pad the end of a scan; more stray bytes than this mean that the decoder lost its way."""
+
+
+def _fault(spoken: str) -> str:
+    """What the decoder said, if it means that pixels are wrong."""
+    stray = _STRAY.search(spoken)
+    wrong = _DAMAGE.search(spoken) or (stray and int(stray.group(1)) > _HARMLESS_BYTES)
+    return spoken.strip().split("\n")[0] if wrong else ""
+
+
+_STDERR = threading.Lock()
+
+
+@contextmanager
+def _decoders_heard() -> Iterator[list[str]]:
+    """Collect what the C decoders print on file descriptor 2: their only way to say that a picture is damaged.
+
+    libjpeg fills what is missing with grey and goes on; it would be counted as an empty field. Lines that anybody
+    else printed meanwhile are passed on.
+    """
+    spoken: list[str] = []
+    with _STDERR, tempfile.TemporaryFile() as kept:
+        try:
+            stderr = os.dup(2)
+        except OSError:
+            stderr = -1  # a process without a stderr
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield spoken
+        finally:
+            if stderr >= 0:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+            else:
+                os.close(2)
+            kept.seek(0)
+            text = kept.read().decode("utf-8", "replace")
+            spoken += _SPOKEN.findall(text)
+            rest = _SPOKEN.sub("", text)
+            if rest and stderr >= 0:
+                os.write(2, rest.encode())

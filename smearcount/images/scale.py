@@ -1,0 +1,120 @@
+"""The size of a pixel from metadata: believed only where it can be a microscope's.
+
+Sources: TIFF 6.0 (XResolution, ResolutionUnit), OME-TIFF 6.x (PhysicalSizeX), ImageJ (unit), Aperio (MPP).
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from dataclasses import dataclass
+
+__all__ = ["MAX_UM_PER_PX", "MIN_UM_PER_PX", "PixelSize", "from_density", "from_description", "from_sizes"]
+
+MIN_UM_PER_PX = 0.02
+MAX_UM_PER_PX = 2.0
+"""Beyond these no light microscope shows a smear: 72 to 600 dots an inch are 353 to 42 um."""
+
+_MAX_ANISOTROPY = 0.02
+_MAX_DESCRIPTION = 4_000_000
+
+_UM_PER_UNIT = {
+    "pm": 1e-6,
+    "\u00c5": 1e-4,
+    "angstrom": 1e-4,
+    "nm": 1e-3,
+    "nanometer": 1e-3,
+    "um": 1.0,
+    "\u00b5m": 1.0,
+    "\u03bcm": 1.0,
+    "micron": 1.0,
+    "microns": 1.0,
+    "micrometer": 1.0,
+    "mm": 1e3,
+    "millimeter": 1e3,
+    "cm": 1e4,
+    "centimeter": 1e4,
+    "dm": 1e5,
+    "m": 1e6,
+    "meter": 1e6,
+    "in": 25_400.0,
+    "inch": 25_400.0,
+}
+
+
+@dataclass(frozen=True)
+class PixelSize:
+    """The size of a pixel, or why there is none.
+
+    Attributes:
+        um_per_px: None where unknown or not believed.
+        origin: where it was found; empty without one.
+        note: what a reader should know; empty where there is nothing to say.
+    """
+
+    um_per_px: float | None = None
+    origin: str = ""
+    note: str = ""
+
+
+def from_sizes(x_um: float, y_um: float, origin: str) -> PixelSize:
+    """The size of a pixel of `x_um` by `y_um` micrometres, if it is plausible and square."""
+    if not (math.isfinite(x_um) and math.isfinite(y_um) and x_um > 0 and y_um > 0):
+        return PixelSize()
+    size = (x_um + y_um) / 2
+    if not MIN_UM_PER_PX <= size <= MAX_UM_PER_PX:
+        return PixelSize()
+    if abs(x_um - y_um) > _MAX_ANISOTROPY * size:
+        return PixelSize(note=f"{origin} ignored: pixels of {x_um:.4g} x {y_um:.4g} um are not square")
+    return PixelSize(size, origin)
+
+
+def from_density(x_per_unit: float, y_per_unit: float, unit: str, origin: str) -> PixelSize:
+    """The size of a pixel from pixels a `unit` (`inch`, `cm`, `m`, `um` and so on); an unknown unit says nothing."""
+    scale = _UM_PER_UNIT.get(unit.strip().lower())
+    if scale is None or not (x_per_unit > 0 and y_per_unit > 0):
+        return PixelSize()
+    return from_sizes(scale / x_per_unit, scale / y_per_unit, origin)
+
+
+def from_description(text: str, density_xy: tuple[float, float]) -> PixelSize:
+    """The size of a pixel from a TIFF's ImageDescription: OME-XML, Aperio or ImageJ.
+
+    The text is searched, never parsed as XML: entities in it are not expanded and nothing outside it is fetched.
+
+    Args:
+        text: the description.
+        density_xy: XResolution and YResolution, which ImageJ gives in pixels a unit of its description.
+    """
+    text = text[:_MAX_DESCRIPTION]
+    if pixels := re.search(r"<(?:\w{1,20}:)?Pixels\s[^<>]{0,4000}", text):
+        return _from_ome(pixels.group())
+    if mpp := re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]{1,30})", text):
+        size = _number(mpp.group(1))
+        return from_sizes(size, size, "Aperio MPP")
+    if text.startswith("ImageJ="):
+        unit = re.search(r"^unit=(.{1,40})$", text, re.MULTILINE)
+        name = unit.group(1).strip().replace("\\u00B5", "\u00b5") if unit else ""
+        return from_density(*density_xy, name, "ImageJ")
+    return PixelSize()
+
+
+def _from_ome(pixels: str) -> PixelSize:
+    values = {key: html.unescape(value) for key, value in re.findall(r"(\w+)\s*=\s*\"([^\"]{0,60})\"", pixels)}
+    x_um, y_um = (
+        _number(values.get(f"PhysicalSize{axis}", "")) * _unit_um(values.get(f"PhysicalSize{axis}Unit", "um"))
+        for axis in "XY"
+    )
+    return from_sizes(x_um, y_um, "OME")
+
+
+def _unit_um(name: str) -> float:
+    return _UM_PER_UNIT.get(name.strip(), _UM_PER_UNIT.get(name.strip().lower(), math.nan))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,112 @@
+"""What the samples of a TIFF page mean, and how they become RGB.
+
+Source: TIFF 6.0, sections 4 to 6 (PhotometricInterpretation), 16 (CMYK), 18 (ExtraSamples), 21 (YCbCr).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from smearcount.images.headers import UnsupportedError
+from smearcount.images.pixels import alpha_to_uint8, cmyk_to_rgb, composite_on_white, grey_to_rgb, to_uint8
+from smearcount.images.source import Rgb
+
+__all__ = ["Colour", "colour_of"]
+
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_BASE_SAMPLES = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_DECODED_AS_RGB = frozenset({6, 7, 33007, 34892, 50001, 50002, 52546})
+"""Compressions whose decoder undoes YCbCr itself: JPEG, WebP and JPEG XL."""
+
+
+@dataclass(frozen=True, eq=False)
+class Colour:
+    """How the samples `(h, w, s)` of a page become `(h, w, 3) uint8 RGB`.
+
+    Attributes:
+        photometric: PhotometricInterpretation.
+        base: number of colour samples.
+        alpha: `""`, `straight` or `premultiplied`; the sample after the base.
+        bits: bits a sample.
+        palette: `(2**bits, 3) uint8` of a palette picture.
+        notes: what is done to the samples.
+    """
+
+    photometric: int
+    base: int
+    alpha: str
+    bits: int
+    palette: Rgb | None
+    notes: tuple[str, ...]
+
+    @property
+    def blank(self) -> int:
+        """The stored value of white in 8 bits."""
+        return 0 if self.photometric in (_MIN_IS_WHITE, _CMYK) else 255
+
+    def to_rgb(self, samples: npt.NDArray[Any]) -> tuple[Rgb, str]:
+        """RGB of stored samples, and a note on their range; regions of 8 bits do not depend on each other."""
+        colour, note = samples[..., : self.base], ""
+        if self.bits < 8:
+            full = 1 if self.palette is not None else 255 / (2**self.bits - 1)
+            colour = np.rint(colour * full).astype(np.uint8)
+        elif colour.dtype != np.uint8:
+            colour, note = to_uint8(colour)
+        rgb = self._convert(colour)
+        if self.alpha:
+            cover = alpha_to_uint8(samples[..., self.base])
+            rgb = composite_on_white(rgb, cover, self.alpha == "premultiplied")
+        return rgb, note
+
+    def _convert(self, colour: npt.NDArray[np.uint8]) -> Rgb:
+        if self.palette is not None:
+            return self.palette[colour[..., 0]]
+        if self.photometric == _CMYK:
+            return cmyk_to_rgb(colour)
+        if self.photometric == _YCBCR:
+            swapped = np.ascontiguousarray(colour[..., [0, 2, 1]])
+            return cv2.cvtColor(swapped, cv2.COLOR_YCrCb2RGB).astype(np.uint8, copy=False)
+        if self.base == 3:
+            return np.ascontiguousarray(colour)
+        grey = np.ascontiguousarray(colour[..., 0])
+        return grey_to_rgb(255 - grey if self.photometric == _MIN_IS_WHITE else grey)
+
+
+def colour_of(page: tifffile.TiffPage) -> Colour:
+    """How the samples of a page are meant.
+
+    Raises:
+        UnsupportedError: the samples are no grey, RGB, palette or CMYK picture.
+    """
+    photometric, samples, bits = int(page.photometric), int(page.samplesperpixel), int(page.bitspersample)
+    base = _BASE_SAMPLES.get(photometric, 0)
+    extra = tuple(int(value) for value in page.extrasamples)
+    if not base or not base <= samples <= base + 1 or page.dtype is None or page.dtype.kind not in "buif":
+        raise UnsupportedError(
+            f"has {samples} channels of {bits} bits, photometric {photometric}; expected grey, RGB, RGBA or CMYK: "
+            "export the bright-field picture as RGB"
+        )
+    alpha = {1: "premultiplied", 2: "straight"}.get(extra[0], "") if samples > base and extra else ""
+    notes = []
+    if samples > base:
+        notes.append("alpha composited on white" if alpha else f"channel {samples} of unknown meaning left out")
+    if photometric == _CMYK:
+        notes.append("CMYK converted without a colour profile")
+    palette = _palette(page, bits) if photometric == _PALETTE else None
+    decoded = photometric == _YCBCR and int(page.compression) in _DECODED_AS_RGB
+    return Colour(_RGB if decoded else photometric, base, alpha, bits, palette, tuple(notes))
+
+
+def _palette(page: tifffile.TiffPage, bits: int) -> Rgb:
+    table = page.colormap
+    if table is None or bits > 8 or table.shape != (3, 2**bits):
+        raise UnsupportedError(f"is a palette picture of {bits} bits without a fitting palette; save it as RGB")
+    # Entries are 16 bit by the standard; some writers store 8-bit values.
+    scaled = table if table.max() <= 255 else table // 257
+    return np.ascontiguousarray(scaled.T.astype(np.uint8))

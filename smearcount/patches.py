@@ -1,0 +1,89 @@
+"""Cuts cells out: square windows of a fixed physical side, centred on the box, sampled to a fixed number of pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.detector import FILL, PixelSource
+from smearcount.geometry import FloatArray, centres
+
+__all__ = ["PATCH_PX", "PATCH_SIDE_UM", "Patch", "cut_patches", "sample_window"]
+
+PATCH_PX = 452
+"""Side of a patch in pixels, the format of the single-cell collections of Hospital Clinic, Barcelona."""
+
+PATCH_SIDE_UM = {"rbc": 12.0, "wbc": 24.0, "nrbc": 24.0, "platelet": 12.0}
+"""Physical side of a patch where no classifier's card says otherwise."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """One cut-out cell.
+
+    Attributes:
+        cell_id: row of the cell in the detections.
+        pixels: `(S, S, 3) uint8 RGB`.
+        side_um: physical side.
+        filled: share of the patch that lies outside the picture.
+    """
+
+    cell_id: int
+    pixels: Pixels
+    side_um: float
+    filled: float
+
+
+def cut_patches(
+    source: PixelSource, boxes: FloatArray, sides_um: FloatArray, um_per_px: float, patch_px: int = PATCH_PX
+) -> Iterator[Patch]:
+    """The patch of each box `(N, 4)`, whose physical side is `sides_um (N,)`, one after the other."""
+    for cell_id, (centre, side_um) in enumerate(zip(centres(boxes), sides_um, strict=True)):
+        pixels, filled = sample_window(source, (float(centre[0]), float(centre[1])), float(side_um) / um_per_px, patch_px)
+        yield Patch(cell_id, pixels, float(side_um), filled)
+
+
+def sample_window(
+    source: PixelSource, centre_xy: tuple[float, float], side_px: float, out_px: int
+) -> tuple[Pixels, float]:
+    """A square window as `(out_px, out_px, 3) uint8 RGB`, and the share of it beyond the picture, which is filled.
+
+    Args:
+        source: the picture.
+        centre_xy: centre of the window in pixels of the picture; may have a fraction.
+        side_px: side of the window in pixels of the picture.
+        out_px: side of the result.
+    """
+    width, height = source.size_wh
+    x0, y0 = centre_xy[0] - side_px / 2, centre_xy[1] - side_px / 2
+    left, top = max(math.floor(x0) - 2, 0), max(math.floor(y0) - 2, 0)
+    right, bottom = min(math.ceil(x0 + side_px) + 2, width), min(math.ceil(y0 + side_px) + 2, height)
+    inside_x = max(min(x0 + side_px, width) - max(x0, 0), 0)
+    inside_y = max(min(y0 + side_px, height) - max(y0, 0), 0)
+    filled = 1 - inside_x * inside_y / side_px**2
+    if right <= left or bottom <= top:
+        return np.full((out_px, out_px, 3), FILL, np.uint8), 1.0
+    region = source.read(left, top, right - left, bottom - top)
+    finer = max(1, math.ceil(side_px / out_px))
+    step = side_px / (out_px * finer)
+    # Pixel centres are at half-integers: output pixel i samples x0 + (i + 0.5) * step of the picture.
+    move = np.array([[step, 0, x0 - left + step / 2 - 0.5], [0, step, y0 - top + step / 2 - 0.5]])
+    sampled = cv2.warpAffine(
+        region,
+        move,
+        (out_px * finer, out_px * finer),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(FILL, FILL, FILL),
+    )
+    if finer > 1:
+        sampled = cv2.resize(sampled, (out_px, out_px), interpolation=cv2.INTER_AREA)
+    return cast(Pixels, sampled), round(filled, 4)

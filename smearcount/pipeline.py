@@ -1,0 +1,212 @@
+"""The way of the data, and the only file that knows its order.
+
+    picture -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+import smearcount
+from smearcount import counting, report
+from smearcount.cards import find_model
+from smearcount.config import Settings
+from smearcount.detector import Detector
+from smearcount.images import (
+    ArraySource,
+    ImageSource,
+    ReadLimits,
+    open_image,
+    write_picture,
+    write_text_atomic,
+)
+from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
+from smearcount.quality import assess
+from smearcount.records import Counts, Detections, Labels, Provenance, Scale, SmearResult
+from smearcount.runtimes import RuntimeChoice
+from smearcount.scale import check_scale, settle_scale
+from smearcount.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Analysis", "Pipeline"]
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """One analysed picture: the record of the result, and what a person or a script wants to see of it.
+
+    Attributes:
+        result: all numbers.
+        taxonomy: names and colours of the codes.
+        source: the picture.
+    """
+
+    result: SmearResult
+    taxonomy: Taxonomy
+    source: ImageSource
+
+    @property
+    def counts(self) -> Counts:
+        """Counted cells by code, the unclassified and the excluded."""
+        return self.result.counts
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """Every cell above the threshold, with the columns of `cells.csv` and typed values."""
+        import pandas as pd
+
+        frame = pd.DataFrame(report.cell_rows(self.result), columns=list(report.CELL_COLUMNS))
+        text = ("image", "slide", "kind", "label", "runner_up")
+        for column in frame.columns.difference(text):
+            frame[column] = pd.to_numeric(frame[column])
+        return frame.astype({"at_edge": bool, "counted": bool})
+
+    @property
+    def differential(self) -> pd.DataFrame:
+        """The table of kinds and codes: count, per cent and density, each with exact 95 % limits."""
+        import pandas as pd
+
+        lines = report.summary_lines(self.counts, self.result.counted_area_um2, self.taxonomy)
+        columns = ("percent", "percent_low", "percent_high", "per_mm2", "per_mm2_low", "per_mm2_high")
+        rows = {
+            line.key: (
+                *(line.name, line.count, line.share.value, line.share.low, line.share.high),
+                *(line.density.value, line.density.low, line.density.high),
+            )
+            for line in lines
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["name", "count", *columns])
+
+    def patches(self) -> Iterator[Patch]:
+        """The 452 x 452 cut-out of every cell, in the order of `cells`."""
+        detections = self.result.detections
+        sides = np.array([PATCH_SIDE_UM[kind] for kind in detections.kinds.tolist()], np.float32)
+        return cut_patches(self.source, detections.boxes, sides, self.result.scale.um_per_px)
+
+    def overlay(self) -> Pixels:
+        """The annotated picture, `(H, W, 3) uint8 RGB`."""
+        from smearcount.overlay import draw_overlay
+
+        lines = report.summary_lines(self.counts, self.result.counted_area_um2, self.taxonomy)
+        rows = [
+            ("  " * line.level + line.name, str(line.count), report.percent_text(line.share)) for line in lines
+        ]
+        return draw_overlay(self.source.read(0, 0, *self.source.size_wh), self.result, self.taxonomy, rows)
+
+    def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
+        """Write `<stem>.json`, `<stem>.cells.csv` and `<stem>.overlay.jpg`; each file is whole or absent.
+
+        Raises:
+            ImageError: the folder can't be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = stem or Path(self.result.image_id).stem or "smear"
+        written = [folder / f"{stem}.json", folder / f"{stem}.cells.csv"]
+        write_text_atomic(written[0], report.json_report(self.result, self.taxonomy, self.source.notes))
+        write_text_atomic(written[1], report.cells_csv(self.result))
+        return [*written, write_picture(folder / f"{stem}.overlay.jpg", self.overlay())]
+
+
+class Pipeline:
+    """Models loaded once, pictures analysed one after the other.
+
+    Args:
+        settings: what `--config` and the flags say.
+        weights: folder of the models instead of the shipped one.
+    """
+
+    def __init__(self, settings: Settings, weights: Path | None = None) -> None:
+        self.settings = settings
+        self.taxonomy = load_taxonomy(settings.taxonomy)
+        model = find_model(settings.detector, weights)
+        choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
+        self.detector = Detector(model, choice, settings.min_score)
+        self._provenance = Provenance(
+            version=smearcount.__version__,
+            model_ids=(model.card.id,),
+            sha256=model.checksums(),
+            runtime=self.detector.runtime,
+            settings={
+                "edge_rule": settings.edge_rule,
+                "min_score": self.detector.min_score,
+                "nms_iou": model.card.nms_iou,
+                "um_per_px": settings.um_per_px,
+            },
+        )
+
+    @classmethod
+    def load(cls, settings: Settings | None = None, *, weights: Path | None = None) -> Pipeline:
+        """A pipeline with the shipped models.
+
+        Raises:
+            ModelError: a model file is missing or damaged.
+            RuntimeMissingError: the runtime asked for is not installed.
+        """
+        return cls(settings or Settings(), weights)
+
+    def analyze(
+        self,
+        image: Path | str | Pixels,
+        *,
+        um_per_px: float | None = None,
+        image_id: str | None = None,
+        slide_id: str = "",
+    ) -> Analysis:
+        """Find, name and count the cells of one picture.
+
+        Args:
+            image: a file, or `(H, W, 3) uint8 RGB` pixels.
+            um_per_px: its scale in micrometres a pixel, where known.
+            image_id: name in reports instead of the file name.
+            slide_id: the slide it belongs to.
+
+        Raises:
+            ImageError: the picture can't be read; names the file and the remedy.
+        """
+        if isinstance(image, np.ndarray):
+            source: ImageSource = ArraySource(image)
+        else:
+            source = open_image(Path(image), ReadLimits(max_megapixels=self.settings.max_megapixels))
+        name = image_id if image_id is not None else source.path.name
+        flag = um_per_px if um_per_px is not None else self.settings.um_per_px
+        settled = settle_scale(source, self.detector, flag, source.um_per_px)
+        found = settled.cells if settled.cells is not None else self.detector.find(source, settled.scale.um_per_px)
+        scale = check_scale(settled.scale, found)
+        return Analysis(self._judge(source, found, scale, (name, slide_id)), self.taxonomy, source)
+
+    def _judge(self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]) -> SmearResult:
+        """Name the cells, decide which count, and sum them."""
+        labels = Labels.none(len(found))
+        names = counting.name_cells(found.kinds, labels, min_label_score=math.inf)
+        kinds = counting.final_kinds(found.kinds, names, self.taxonomy)
+        cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
+        counted, area_um2 = counting.counted_mask(
+            cells.boxes, source.size_wh, scale.um_per_px, self.settings.edge_rule
+        )
+        return SmearResult(
+            image_id=ids[0],
+            slide_id=ids[1],
+            size_wh=source.size_wh,
+            image_sha256=source.sha256,
+            scale=scale,
+            detections=cells,
+            labels=labels,
+            names=names,
+            counted=counted,
+            counts=counting.count_cells(cells, names, counted, self.taxonomy),
+            counted_area_um2=area_um2,
+            quality=assess(source, scale, cells),
+            provenance=self._provenance,
+        )

@@ -1,0 +1,313 @@
+"""Results as rows and text: the cells table, the report row, the JSON report, the table on screen.
+
+Columns and their order are fixed: scripts depend on them. The same result gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smearcount.counting import (
+    Estimate,
+    classified_total,
+    density_per_mm2,
+    kind_total,
+    percentage,
+    rate,
+)
+from smearcount.geometry import diameters
+from smearcount.records import KINDS, UNCLASSIFIED, Counts, SmearResult
+from smearcount.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "CELL_COLUMNS",
+    "Line",
+    "cell_rows",
+    "cells_csv",
+    "failure_row",
+    "json_report",
+    "limits_text",
+    "percent_text",
+    "report_columns",
+    "report_row",
+    "screen_table",
+    "summary_lines",
+    "to_csv",
+]
+
+CELL_COLUMNS = (
+    *("image", "slide", "cell_id", "kind", "label", "score", "label_score", "x_min", "y_min", "x_max", "y_max"),
+    *("diameter_um", "at_edge", "counted", "runner_up", "runner_up_score"),
+)
+HEAD_COLUMNS = (
+    *("image", "slide", "status", "error", "width", "height", "um_per_px", "um_per_px_source"),
+    *("n_rbc", "n_wbc", "n_nrbc", "n_platelet", "n_unclassified", "n_excluded"),
+)
+RATES = (("nrbc_per_100_wbc", "nrbc", "wbc", 100.0), ("platelet_per_1000_rbc", "platelet", "rbc", 1000.0))
+TAIL_COLUMNS = ("model_ids", "version", "image_sha256")
+WITH_PERCENTAGES = ("rbc", "wbc")
+
+Row = dict[str, str | int]
+
+
+def cell_rows(result: SmearResult) -> list[Row]:
+    """One row for every cell above the threshold, in the order of the detections."""
+    cells = result.detections
+    sizes = diameters(cells.boxes) * result.scale.um_per_px
+    named = _best_two(result)
+    rows: list[Row] = []
+    for i in range(len(cells)):
+        best, second, second_code = named[i]
+        x_min, y_min, x_max, y_max = (f"{v:.2f}" for v in cells.boxes[i])
+        values = (
+            *(result.image_id, result.slide_id, i, str(cells.kinds[i]), str(result.names[i])),
+            *(f"{cells.scores[i]:.4f}", best, x_min, y_min, x_max, y_max, f"{sizes[i]:.2f}"),
+            *(int(cells.at_edge[i]), int(result.counted[i]), second_code, second),
+        )
+        rows.append(dict(zip(CELL_COLUMNS, values, strict=True)))
+    return rows
+
+
+def _best_two(result: SmearResult) -> list[tuple[str, str, str]]:
+    """Probability of the best code, that of the runner-up, and the runner-up; empty where no classifier was asked."""
+    probs, codes = result.labels.probs, result.labels.codes
+    if len(codes) < 2:
+        return [("", "", "")] * len(probs)
+    order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
+    return [
+        (f"{row[a]:.4f}", f"{row[b]:.4f}", codes[b]) if row.any() else ("", "", "")
+        for row, (a, b) in zip(probs, order, strict=True)
+    ]
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Row], *, header: bool = True) -> str:
+    """Rows as CSV text with `\\n` line ends."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def cells_csv(result: SmearResult) -> str:
+    """The content of `<stem>.cells.csv`."""
+    return to_csv(CELL_COLUMNS, cell_rows(result))
+
+
+def report_columns(taxonomy: Taxonomy) -> tuple[str, ...]:
+    """Columns of `report.csv` for a taxonomy."""
+    columns = list(HEAD_COLUMNS)
+    for code, kind in taxonomy.kind_of.items():
+        columns.append(f"count_{code}")
+        if kind in WITH_PERCENTAGES:
+            columns += [f"pct_{code}", f"pct_{code}_low", f"pct_{code}_high"]
+    for name, *_ in RATES:
+        columns += [name, f"{name}_low", f"{name}_high"]
+    return (*columns, *TAIL_COLUMNS)
+
+
+def report_row(result: SmearResult, taxonomy: Taxonomy) -> Row:
+    """The row of a picture in `report.csv`."""
+    counts = result.counts
+    row: Row = {
+        "image": result.image_id,
+        "slide": result.slide_id,
+        "status": "ok",
+        "error": "",
+        "width": result.size_wh[0],
+        "height": result.size_wh[1],
+        "um_per_px": f"{result.scale.um_per_px:.6g}",
+        "um_per_px_source": result.scale.source,
+        **{f"n_{kind}": kind_total(counts, kind, taxonomy) for kind in KINDS},
+        "n_unclassified": sum(counts.unclassified.values()),
+        "n_excluded": sum(counts.excluded.values()),
+    }
+    for code, kind in taxonomy.kind_of.items():
+        row[f"count_{code}"] = counts.named.get(code, 0)
+        if kind in WITH_PERCENTAGES:
+            share = percentage(counts.named.get(code, 0), classified_total(counts, kind, taxonomy))
+            row |= _columns(f"pct_{code}", share)
+    for name, part, whole, per in RATES:
+        value = rate(kind_total(counts, part, taxonomy), kind_total(counts, whole, taxonomy), per)
+        row |= _columns(name, value)
+    row["model_ids"] = " ".join(result.provenance.model_ids)
+    row["version"] = result.provenance.version
+    row["image_sha256"] = result.image_sha256
+    return row
+
+
+def failure_row(image_id: str, slide_id: str, error: str, taxonomy: Taxonomy) -> Row:
+    """The row of a picture that could not be analysed: status, reason, and nothing else."""
+    row: Row = dict.fromkeys(report_columns(taxonomy), "")
+    return {**row, "image": image_id, "slide": slide_id, "status": "failed", "error": error}
+
+
+def _columns(name: str, estimate: Estimate) -> Row:
+    values = (estimate.value, estimate.low, estimate.high)
+    return {
+        f"{name}{suffix}": f"{v:.4g}" if math.isfinite(v) else "inf" if v > 0 else ""
+        for suffix, v in zip(("", "_low", "_high"), values, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a kind (level 0) or a code of it (level 1)."""
+
+    level: int
+    key: str
+    name: str
+    count: int
+    share: Estimate
+    density: Estimate
+
+
+def summary_lines(counts: Counts, area_um2: float, taxonomy: Taxonomy) -> list[Line]:
+    """Kinds with their share of all cells and density, and below each the codes seen, in per cent of the classified."""
+    everything = sum(kind_total(counts, kind, taxonomy) for kind in KINDS)
+    lines = []
+    for kind in KINDS:
+        n, classified = kind_total(counts, kind, taxonomy), classified_total(counts, kind, taxonomy)
+        if n == 0 and kind == "nrbc":
+            continue
+        density = density_per_mm2(n, area_um2)
+        lines.append(Line(0, kind, taxonomy.kinds[kind].name, n, percentage(n, everything), density))
+        codes = [code for code in taxonomy.codes_of(kind) if counts.named.get(code, 0)]
+        if len(taxonomy.codes_of(kind)) == 1:
+            continue
+        for code in codes:
+            k = counts.named[code]
+            share = percentage(k, classified)
+            lines.append(Line(1, code, taxonomy.codes[code].name, k, share, density_per_mm2(k, area_um2)))
+        k = counts.unclassified.get(kind, 0)
+        if k and codes:
+            nothing = Estimate(math.nan, math.nan, math.nan)
+            lines.append(Line(1, UNCLASSIFIED, "Unclassified", k, nothing, density_per_mm2(k, area_um2)))
+    return lines
+
+
+def limits_text(estimate: Estimate, digits: int = 1) -> str:
+    """`low - high`, or a dash where there is nothing to say."""
+    if math.isnan(estimate.value):
+        return "-"
+    return f"{estimate.low:.{digits}f} - {estimate.high:.{digits}f}"
+
+
+def percent_text(estimate: Estimate) -> str:
+    """`12.3 (10.1 - 14.8)`, or a dash."""
+    return "-" if math.isnan(estimate.value) else f"{estimate.value:.1f} ({limits_text(estimate)})"
+
+
+def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
+    """The table a technician reads at a glance: type, count, per cent, 95 % limits, density."""
+    from rich.table import Table
+
+    table = Table(title=result.image_id, title_justify="left", caption=_caption(result), caption_justify="left")
+    table.add_column("type", no_wrap=True)
+    for heading in ("count", "per cent", "95 % limits", "per mm2", "95 % limits"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in summary_lines(result.counts, result.counted_area_um2, taxonomy):
+        share = "-" if math.isnan(line.share.value) else f"{line.share.value:.1f}"
+        density = "-" if math.isnan(line.density.value) else f"{line.density.value:,.0f}"
+        table.add_row(
+            "  " * line.level + line.name,
+            str(line.count),
+            share,
+            limits_text(line.share),
+            density,
+            limits_text(line.density, 0),
+            style="bold" if line.level == 0 else "",
+        )
+    return table
+
+
+def _caption(result: SmearResult) -> str:
+    excluded = sum(result.counts.excluded.values())
+    words = [
+        f"{len(result.detections)} cells found, {excluded} at the edge not counted",
+        f"scale {result.scale.um_per_px:.4g} um/px ({result.scale.source})",
+        "limits: sampling error only",
+        *result.quality.warnings,
+    ]
+    return "\n".join(words)
+
+
+def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = ()) -> str:
+    """The content of `<stem>.json`: everything but the single cells; `notes` tell how the file was read."""
+    content: dict[str, Any] = {
+        "image": result.image_id,
+        "slide": result.slide_id,
+        "image_sha256": result.image_sha256,
+        "width": result.size_wh[0],
+        "height": result.size_wh[1],
+        "reading": list(notes),
+        "scale": {
+            "um_per_px": result.scale.um_per_px,
+            "source": result.scale.source,
+            "median_red_cell_px": result.scale.red_cell_px,
+            "note": result.scale.note,
+        },
+        "counts": {
+            **{f"n_{kind}": kind_total(result.counts, kind, taxonomy) for kind in KINDS},
+            "named": {code: n for code, n in result.counts.named.items() if n},
+            "unclassified": dict(result.counts.unclassified),
+            "excluded": dict(result.counts.excluded),
+            "found": len(result.detections),
+        },
+        "counted_area_mm2": result.counted_area_um2 / 1e6,
+        "limits": "95 %, sampling error only",
+        "table": [
+            {
+                **{"type": line.key, "name": line.name, "count": line.count},
+                **{"percent": _triple(line.share), "per_mm2": _triple(line.density)},
+            }
+            for line in summary_lines(result.counts, result.counted_area_um2, taxonomy)
+        ],
+        "rates": {
+            name: _triple(rate(kind_total(result.counts, x, taxonomy), kind_total(result.counts, y, taxonomy), per))
+            for name, x, y, per in RATES
+        },
+        "quality": {
+            "sharpness": result.quality.sharpness,
+            "red_cell_cover": result.quality.red_cell_cover,
+            "overlapping": result.quality.overlapping,
+            "warnings": list(result.quality.warnings),
+        },
+        "not_recognised": ["blasts", "atypical lymphocytes", "smudge cells"],
+        "provenance": {
+            "version": result.provenance.version,
+            "models": list(result.provenance.model_ids),
+            "sha256": dict(result.provenance.sha256),
+            "runtime": result.provenance.runtime,
+            "settings": dict(result.provenance.settings),
+        },
+        "use": "research use; no medical device",
+    }
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def _triple(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON: they become null. Floats are rounded to six significant digits."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,148 @@
+"""How many micrometres a pixel is: by flag, by metadata that the cells agree with, or estimated from the red cells.
+
+The estimate looks at a central crop at scales a factor of two apart, keeps the one with the highest sum of scores, and
+refines it once with the median diameter of the isolated red cells. It makes the median red cell 7.5 um by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.detector import Detector, PixelSource
+from smearcount.geometry import FloatArray, diameters, iou_matrix
+from smearcount.records import Detections, Scale
+
+__all__ = ["RED_CELL_UM", "ScaledCells", "check_scale", "isolated_red_diameters", "settle_scale"]
+
+RED_CELL_UM = 7.5
+"""Diameter of a normal red cell on a dry smear in micrometres (Bain, Blood Cells, 5th ed.: 6.7 to 7.7)."""
+
+PLAUSIBLE_RED_UM = (5.0, 11.0)
+CROP_PX = 1024
+FIRST_GUESSES_PX = (30.0, 60.0, 120.0, 240.0)
+"""Red-cell diameters in pixels of the scales tried first; the coarse ones cost next to nothing."""
+
+CHECK_SIDE_UM = 256.0
+"""Side of the crop in which metadata are checked; keeps a wrong scale from becoming a huge picture."""
+
+PLACES = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
+"""Where a crop is looked at, one after the other until one has enough red cells."""
+
+REUSE_WITHIN = 0.10
+ENOUGH_CELLS = 10
+ESTIMATED_NOTE = "estimated from the median red cell (7.5 um): macrocytes and microcytes are relative to this slide"
+ASSUMED_NOTE = "fewer than 10 isolated red cells: the scale can't be trusted, nor can sizes and densities"
+
+
+@dataclass(frozen=True)
+class ScaledCells:
+    """A scale, and the cells of the whole picture where the search has found them already."""
+
+    scale: Scale
+    cells: Detections | None
+
+
+class _Crop:
+    """A part of a picture, as a picture: `at` is the place of its centre in shares of width and height."""
+
+    def __init__(self, source: PixelSource, side_px: int, at: tuple[float, float] = (0.5, 0.5)) -> None:
+        width, height = source.size_wh
+        self.size_wh = min(width, side_px), min(height, side_px)
+        self._source = source
+        self._left = round((width - self.size_wh[0]) * at[0])
+        self._top = round((height - self.size_wh[1]) * at[1])
+        self.is_whole = self.size_wh == (width, height)
+
+    def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+        """The rectangle of the crop, `(h, w, 3) uint8 RGB`."""
+        return self._source.read(self._left + x, self._top + y, w, h)
+
+
+def isolated_red_diameters(cells: Detections) -> FloatArray:
+    """Diameters in pixels of the red cells that do not touch the border: the isolated ones where they are enough."""
+    red = cells.take((cells.kinds == "rbc") & ~cells.at_edge)
+    alone = (iou_matrix(red.boxes, cells.boxes) > 0.05).sum(axis=1) <= 1
+    return diameters(red.boxes[alone] if alone.sum() >= ENOUGH_CELLS else red.boxes)
+
+
+def settle_scale(
+    source: PixelSource, detector: Detector, flag: float | None = None, metadata: float | None = None
+) -> ScaledCells:
+    """The scale of a picture, from the most trustworthy source there is.
+
+    Args:
+        source: the picture.
+        detector: finds the red cells.
+        flag: what the user said, in micrometres a pixel; taken as it is.
+        metadata: what the file says; taken where its red cells come out at 5 to 11 um.
+    """
+    if flag is not None:
+        return ScaledCells(Scale(flag, "flag"), None)
+    doubt = ""
+    if metadata is not None:
+        crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / metadata)))
+        found = detector.find(crop, metadata)
+        sizes = isolated_red_diameters(found)
+        median_px = float(np.median(sizes)) if len(sizes) else math.nan
+        if len(sizes) < ENOUGH_CELLS:
+            scale = Scale(metadata, "metadata", median_px, "too few red cells to check the scale in the metadata")
+            return ScaledCells(scale, found if crop.is_whole else None)
+        if PLAUSIBLE_RED_UM[0] <= median_px * metadata <= PLAUSIBLE_RED_UM[1]:
+            return ScaledCells(Scale(metadata, "metadata", median_px), found if crop.is_whole else None)
+        doubt = f"metadata of {metadata:.4g} um a pixel not used (red cells of {median_px * metadata:.1f} um); "
+    return _estimate(source, detector, doubt)
+
+
+def _estimate(source: PixelSource, detector: Detector, doubt: str) -> ScaledCells:
+    """The first of the fixed places with enough red cells, else the one with the most."""
+    places = []
+    for place in PLACES:
+        crop = _Crop(source, CROP_PX, place)
+        um_per_px, found = _estimate_here(crop, detector)
+        places.append((isolated_red_diameters(found), um_per_px, found if crop.is_whole else None))
+        if len(places[-1][0]) >= ENOUGH_CELLS or crop.is_whole:
+            break
+    sizes, um_per_px, cells = max(places, key=lambda place: len(place[0]))
+    note = doubt + (ESTIMATED_NOTE if len(sizes) >= ENOUGH_CELLS else ASSUMED_NOTE)
+    origin = "estimated" if len(sizes) >= ENOUGH_CELLS else "assumed"
+    if not len(sizes):
+        return ScaledCells(Scale(um_per_px, origin, note=note), cells)
+    median_px = float(np.median(sizes))
+    return ScaledCells(Scale(RED_CELL_UM / median_px, origin, median_px, note), cells)
+
+
+def _estimate_here(crop: _Crop, detector: Detector) -> tuple[float, Detections]:
+    """The scale at which the cells of a crop were found in the end, and the cells."""
+    tried = {red_px: detector.find(crop, RED_CELL_UM / red_px) for red_px in FIRST_GUESSES_PX}
+    best_px = max(FIRST_GUESSES_PX, key=lambda red_px: _plausible_scores(tried[red_px], red_px))
+    sizes = isolated_red_diameters(tried[best_px])
+    refined_px = float(np.median(sizes)) if len(sizes) else best_px
+    if abs(best_px / refined_px - 1) <= REUSE_WITHIN:
+        return RED_CELL_UM / best_px, tried[best_px]
+    return RED_CELL_UM / refined_px, detector.find(crop, RED_CELL_UM / refined_px)
+
+
+def check_scale(scale: Scale, cells: Detections) -> Scale:
+    """A scale given by the user with the median red cell it leads to, and a note where that is not plausible."""
+    if scale.source != "flag":
+        return scale
+    sizes = isolated_red_diameters(cells)
+    if len(sizes) < ENOUGH_CELLS:
+        return scale
+    median_px = float(np.median(sizes))
+    red_um = median_px * scale.um_per_px
+    plausible = PLAUSIBLE_RED_UM[0] <= red_um <= PLAUSIBLE_RED_UM[1]
+    note = "" if plausible else f"the scale given makes the median red cell {red_um:.1f} um: check it"
+    return Scale(scale.um_per_px, "flag", median_px, note)
+
+
+def _plausible_scores(cells: Detections, red_px: float) -> float:
+    """Sum of the scores, red cells weighted down where their size disagrees with the scale they were sought at."""
+    red = cells.take(cells.kinds == "rbc")
+    misfit = np.log2(diameters(red.boxes) / red_px)
+    weight = np.exp(-((misfit / 0.5) ** 2))
+    return float((red.scores * weight).sum() + cells.scores[cells.kinds == "wbc"].sum())

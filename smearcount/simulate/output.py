@@ -1,0 +1,80 @@
+"""Simulated pictures on disk: one JPEG or PNG a recipe and one truth.json for the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from smearcount.errors import ConfigError
+from smearcount.simulate.picture import SimulatedSmear, render, truth
+from smearcount.simulate.recipe import SmearRecipe
+
+__all__ = ["TRUTH_FILE", "read_truth", "write", "write_set"]
+
+TRUTH_FILE = "truth.json"
+
+
+def write(smear: SimulatedSmear, folder: Path, stem: str, suffix: str = ".jpg", quality: int = 92) -> Path:
+    """Write one picture and enter it into the folder's truth.json.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ConfigError: the folder's truth.json is damaged.
+        ValueError: a suffix other than `.jpg` or `.png`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{stem}{suffix}"
+    known = read_truth(folder)
+    _replace(path, _encoded(smear, suffix, quality))
+    _replace(folder / TRUTH_FILE, _as_json({**known, path.name: truth(smear)}))
+    return path
+
+
+def write_set(recipes: Mapping[str, SmearRecipe], folder: Path, suffix: str = ".jpg", quality: int = 92) -> list[Path]:
+    """Render and write every recipe as `<stem><suffix>`; returns the paths in the order given."""
+    return [write(render(recipe), folder, stem, suffix, quality) for stem, recipe in recipes.items()]
+
+
+def read_truth(folder: Path) -> dict[str, Any]:
+    """The folder's truth by file name; empty where there is none yet.
+
+    Raises:
+        ConfigError: truth.json is no JSON object.
+    """
+    path = folder / TRUTH_FILE
+    if not path.is_file():
+        return {}
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON ({error}); delete it to start afresh") from error
+    if not isinstance(known, dict):
+        raise ConfigError(f"{path}: expected an object by file name, got {type(known).__name__}")
+    return known
+
+
+def _encoded(smear: SimulatedSmear, suffix: str, quality: int) -> bytes:
+    options = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality], ".png": [cv2.IMWRITE_PNG_COMPRESSION, 6]}
+    if suffix not in options:
+        raise ValueError(f"suffix: expected one of {sorted(options)}, got {suffix!r}")
+    _, code = cv2.imencode(suffix, smear.pixels[:, :, ::-1], options[suffix])
+    return code.tobytes()
+
+
+def _as_json(known: Mapping[str, Any]) -> bytes:
+    # One line a picture: a whole indented file would have one line a coordinate.
+    rows = [f"{json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(known)]
+    return ("{\n" + ",\n".join(rows) + "\n}\n").encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)

@@ -1,0 +1,333 @@
+"""The annotated picture: outlines where the boxes are, cells and photograph untouched, texts inside their panel."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+
+import numpy as np
+import pytest
+
+from smearcount import overlay
+from smearcount.records import Counts, Detections, Labels, Provenance, Quality, Scale, SmearResult
+from smearcount.taxonomy import load_taxonomy
+
+TAXONOMY = load_taxonomy()
+GREY = 190
+LINES = [("Cells", "", ""), ("Red blood cells", "12", ""), ("Neutrophil", "3", "57.1 % (18.4\u201390.1)")]
+LONG = "W" * 300 + " a_very-long.name \u00b5\u00fc\u00df\u2013 " * 40
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+def make(size_wh, cells=(), um_per_px=0.1, warnings=(), image_id="field.png"):
+    """A result of `cells`: (box, kind, name, counted)."""
+    n = len(cells)
+    detections = Detections(
+        np.array([cell[0] for cell in cells], np.float32).reshape(-1, 4),
+        np.ones(n, np.float32),
+        np.array([cell[1] for cell in cells], "<U8"),
+        np.zeros(n, np.bool_),
+    )
+    return SmearResult(
+        image_id=image_id,
+        slide_id="",
+        size_wh=size_wh,
+        image_sha256="",
+        scale=Scale(um_per_px, "flag"),
+        detections=detections,
+        labels=Labels.none(n),
+        names=np.array([cell[2] for cell in cells], "<U24"),
+        counted=np.array([cell[3] for cell in cells], np.bool_),
+        counts=Counts(),
+        counted_area_um2=1.0,
+        quality=Quality(1.0, 0.5, 0.1, tuple(warnings)),
+        provenance=Provenance("1.2.3", ("detector", "classifier"), {}, "cpu", {}),
+    )
+
+
+def one(kind, name="unclassified", counted=True, box=(250, 200, 310, 280)):
+    return make((640, 480), [(box, kind, name, counted)])
+
+
+def scattered(size_wh=(400, 300), n=60):
+    rng = np.random.default_rng(7)
+    centres, halves = rng.random((n, 2)) * size_wh, 4 + 30 * rng.random((n, 2))
+    boxes = np.clip(np.concatenate([centres - halves, centres + halves], axis=1), 0, [*size_wh, *size_wh])
+    kinds = rng.choice(["rbc", "rbc", "wbc", "nrbc", "platelet"], n).tolist()
+    return make(
+        size_wh, [(box, kind, "unclassified", rng.random() < 0.7) for box, kind in zip(boxes, kinds, strict=True)]
+    )
+
+
+def blank(size_wh):
+    return np.full((size_wh[1], size_wh[0], 3), GREY, np.uint8)
+
+
+def outlined(result, zoom=1):
+    photo = blank([side * zoom for side in result.size_wh])
+    overlay.draw_outlines(photo, (0, 0), result, overlay.outline_style(result, TAXONOMY, zoom))
+    return photo
+
+
+def on_the_line(result, row=0):
+    """Pixel x, y in the middle of the line, right of the box at half its height."""
+    style = overlay.outline_style(result, TAXONOMY)
+    line = style.line_px * (1.5 if result.detections.kinds[row] in ("wbc", "nrbc") else 1)
+    _, y_min, x_max, y_max = result.detections.boxes[row]
+    return int(x_max + 1 + style.casing_px + line / 2), int((y_min + y_max) / 2)
+
+
+@pytest.mark.parametrize("kind", ["rbc", "wbc", "nrbc", "platelet"])
+def test_unnamed_cell_has_the_colour_of_its_kind_just_outside_its_box(kind):
+    result = one(kind)
+    x, y = on_the_line(result)
+    assert tuple(outlined(result)[y, x]) == rgb(TAXONOMY.kinds[kind].colour)
+
+
+@pytest.mark.parametrize("code", ["teardrop_cell", "sickle_cell", "neutrophil", "erythroblast"])
+def test_named_cell_has_the_colour_of_its_code(code):
+    result = one(TAXONOMY.kind_of[code], code)
+    x, y = on_the_line(result)
+    assert tuple(outlined(result)[y, x]) == rgb(TAXONOMY.codes[code].colour)
+
+
+@pytest.mark.parametrize("box", [(250, 200, 310, 280), (100, 100, 400, 300), (10.3, 20.7, 31.9, 41.2)])
+def test_inside_of_a_cell_stays_as_photographed(box):
+    photo = outlined(one("wbc", box=box))
+    y, x = np.mgrid[:480, :640] + 0.5
+    inside = ((2 * x - box[0] - box[2]) / (box[2] - box[0] - 2)) ** 2 + (
+        (2 * y - box[1] - box[3]) / (box[3] - box[1] - 2)
+    ) ** 2 < 1
+    assert np.all(photo[inside] == GREY)
+    far = (x < box[0] - 25) | (x > box[2] + 25) | (y < box[1] - 25) | (y > box[3] + 25)
+    assert np.all(photo[far] == GREY)
+    assert np.any(photo != GREY)
+
+
+def test_light_lines_have_a_dark_casing_and_dark_lines_a_light_one():
+    for kind, casing in (("platelet", 0), ("rbc", 255)):
+        photo = outlined(one(kind, box=(100, 100, 400, 300)))
+        assert np.any(np.all(photo == casing, axis=2))
+        assert not np.any(np.all(photo == 255 - casing, axis=2))
+
+
+def test_cell_not_counted_is_dashed():
+    colour = rgb(TAXONOMY.kinds["rbc"].colour)
+    solid, dashed = (np.all(outlined(one("rbc", counted=c)) == colour, axis=2) for c in (True, False))
+    assert 0.3 * solid.sum() < dashed.sum() < 0.7 * solid.sum()
+    assert not np.any(dashed & ~solid)
+
+
+@pytest.mark.parametrize("upper", ["wbc", "nrbc", "platelet"])
+def test_nucleated_cells_and_platelets_lie_over_red_cells(upper):
+    red = ((60, 100, 140, 180), "rbc", "unclassified", True)
+    other = ((100, 60, 180, 140), upper, "unclassified", True)
+    both = outlined(make((640, 480), [other, red]))
+    np.testing.assert_array_equal(both, outlined(make((640, 480), [red, other])))
+    colour = rgb(TAXONOMY.kinds[upper].colour)
+    line = np.all(outlined(make((640, 480), [other])) == colour, axis=2)
+    crossed = np.any(outlined(make((640, 480), [red])) != GREY, axis=2) & line
+    assert crossed.any()
+    assert np.all(both[line] == colour)
+
+
+@pytest.mark.parametrize("tile", [(400, 300), (64, 64), (37, 111), (7, 300)])
+def test_tiles_give_the_bytes_of_the_whole(tile):
+    result = scattered()
+    whole, parts = outlined(result), blank(result.size_wh)
+    style = overlay.outline_style(result, TAXONOMY)
+    for x, y in itertools.product(range(0, 400, tile[0]), range(0, 300, tile[1])):
+        overlay.draw_outlines(parts[y : y + tile[1], x : x + tile[0]], (x, y), result, style)
+    np.testing.assert_array_equal(parts, whole)
+
+
+def test_cell_at_the_border_keeps_a_closed_line_inside_the_picture():
+    photo = outlined(one("rbc", box=(0, 100, 40, 160)))
+    near_border = photo[115:145, :8]
+    assert np.all(np.any(np.all(near_border == rgb(TAXONOMY.kinds["rbc"].colour), axis=2), axis=1))
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (64, 64), (300, 40), (640, 480), (1200, 300), (300, 1200)])
+def test_photograph_stands_unhidden_in_the_corner(size_wh):
+    result = make(size_wh, [((0, 0, size_wh[0] / 2, size_wh[1] / 2), "rbc", "normocyte", True)])
+    sheet = overlay.draw_overlay(blank(size_wh), result, TAXONOMY, LINES)
+    zoom = max(1, -(-500 // max(size_wh)))
+    height, width = size_wh[1] * zoom, size_wh[0] * zoom
+    np.testing.assert_array_equal(sheet[:height, :width], outlined(result, zoom))
+    assert sheet.dtype == np.uint8
+    assert sheet.shape[0] * sheet.shape[1] > height * width
+
+
+def test_empty_result_draws_and_leaves_its_input():
+    pixels = blank((640, 480))
+    sheet = overlay.draw_overlay(pixels, make((640, 480)), TAXONOMY, [])
+    assert np.all(pixels == GREY)
+    np.testing.assert_array_equal(sheet[:480, :640], pixels)
+
+
+def test_same_input_same_bytes():
+    result = scattered()
+    first, second = (overlay.draw_overlay(blank(result.size_wh), result, TAXONOMY, LINES) for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+
+
+def has(panel, colour) -> bool:
+    return bool(np.any(np.all(panel == colour, axis=2)))
+
+
+def panel_of(result):
+    sheet = overlay.draw_overlay(blank(result.size_wh), result, TAXONOMY, LINES)
+    sheet[: result.size_wh[1], : result.size_wh[0]] = overlay.PAPER
+    return sheet
+
+
+def test_legend_holds_what_is_present_and_nothing_else():
+    cells = [((20, 20, 80, 80), "rbc", "teardrop_cell", True), ((100, 20, 160, 80), "wbc", "unclassified", True)]
+    panel = panel_of(make((640, 480), cells))
+    assert has(panel, rgb(TAXONOMY.codes["teardrop_cell"].colour))
+    assert has(panel, rgb(TAXONOMY.kinds["wbc"].colour))
+    assert not has(panel, rgb(TAXONOMY.codes["burr_cell"].colour))
+    assert not has(panel, rgb(TAXONOMY.kinds["platelet"].colour))
+
+
+def test_warnings_stand_in_the_panel():
+    assert not has(panel_of(make((640, 480))), overlay.ALERT)
+    assert has(panel_of(make((640, 480), warnings=["The field is out of focus."])), overlay.ALERT)
+
+
+@pytest.mark.parametrize(
+    ("um_per_px", "room_px", "expected"),
+    [(0.1, 300, (20, 200)), (0.1, 199.9, (10, 100)), (0.25, 4000, (500, 2000)), (0.07, 300, (20, 286)), (2, 0.1, None)],
+)
+def test_scale_bar_is_the_longest_round_one_that_fits(um_per_px, room_px, expected):
+    assert overlay.scale_bar(um_per_px, room_px) == expected
+
+
+@pytest.mark.parametrize(("side", "zoom"), [(640, 1), (250, 2)])
+def test_drawn_scale_bar_is_as_long_as_its_label_says(side, zoom, monkeypatch):
+    rows = []
+    render = overlay._render
+    monkeypatch.setattr(overlay, "_render", lambda block, face: rows.extend(block) or render(block, face))
+    sheet = overlay.draw_overlay(blank((side, side)), make((side, side), um_per_px=0.13), TAXONOMY, [])
+    label = next(after.spans[0].text for row, after in itertools.pairwise(rows) if row.bar_px)
+    ink = np.all(sheet == overlay.INK, axis=2)
+    runs = [len(list(run)) for row in ink for is_ink, run in itertools.groupby(row.tolist()) if is_ink]
+    assert max(runs) == round(float(label.split()[0]) * zoom / 0.13)
+
+
+@pytest.fixture(params=["shipped font", "built-in font"])
+def font_kind(request, monkeypatch):
+    if request.param == "built-in font":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    overlay._face.cache_clear()
+    yield request.param
+    overlay._face.cache_clear()
+
+
+@pytest.mark.usefixtures("font_kind")
+@pytest.mark.parametrize("text", ["", "x", "Red blood cells", LONG, "W" * 5000, "\u7d30\u80de " * 200])
+def test_wrapped_text_fits_its_width_and_lines(text):
+    face = overlay._face(13, 338)
+    for font, width in ((face.plain, 70.0), (face.bold, 200.0)):
+        shown = overlay._wrap(overlay._letters(text, face), font, width, 3)
+        assert 1 <= len(shown) <= 3
+        assert all(font.getlength(line) <= width for line in shown)
+        assert ("\u2026" in shown[-1]) == (len(text) > 100)
+
+
+def test_wrapping_loses_no_word():
+    face = overlay._face(13, 338)
+    text = "one field of view holds about a hundred cells"
+    assert " ".join(overlay._wrap(text, face.plain, 90, 9)) == text
+
+
+def test_long_texts_stay_in_the_margins_of_every_column(font_kind, monkeypatch):
+    drawn = []
+    render = overlay._render
+    monkeypatch.setattr(overlay, "_render", lambda rows, face: drawn.append((render(rows, face), face)) or drawn[-1][0])
+    result = make((640, 480), [((9, 9, 70, 70), "rbc", "normocyte", False)], warnings=[LONG, LONG], image_id=LONG)
+    overlay.draw_overlay(blank((640, 480)), result, TAXONOMY, [(LONG, LONG, LONG), *LINES])
+    assert len(drawn) == 6, font_kind
+    for block, face in drawn:
+        assert np.all(block[:, : face.margin - 2] == overlay.PAPER)
+        assert np.all(block[:, -(face.margin - 2) :] == overlay.PAPER)
+        assert np.any(block != overlay.PAPER)
+
+
+def test_blocks_overlap_neither_the_photograph_nor_each_other():
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        heights = rng.integers(10, 400, rng.integers(1, 7)).tolist()
+        photo_wh, column = tuple(rng.integers(50, 1500, 2).tolist()), 200
+        (width, height), places = overlay._layout(heights, photo_wh, column)
+        used = np.zeros((height, width), np.int64)
+        used[: photo_wh[1], : photo_wh[0]] += 1
+        for (x, y), tall in zip(places, heights, strict=True):
+            used[y : y + tall, x : x + column] += 1
+        assert used.max() == 1
+        assert used.sum() == photo_wh[0] * photo_wh[1] + column * sum(heights)
+
+
+@pytest.mark.parametrize(
+    "pixels", [blank((10, 20)), np.zeros((480, 640, 3), np.float32), np.zeros((480, 640), np.uint8)]
+)
+def test_pixels_of_another_picture_are_refused(pixels):
+    with pytest.raises(ValueError, match="pixels: expected uint8"):
+        overlay.draw_overlay(pixels, one("rbc"), TAXONOMY, LINES)
+
+
+def test_name_outside_the_taxonomy_is_refused():
+    with pytest.raises(ValueError, match="blob"):
+        overlay.outline_style(one("rbc", "blob"), TAXONOMY)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as seen without one kind of cone.
+PROTAN = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
+DEUTAN = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]])
+
+
+@pytest.mark.parametrize("vision", [np.eye(3), PROTAN, DEUTAN])
+def test_colours_of_kinds_differ_for_every_colour_vision(vision):
+    colours = np.array([rgb(kind.colour) for kind in TAXONOMY.kinds.values()]) / 255
+    seen = np.clip(colours**2.2 @ vision.T, 0, 1) ** (1 / 2.2)
+    distances = [np.abs(a - b).max() for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) > 0.2
+
+
+def test_codes_of_one_kind_have_colours_of_their_own():
+    for kind in TAXONOMY.kinds:
+        colours = [TAXONOMY.codes[code].colour for code in TAXONOMY.codes_of(kind)]
+        assert len(set(colours)) == len(colours)
+
+
+@pytest.mark.parametrize(("n", "columns", "side"), [(7, 3, 120), (1, 4, 100), (5, 5, 20)])
+def test_contact_sheet_shows_every_patch(n, columns, side):
+    rng = np.random.default_rng(1)
+    colours = rng.choice(np.arange(30, 220), (n, 3)).astype(np.uint8)
+    patches = [np.full((side, side, 3), colour, np.uint8) for colour in colours]
+    sheet = overlay.contact_sheet(patches, [LONG] * n, columns, "Gallery")
+    shown = side * -(-96 // side)
+    for colour in colours:
+        rows, cols = np.nonzero(np.all(sheet == colour, axis=2))
+        assert len(rows) >= shown**2
+        assert sheet[rows.min() : rows.min() + shown, cols.min() : cols.min() + shown].std(axis=(0, 1)).max() == 0
+
+
+def test_contact_sheet_without_cells_is_its_title():
+    assert has(overlay.contact_sheet([], [], 3, "No cells"), overlay.INK)
+
+
+@pytest.mark.parametrize(
+    ("patches", "captions", "columns"),
+    [
+        ([np.zeros((9, 9, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)], ["a", "b"], 2),
+        ([np.zeros((9, 9, 3), np.uint8)], [], 2),
+        ([], [], 0),
+    ],
+)
+def test_contact_sheet_refuses_what_does_not_fit(patches, captions, columns):
+    with pytest.raises(ValueError, match="contact sheet"):
+        overlay.contact_sheet(patches, captions, columns, "title")
