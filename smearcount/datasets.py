@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.errors import DatasetError
+from smearcount.config import load_yaml, shipped
+from smearcount.errors import ConfigError, DatasetError
 from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
 
-__all__ = ["KINDS", "RED_CELL_UM", "FieldSource", "LabelledField", "data_root", "read_source"]
+__all__ = ["KINDS", "RED_CELL_UM", "FieldSource", "LabelledField", "data_root", "load_sources", "read_source"]
 
 KINDS = ("rbc", "wbc", "platelet")
 """Kinds the detector tells apart, in the order of its outputs."""
@@ -80,6 +81,27 @@ def data_root() -> Path | None:
     configured = os.environ.get("SMEARCOUNT_DATA")
     root = Path(configured) if configured else Path(__file__).resolve().parents[2] / _UNLABELLED_DIR
     return root if root.is_dir() else None
+
+
+def load_sources(config: Path | None = None) -> dict[str, FieldSource]:
+    """The entries of `configs/datasets.yaml` (or of a laboratory's own file)."""
+    path = config or shipped("configs") / "datasets.yaml"
+    content = load_yaml(path)
+    try:
+        return {
+            name: FieldSource(
+                name=name,
+                format=entry["format"],
+                classes=entry["classes"],
+                labelled=frozenset(entry["labelled"]),
+                red_cell_px=entry["red_cell_px"],
+                own_scale=entry.get("own_scale", False),
+                swapped=frozenset(entry.get("swapped", ())),
+            )
+            for name, entry in content.items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: each source needs format, classes, labelled, red_cell_px ({error})") from error
 
 
 def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledField]:

@@ -291,10 +291,9 @@ def test_one_hot_pixel_does_not_darken_the_picture(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
     read = whole(open_image(tmp_path / "a.tif"))
     assert read[3, 3].tolist() == [255, 255, 255]
-    assert (
-        np.abs(np.delete(read.reshape(-1, 3), 3 * 64 + 3, 0) - np.delete(scene().reshape(-1, 3), 3 * 64 + 3, 0)).max()
-        <= 1
-    )
+    difference = np.abs(read.astype(int) - scene())
+    difference[3, 3] = 0
+    assert difference.max() == 1
 
 
 def test_floating_point_and_signed_data(tmp_path: Path) -> None:
@@ -362,7 +361,7 @@ def test_tiff_layouts(tmp_path: Path, compression: str | None, tile: tuple[int, 
     reference = tifffile.imread(tmp_path / "a.tif")
     reference = reference if planar == "contig" else reference.transpose(1, 2, 0)
     assert np.array_equal(whole(source), reference)
-    assert np.abs(whole(source).astype(int) - pixels).max() <= (12 if compression == "jpeg" else 0)
+    assert np.abs(whole(source).astype(int) - pixels).max() <= (25 if compression == "jpeg" else 0)
     rng = np.random.default_rng(3)
     for _ in range(20):
         x, y = int(rng.integers(130)), int(rng.integers(100))
@@ -635,6 +634,17 @@ def test_a_tiled_tiff_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", scene(256, 256), photometric="rgb", tile=(64, 64), compression="jpeg")
     data = (tmp_path / "a.tif").read_bytes()
     refused(save(tmp_path / "a.tif", data[:-100]), "truncated")
+
+
+def test_a_lost_tag_without_meaning_for_the_pixels_is_noted(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", scene(), photometric="rgb", datetime="2020:01:01 10:00:00", metadata=None)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        at = file.pages[0].tags["DateTime"].offset
+    data[at + 8 : at + 12] = struct.pack("<I", len(data) + 1000)
+    source = open_image(save(tmp_path / "a.tif", bytes(data)))
+    assert source.notes == ("TIFF tag 306 can't be read and was left out",)
+    assert np.array_equal(whole(source), scene())
 
 
 def test_a_jpeg_with_its_middle_lost_is_refused(tmp_path: Path) -> None:

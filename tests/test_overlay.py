@@ -271,6 +271,10 @@ def test_blocks_overlap_neither_the_photograph_nor_each_other():
         assert used.sum() == photo_wh[0] * photo_wh[1] + column * sum(heights)
 
 
+def test_panel_takes_more_columns_where_one_would_waste_paper():
+    assert overlay._layout([300] * 4, (640, 640), 200)[0] == (640 + 2 * 200, 640)
+
+
 @pytest.mark.parametrize(
     "pixels", [blank((10, 20)), np.zeros((480, 640, 3), np.float32), np.zeros((480, 640), np.uint8)]
 )

@@ -135,7 +135,7 @@ def test_cells_cut_by_the_border_keep_their_share_inside() -> None:
     recipe = SMALL.vary(width=200, height=150, red_cells=7, white_cells=1, platelets=3)
     size = recipe.field_um
     frame = np.array([(0, 0), (size[0], 0), size, (0, size[1])])
-    least = {"rbc": 0.24, "wbc": 0.59, "platelet": 0.74}
+    least = {"rbc": 0.32, "wbc": 0.59, "platelet": 0.74}
     cut = 0
     for seed in range(6):
         for cell in place_cells(recipe, seed):

@@ -105,7 +105,7 @@ def _check_size(pixels: npt.NDArray[Any], header: Header) -> None:
 
 _SPOKEN = re.compile(
     r"^.*(?:JPEG data|JPEG file|sequential JPEG|JFIF revision|progression sequence|Adobe color|libpng "
-    r"|^\[ ?(?:WARN|INFO|ERROR):).*\n?",
+    r"|^\[ ?(?:WARN|INFO|ERROR):).*\n*",
     re.MULTILINE,
 )
 """Lines of libjpeg (jerror.h), libpng and OpenCV."""

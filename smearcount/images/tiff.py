@@ -26,6 +26,11 @@ from smearcount.images.tiff_page import StoredPage, stored_page
 
 __all__ = ["TiffSource", "open_tiff"]
 
+_PIXEL_TAGS = frozenset(
+    (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 347, 530)
+)
+"""Tags without which the samples are misunderstood."""
+
 _AGAIN = "copy or export it again from the microscope"
 
 
@@ -92,12 +97,13 @@ def open_tiff(path: Path, limits: ReadLimits, page: int | None) -> ImageSource:
 
 def _parse(path: Path, page: int | None) -> tuple[StoredPage, PixelSize, tuple[str, ...]]:
     try:
-        with _quiet(), tifffile.TiffFile(path, _multifile=False) as file:
+        with _heard() as messages, tifffile.TiffFile(path, _multifile=False) as file:
             pages = [each for each in file.pages if isinstance(each, tifffile.TiffPage)]
+            unread = _unread_tags(messages)
             chosen, notes = _choose(path, pages, page)
             if page is None:
                 _refuse_split_channels(path, pages[0], len(pages))
-            return stored_page(chosen, file.filehandle.size), _pixel_size(pages[0], chosen), notes
+            return stored_page(chosen, file.filehandle.size), _pixel_size(pages[0], chosen), (*notes, *unread)
     except DamagedError as error:
         raise ImageError(f"{path}: {error}; {_AGAIN}") from error
     except UnsupportedError as error:
@@ -111,7 +117,7 @@ def _parse(path: Path, page: int | None) -> tuple[StoredPage, PixelSize, tuple[s
 
 def _decode(path: Path, stored: StoredPage, region_xywh: tuple[int, int, int, int]) -> tuple[Rgb, str]:
     try:
-        with _quiet():
+        with _heard():
             return stored.colour.to_rgb(stored.read(path, region_xywh))
     except DamagedError as error:
         raise ImageError(f"{path}: {error}; {_AGAIN}") from error
@@ -179,18 +185,28 @@ def _ratio(value: object) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the log of tifffile off the screen: what matters of it is raised or noted here."""
+def _heard() -> Iterator[list[str]]:
+    """Collect the log of tifffile instead of printing it: what matters of it is raised or noted here."""
+    messages: list[str] = []
 
-    def drop(record: logging.LogRecord) -> bool:
+    def keep(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
         return False
 
     logger = logging.getLogger("tifffile")
-    logger.addFilter(drop)
+    logger.addFilter(keep)
     try:
-        yield
+        yield messages
     finally:
-        logger.removeFilter(drop)
+        logger.removeFilter(keep)
+
+
+def _unread_tags(messages: list[str]) -> tuple[str, ...]:
+    found = (re.search(r"TiffTag\.fromfile.*TiffTag (\d+)", message) for message in messages)
+    tags = sorted({int(each.group(1)) for each in found if each})
+    if lost := _PIXEL_TAGS.intersection(tags):
+        raise DamagedError(f"is truncated or corrupt: its tag {min(lost)} can't be read")
+    return tuple(f"TIFF tag {tag} can't be read and was left out" for tag in tags)
 
 
 def _sha256(path: Path) -> str:

@@ -99,11 +99,11 @@ def _teardrop(rng: np.random.Generator) -> Outline:
 
 
 def _sickle(rng: np.random.Generator) -> Outline:
-    length, width = rng.uniform(9.5, 12.5), rng.uniform(2.3, 3.1)
+    length, width = rng.uniform(9.0, 11.5), rng.uniform(2.9, 3.7)
     curve = rng.uniform(0.5, 1.5)
     half = _POINTS // 2
     along = np.cos(np.linspace(0, np.pi, half))
-    thick = width / 2 * (1 - along**2) ** 0.8
+    thick = width / 2 * (1 - along**2) ** 0.7
     spine = 1.3 * curve * (1 - along**2)
     upper = np.stack([along * length / 2, spine + thick], axis=1)
     lower = np.stack([-along * length / 2, spine - thick], axis=1)
@@ -145,7 +145,7 @@ def _scaled(outline: Outline, diameter: float) -> Outline:
 
 
 def _platelet(rng: np.random.Generator) -> Outline:
-    return _scaled(blob(rng, 1.0, 0.09, rng.uniform(0.72, 1)), _bounded(rng, 2.6, 0.4, 1.9, 3.3))
+    return _scaled(blob(rng, 1.0, 0.09, rng.uniform(0.72, 1)), _bounded(rng, 2.8, 0.35, 2.0, 3.4))
 
 
 _SHAPES: dict[str, Callable[[np.random.Generator], Outline]] = {

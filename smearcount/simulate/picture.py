@@ -104,11 +104,11 @@ def _tally(names: npt.NDArray[np.str_]) -> dict[str, int]:
 
 
 def _debris(recipe: SmearRecipe, cells: list[Cell], seed: int) -> list[Cell]:
-    """Specks of stain under 1 um in free places: drawn like platelets, but too small for one, not in the truth."""
+    """Specks of stain under half a um in free places: drawn like platelets, but too small for one, not in the truth."""
     rng = np.random.default_rng([seed, 3])
     specks = []
     for number in range(recipe.debris):
-        outline = blob(rng, rng.uniform(0.12, 0.35), 0.15, rng.uniform(0.6, 1))
+        outline = blob(rng, rng.uniform(0.1, 0.24), 0.15, rng.uniform(0.6, 1))
         x, y = (float(rng.uniform(0, size)) for size in recipe.field_um)
         if all(np.hypot(x - cell.centre[0], y - cell.centre[1]) > cell.reach + 0.5 for cell in cells):
             specks.append(Cell("debris", "debris", outline, (x, y), (seed, 4, number)))

@@ -21,7 +21,7 @@ __all__ = ["Cell", "overlap_areas", "place_cells"]
 _RASTER_UM = 0.08
 _BUCKET_UM = 12.0
 _GAP_UM = {"rbc": 0.3, "wbc": 0.4, "platelet": 0.45}
-_MIN_INSIDE = {"rbc": 0.25, "wbc": 0.6, "platelet": 0.75}
+_MIN_INSIDE = {"rbc": 0.33, "wbc": 0.6, "platelet": 0.75}
 _MAX_COVERED = 0.6
 _TRIES = 4000
 _PATIENCE = 50
@@ -82,7 +82,7 @@ class _Scene:
 def place_cells(recipe: SmearRecipe, seed: int) -> list[Cell]:
     """The scene of a recipe: white cells, then platelets, then red cells.
 
-    Every cell has at least a quarter of its area in the field (white cells and platelets more), and at most 60 %
+    Every cell has at least a third of its area in the field (white cells and platelets more), and at most 60 %
     of a red cell lies under or over others. White cells and platelets are covered by nothing.
 
     Raises:

@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from smearcount.config import Strict, load_yaml, read_model, shipped
-from smearcount.datasets import KINDS, FieldSource, LabelledField, data_root, read_source
-from smearcount.errors import ConfigError, DatasetError
+from smearcount.config import Strict, read_model
+from smearcount.datasets import KINDS, LabelledField, data_root, load_sources, read_source
+from smearcount.errors import DatasetError
 from smearcount.offline import quiet_ultralytics
 from smearcount.training.tiles import Augmentation, Tile, TileMaker
 
-__all__ = ["DetectorRecipe", "load_sources", "train"]
+__all__ = ["DetectorRecipe", "train"]
 
 
 class DetectorRecipe(Strict):
@@ -43,27 +43,6 @@ class DetectorRecipe(Strict):
     sources: dict[str, float]
     augment: Augmentation
     architecture: dict[str, Any]
-
-
-def load_sources(config: Path | None = None) -> dict[str, FieldSource]:
-    """The entries of `configs/datasets.yaml` (or of a laboratory's own file)."""
-    path = config or shipped("configs") / "datasets.yaml"
-    content = load_yaml(path)
-    try:
-        return {
-            name: FieldSource(
-                name=name,
-                format=entry["format"],
-                classes=entry["classes"],
-                labelled=frozenset(entry["labelled"]),
-                red_cell_px=entry["red_cell_px"],
-                own_scale=entry.get("own_scale", False),
-                swapped=frozenset(entry.get("swapped", ())),
-            )
-            for name, entry in content.items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: each source needs format, classes, labelled, red_cell_px ({error})") from error
 
 
 def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | None = None) -> Path:

@@ -15,13 +15,22 @@ import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from smearcount.cards import Card, FileEntry, Metric, Model, as_yaml
-from smearcount.config import load_yaml
+from smearcount.cards import Card, FileEntry, Metric, Model, as_yaml, find_model
+from smearcount.config import load_yaml, shipped
 from smearcount.errors import ModelError
 from smearcount.offline import quiet_openvino
+from smearcount.probe import probe_errors
 from smearcount.runtimes import build_network
 
-__all__ = ["export_onnx", "export_openvino", "package_detector", "render_readme", "update_card"]
+__all__ = [
+    "export_model",
+    "export_onnx",
+    "export_openvino",
+    "package_detector",
+    "package_run",
+    "render_readme",
+    "update_card",
+]
 
 LARGEST_CELL_UM = 24.0
 
@@ -71,6 +80,46 @@ def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], o
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return card
+
+
+def package_run(run: Path, recipe_path: Path, about_path: Path | None) -> Path:
+    """Package a run as `<run>/model`, with the words of `about_path` or those of the shipped detector's card.
+
+    Raises:
+        ConfigError: the recipe or the words are malformed.
+    """
+    about = load_about(about_path or shipped("configs") / "train" / "detector-card.yaml")
+    package_detector(run, load_yaml(recipe_path), about, run / "model")
+    return run / "model"
+
+
+def export_model(model: str, to: str, out: Path) -> Path:
+    """Copy a model to `out/<id>` with the files of one more runtime, checked against the probe there.
+
+    Raises:
+        ModelError: the model is damaged, or the new files differ from the probe by more than the card allows.
+        ConfigError: the card is malformed.
+    """
+    found = find_model(model)
+    found.verify()
+    out.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    try:
+        for name in found.card.files:
+            (staging / name).write_bytes(found.read(name))
+        new = {"model.onnx": export_onnx(found)} if to == "onnx" else export_openvino(found)
+        for name, content in new.items():
+            (staging / name).write_bytes(content)
+        runtimes = {name: entry.runtime for name, entry in found.card.files.items()} | dict.fromkeys(new, to)
+        _write_card(staging, found.card.model_copy(update={"files": _entries(staging, runtimes)}))
+        probe_errors(Model(staging), (to,))
+        target = out / found.card.id
+        shutil.rmtree(target, ignore_errors=True)
+        staging.chmod(0o755)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
 
 
 def update_card(folder: Path, **changes: Any) -> Card:

@@ -1,0 +1,143 @@
+"""`smearcount evaluate detector`: average precision, agreement and counting error on labelled fields."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smearcount.cards import Metric, Model, find_model
+from smearcount.datasets import KINDS, LabelledField, data_root, load_sources, read_source
+from smearcount.detector import Detector
+from smearcount.errors import DatasetError
+from smearcount.images import open_image
+from smearcount.metrics import BoxPair, evaluate_pairs
+from smearcount.runtimes import RuntimeChoice
+from smearcount.scale import settle_scale
+
+__all__ = ["EvaluationJob", "box_pairs", "card_metrics", "evaluate", "labelled_fields"]
+
+LOWEST_SCORE = 0.01
+"""Average precision looks at the whole curve, counts only at what is above the card's thresholds."""
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What is measured.
+
+    Attributes:
+        model: id or folder.
+        sources: collections of `configs/datasets.yaml`.
+        split: `train` or `val`.
+        scale: `labels` takes the scale from the labelled red cells, `estimated` as for an unknown picture.
+        on_card: write the figures on the card of the model.
+    """
+
+    model: str
+    sources: tuple[str, ...]
+    split: str = "val"
+    scale: str = "labels"
+    on_card: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        if self.split not in ("train", "val") or self.scale not in ("labels", "estimated"):
+            raise DatasetError(
+                f"expected split train or val and scale labels or estimated, got {self.split!r} and {self.scale!r}"
+            )
+
+
+def labelled_fields(sources: Iterable[str], split: str) -> list[LabelledField]:
+    """The labelled fields of some collections.
+
+    Raises:
+        DatasetError: the data are not at hand, or a collection is unknown.
+    """
+    root, known = data_root(), load_sources()
+    if root is None:
+        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
+    unknown = [name for name in sources if name not in known]
+    if unknown:
+        raise DatasetError(f"unknown collections {unknown}; known: {', '.join(known)}")
+    return [field for name in sources for field in read_source(root, known[name], split)]
+
+
+def box_pairs(detector: Detector, fields: Iterable[LabelledField], scale: str) -> list[BoxPair]:
+    """Found and labelled boxes of every field; nothing is left out at the border."""
+    pairs = []
+    for field in fields:
+        source = open_image(field.path)
+        um_per_px, cells = field.um_per_px, None
+        if scale == "estimated":
+            settled = settle_scale(source, detector)
+            um_per_px, cells = settled.scale.um_per_px, settled.cells
+        cells = cells if cells is not None else detector.find(source, um_per_px)
+        pairs.append(
+            BoxPair(
+                image_id=field.path.name,
+                group=field.source,
+                found_boxes=cells.boxes,
+                found_scores=cells.scores,
+                found_kinds=np.array([KINDS.index(kind) for kind in cells.kinds.tolist()], np.int64),
+                true_boxes=field.boxes,
+                true_kinds=field.kinds,
+                labelled=frozenset(KINDS.index(kind) for kind in field.labelled),
+            )
+        )
+    return pairs
+
+
+def evaluate(
+    job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter
+) -> dict[str, Any]:
+    """Measure a detector; the figures by look and overall, as `metrics.evaluate_pairs` gives them.
+
+    Raises:
+        DatasetError: the labelled data are not at hand.
+    """
+    model = find_model(job.model)
+    fields = labelled_fields(job.sources, job.split)
+    by_path = {field.path: field for field in fields}
+    detector = Detector(model, RuntimeChoice(), min_score=LOWEST_SCORE)
+    pairs = box_pairs(detector, (by_path[path] for path in progress(list(by_path))), job.scale)
+    thresholds = [model.card.min_score[kind] for kind in KINDS]
+    figures = evaluate_pairs(pairs, KINDS, thresholds)
+    figures = {"model": model.card.id, "split": job.split, "scale": job.scale, **figures}
+    if job.on_card:
+        _to_card(model, figures)
+    return figures
+
+
+def _to_card(model: Model, figures: dict[str, Any]) -> None:
+    from smearcount.training.packaging import update_card
+
+    kept = [m for m in model.card.metrics if m.data.split(",")[0] not in figures["groups"]]
+    update_card(model.folder, metrics=[m.model_dump() for m in [*kept, *card_metrics(figures)]])
+
+
+def card_metrics(figures: dict[str, Any]) -> list[Metric]:
+    """The figures that belong on a card: per look, average precision, agreement and counting error."""
+    metrics = []
+    suffix = f"{figures['split']}, scale {'from labels' if figures['scale'] == 'labels' else 'estimated'}"
+    for group, summary in figures["groups"].items():
+        data, by_kind = f"{group}, {suffix}", defaultdict(dict, summary["kinds"])
+        for name in ("pooled_map50", "pooled_map50_95"):
+            if summary.get(name) is not None:
+                metrics.append(Metric(name=name, data=data, n=summary["n_fields"], value=summary[name]))
+        for kind, values in by_kind.items():
+            if values.get("f1") is None:
+                continue
+            low, high = values["f1_interval"]
+            metrics.append(
+                Metric(name=f"{kind} F1 at IoU 0.5", data=data, n=values["true"], value=values["f1"], low=low, high=high)
+            )
+            low, high = values["pooled_relative_interval"]
+            error = values["pooled_relative"]
+            metrics.append(
+                Metric(name=f"{kind} count error", data=data, n=values["true"], value=error, low=low, high=high)
+            )
+    return metrics
