@@ -1,8 +1,8 @@
 """smearcount: from a photograph of a stained blood smear to a count a laboratory can defend.
 
-    from smearcount import Pipeline
-    result = Pipeline.load().analyze("smear.jpg")
-    print(result.differential)
+from smearcount import Pipeline
+result = Pipeline.load().analyze("smear.jpg")
+print(result.differential)
 """
 
 from __future__ import annotations

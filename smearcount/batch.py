@@ -58,7 +58,10 @@ def analyze_each(
         except SmearcountError as error:
             yield path, str(error)
         except MemoryError:
-            yield path, f"{path}: not enough memory for this picture; analyse it on a larger machine or lower its size"
+            yield (
+                path,
+                f"{path}: not enough memory for this picture; analyse it on a larger machine or lower its size",
+            )
 
 
 def run_batch(pipeline: Pipeline, job: BatchJob, progress: Progress = iter) -> Outcome:
@@ -74,7 +77,7 @@ def run_batch(pipeline: Pipeline, job: BatchJob, progress: Progress = iter) -> O
 
     def ids(path: Path) -> tuple[str, str]:
         relative = path.relative_to(job.folder)
-        return relative.as_posix(), "" if relative.parent == Path() else relative.parent.as_posix()
+        return (relative.as_posix(), "" if relative.parent == Path() else relative.parent.as_posix())
 
     failed: list[tuple[str, str]] = []
     with _whole_or_absent(job.report) as rows, _whole_or_absent(job.cells) as cells:

@@ -1,6 +1,6 @@
 """Model cards: what a model is, what it was trained on, what it can't do, and the checksum of each of its files.
 
-    weights/<model-id>/card.yaml, README.md, probe.npz, model.safetensors, architecture.yaml, model.xml, model.bin
+weights/<model-id>/card.yaml, README.md, probe.npz, model.safetensors, architecture.yaml, model.xml, model.bin
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class Model:
         try:
             content = (self.folder / name).read_bytes()
         except OSError as error:
-            raise ModelError(f"{self.folder / name}: can't be read ({error.strerror}); install smearcount again") from error
+            raise ModelError(
+                f"{self.folder / name}: can't be read ({error.strerror}); install smearcount again"
+            ) from error
         found = hashlib.sha256(content).hexdigest()
         if len(content) != entry.bytes or found != entry.sha256:
             raise ModelError(

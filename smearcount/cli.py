@@ -1,4 +1,4 @@
-"""The command line: flags in, calls to the library, exit code out. 0 all good, 1 some pictures failed, 2 wrong usage."""
+"""The command line: flags in, calls to the library, exit code out (0 good, 1 some pictures failed, 2 wrong usage)."""
 
 from __future__ import annotations
 
@@ -227,15 +227,14 @@ def models_list(as_json: Json = False) -> None:
     from smearcount.cards import list_models
 
     with clear_errors():
-        rows = [
-            {"id": m.card.id, "task": m.card.task, "bytes": sum(e.bytes for e in m.card.files.values())}
-            for m in list_models()
-        ]
+        models = list_models()
+    sizes = [sum(entry.bytes for entry in model.card.files.values()) for model in models]
     if as_json:
+        rows = [{"id": m.card.id, "task": m.card.task, "bytes": size} for m, size in zip(models, sizes, strict=True)]
         typer.echo(json.dumps(rows))
-    else:
-        for row in rows:
-            typer.echo(f"{row['id']}  {row['task']}  {row['bytes'] / 1e6:.1f} MB")
+        return
+    for model, size in zip(models, sizes, strict=True):
+        typer.echo(f"{model.card.id}  {model.card.task}  {size / 1e6:.1f} MB")
 
 
 @models_app.command("show")

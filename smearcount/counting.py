@@ -53,8 +53,8 @@ def counted_mask(
     """Which cells enter the counts, and the area in square micrometres that the counts refer to.
 
     With `corner` a cell counts when the top-left corner of its box lies in [2 px, W - g) x [2 px, H - g), g = 3 um: an
-    unbiased counting frame, so that the densities of the parts of a mosaic and of the whole agree (after Gundersen 1977,
-    J Microsc 111:219). With `all` every cell counts.
+    unbiased counting frame, so that the densities of the parts of a mosaic and of the whole agree (after Gundersen
+    1977, J Microsc 111:219). With `all` every cell counts.
 
     Raises:
         ValueError: the rule is unknown.
@@ -89,10 +89,7 @@ def name_cells(kinds: Strings, labels: Labels, min_label_score: float) -> String
 
 def final_kinds(kinds: Strings, names: Strings, taxonomy: Taxonomy) -> Strings:
     """Kind of each cell once it is named: an erythroblast among the white cells becomes `nrbc`."""
-    named = [
-        taxonomy.kind_of[name] if name in taxonomy.kind_of else kind
-        for kind, name in zip(kinds.tolist(), names.tolist(), strict=True)
-    ]
+    named = [taxonomy.kind_of.get(name, kind) for kind, name in zip(kinds.tolist(), names.tolist(), strict=True)]
     return np.array(named, dtype="<U8") if named else np.zeros(0, "<U8")
 
 
@@ -147,7 +144,7 @@ def poisson_limits(k: int, confidence: float = 0.95) -> tuple[float, float]:
 
 
 def percentage(k: int, n: int) -> Estimate:
-    """k of n in per cent with exact binomial limits."""
+    """K of n in per cent with exact binomial limits."""
     if n == 0:
         return NOTHING
     low, high = binomial_limits(k, n)
@@ -155,7 +152,7 @@ def percentage(k: int, n: int) -> Estimate:
 
 
 def rate(x: int, y: int, per: float) -> Estimate:
-    """x per `per` of y, with limits from the proportion p of x in x + y, turned to the ratio p / (1 - p)."""
+    """X per `per` of y, with limits from the proportion p of x in x + y, turned to the ratio p / (1 - p)."""
     if y == 0:
         return NOTHING
     low, high = binomial_limits(x, x + y)

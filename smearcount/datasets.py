@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from smearcount.config import load_yaml, shipped
 from smearcount.errors import ConfigError, DatasetError
 from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
+from smearcount.images import open_image
 
 __all__ = ["KINDS", "RED_CELL_UM", "FieldSource", "LabelledField", "data_root", "load_sources", "read_source"]
 
@@ -123,7 +123,7 @@ LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float,
 
 def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) -> LabelledField:
     path = _picture(folder / "images", stem)
-    width, height = _size(path)
+    width, height = open_image(path).size_wh
     rows = [row for row in boxes_of(stem, width, height) if source.classes.get(row[0], row[0])]
     unknown = {row[0] for row in rows} - source.classes.keys()
     if unknown:
@@ -136,7 +136,9 @@ def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) 
     boxes, kinds = boxes[real], kinds[real]
     red_cell_px = _red_cell_px(source, boxes[kinds == 0], width, height)
     size = f"{width}x{height}"
-    look = f"{source.name}/{size if size in source.red_cell_px else 'any'}" if len(source.red_cell_px) > 1 else source.name
+    look = (
+        f"{source.name}/{size if size in source.red_cell_px else 'any'}" if len(source.red_cell_px) > 1 else source.name
+    )
     return LabelledField(path, look, boxes, kinds, source.labelled, RED_CELL_UM / red_cell_px)
 
 
@@ -157,13 +159,6 @@ def _picture(folder: Path, stem: str) -> Path:
     raise DatasetError(f"{folder / stem}: no picture of this name (jpg, jpeg, png, tif)")
 
 
-def _size(path: Path) -> tuple[int, int]:
-    pixels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise DatasetError(f"{path}: not a readable picture")
-    return pixels.shape[1], pixels.shape[0]
-
-
 def _read_voc(folder: Path) -> LabelReader:
     def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
         for item in ElementTree.parse(folder / "annotations" / f"{stem}.xml").iter("object"):
@@ -171,7 +166,7 @@ def _read_voc(folder: Path) -> LabelReader:
             if box is None:
                 raise DatasetError(f"{folder / stem}: an object without bndbox")
             corners = [float(box.findtext(key, "nan")) for key in ("xmin", "ymin", "xmax", "ymax")]
-            yield item.findtext("name", ""), corners[0], corners[1], corners[2], corners[3]
+            yield (item.findtext("name", ""), corners[0], corners[1], corners[2], corners[3])
 
     return boxes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from smearcount.geometry import FloatArray, centres, clip_boxes, greedy_nms, iou
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice, make_runtime
 
-__all__ = ["CELL_MARGIN_UM", "Detector", "PixelSource", "Window", "plan_windows"]
+__all__ = ["CELL_MARGIN_UM", "Detector", "PixelSource", "Window", "canonical_size", "plan_windows", "to_tensor"]
 
 CELL_MARGIN_UM = 4.0
 """Added to half the largest cell to give the margin of a window."""
@@ -113,8 +113,7 @@ class Detector:
             Boxes in pixels of the picture, ordered from top to bottom, then from left to right.
         """
         width, height = source.size_wh
-        factor = um_per_px / self.card.um_per_px
-        canonical_wh = max(1, round(width * factor)), max(1, round(height * factor))
+        canonical_wh = canonical_size(source.size_wh, um_per_px, self.card)
         margin = math.ceil((self.card.largest_cell_um / 2 + CELL_MARGIN_UM) / self.card.um_per_px)
         parts = []
         for window in plan_windows(*canonical_wh, self.card.window_px, margin):
@@ -127,7 +126,7 @@ class Detector:
         boxes = clip_boxes(boxes * gain, width, height)
         order = np.lexsort((boxes[:, 2], boxes[:, 0], boxes[:, 1]))
         boxes, scores, kinds = boxes[order], scores[order], kinds[order]
-        slack = EDGE_SLACK_PX * max(1.0, 1 / factor)
+        slack = EDGE_SLACK_PX * max(1.0, self.card.um_per_px / um_per_px)
         return Detections(boxes, scores, self._kinds[kinds], touches_edge(boxes, width, height, slack))
 
     def _emit(
@@ -152,12 +151,13 @@ class Detector:
         """Which boxes end at an edge of the view that is not an edge of the picture."""
         x_min, y_min, x_max, y_max = boxes.T
         left, top, right, bottom = view
-        return (
+        cut: npt.NDArray[np.bool_] = (
             ((x_min <= left + 1) & (left > 0))
             | ((y_min <= top + 1) & (top > 0))
             | ((x_max >= right - 1) & (right < canonical_wh[0]))
             | ((y_max >= bottom - 1) & (bottom < canonical_wh[1]))
         )
+        return cut
 
     def _reread(
         self, source: PixelSource, box: FloatArray, score: np.float32, canonical_wh: tuple[int, int], margin: int
@@ -165,7 +165,7 @@ class Detector:
         """The same cell seen in a window centred on it; unchanged where it is not found again."""
         centre, half = centres(box[None])[0], self.card.window_px // 2
         x, y = (int(v) for v in centre)
-        view = max(x - half, 0), max(y - half, 0), min(x + half, canonical_wh[0]), min(y + half, canonical_wh[1])
+        view = (max(x - half, 0), max(y - half, 0), min(x + half, canonical_wh[0]), min(y + half, canonical_wh[1]))
         boxes, scores, _ = self._look(source, view, canonical_wh)
         overlaps = iou_matrix(box[None], boxes)[0]
         if not len(boxes) or overlaps.max() < 0.3:
@@ -180,9 +180,9 @@ class Detector:
         width, height = source.size_wh
         per_x, per_y = width / canonical_wh[0], height / canonical_wh[1]
         left, top = math.floor(view[0] * per_x), math.floor(view[1] * per_y)
-        right, bottom = min(math.ceil(view[2] * per_x), width), min(math.ceil(view[3] * per_y), height)
+        right, bottom = (min(math.ceil(view[2] * per_x), width), min(math.ceil(view[3] * per_y), height))
         region = source.read(left, top, right - left, bottom - top)
-        out_w, out_h = max(1, round((right - left) / per_x)), max(1, round((bottom - top) / per_y))
+        out_w, out_h = (max(1, round((right - left) / per_x)), max(1, round((bottom - top) / per_y)))
         tensor = to_tensor(resize_rgb(region, out_w, out_h), self.card)
         boxes, scores, kinds = decode(self._run(tensor)[0][0], self._min_scores, self.card)
         gain = np.array([(right - left) / out_w / per_x, (bottom - top) / out_h / per_y] * 2, np.float32)
@@ -197,12 +197,12 @@ class Detector:
         """Rows that stay when cells emitted on both sides of a seam become one."""
         import shapely
 
-        core_px, band = self.card.window_px - 2 * margin, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px
+        core_px, band = (self.card.window_px - 2 * margin, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px)
         from_seam = centres(boxes) % core_px
         rows = np.flatnonzero(np.any((from_seam < band) | (from_seam > core_px - band), axis=1))
         order = rows[np.lexsort((*boxes[rows].T[::-1], -scores[rows]))]
-        tree = shapely.STRtree(shapely.box(*boxes[order].T))
-        first, second = tree.query(tree.geometries, predicate="intersects")
+        outlines = np.asarray(shapely.box(*boxes[order].T))
+        first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")
         removed = np.zeros(len(order), bool)
         overlap = _paired_iou(boxes[order][first], boxes[order][second])
         same = kinds[order][first] == kinds[order][second]
@@ -216,7 +216,13 @@ def _paired_iou(first: FloatArray, second: FloatArray) -> FloatArray:
     sides = np.maximum(np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2]), 0)
     common = sides.prod(axis=1)
     both = (first[:, 2:] - first[:, :2]).prod(axis=1) + (second[:, 2:] - second[:, :2]).prod(axis=1)
-    return (common / np.maximum(both - common, 1e-9)).astype(np.float32)
+    return cast(FloatArray, common / np.maximum(both - common, 1e-9))
+
+
+def canonical_size(size_wh: tuple[int, int], um_per_px: float, card: Card) -> tuple[int, int]:
+    """Width and height of a picture at the canonical scale of a detector."""
+    factor = um_per_px / card.um_per_px
+    return max(1, round(size_wh[0] * factor)), max(1, round(size_wh[1] * factor))
 
 
 def to_tensor(pixels: Pixels, card: Card) -> FloatArray:
@@ -234,7 +240,7 @@ def to_tensor(pixels: Pixels, card: Card) -> FloatArray:
 def decode(
     output: FloatArray, min_scores: FloatArray, card: Card
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.intp]]:
-    """Raw output `(4 + kinds, anchors)`, centre-size boxes and probabilities, to boxes `(N, 4)`, scores, kind indices."""
+    """Raw output `(4 + kinds, anchors)`, centre-size boxes and probabilities, to boxes `(N, 4)`, scores, kinds."""
     likely = np.flatnonzero((output[4:] >= min_scores[:, None]).any(axis=0))
     columns = output[:, likely]
     excess = np.where(columns[4:] >= min_scores[:, None], columns[4:], -1)

@@ -1,11 +1,11 @@
 """The exceptions a caller may want to catch, drawn once.
 
-    SmearcountError
-    |-- ImageError          a picture can't be used: names the file and the remedy
-    |-- ModelError          weights, card or probe are missing, damaged or of another kind
-    |-- RuntimeMissingError a runtime was asked for that is not installed
-    |-- ConfigError         a configuration or taxonomy file is wrong
-    |-- DatasetError        a labelled data set can't be read
+SmearcountError
+|-- ImageError          a picture can't be used: names the file and the remedy
+|-- ModelError          weights, card or probe are missing, damaged or of another kind
+|-- RuntimeMissingError a runtime was asked for that is not installed
+|-- ConfigError         a configuration or taxonomy file is wrong
+|-- DatasetError        a labelled data set can't be read
 """
 
 __all__ = ["ConfigError", "DatasetError", "ImageError", "ModelError", "RuntimeMissingError", "SmearcountError"]

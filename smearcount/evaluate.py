@@ -91,9 +91,7 @@ def box_pairs(detector: Detector, fields: Iterable[LabelledField], scale: str) -
     return pairs
 
 
-def evaluate(
-    job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter
-) -> dict[str, Any]:
+def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter) -> dict[str, Any]:
     """Measure a detector; the figures by look and overall, as `metrics.evaluate_pairs` gives them.
 
     Raises:
@@ -133,7 +131,9 @@ def card_metrics(figures: dict[str, Any]) -> list[Metric]:
                 continue
             low, high = values["f1_interval"]
             metrics.append(
-                Metric(name=f"{kind} F1 at IoU 0.5", data=data, n=values["true"], value=values["f1"], low=low, high=high)
+                Metric(
+                    name=f"{kind} F1 at IoU 0.5", data=data, n=values["true"], value=values["f1"], low=low, high=high
+                )
             )
             low, high = values["pooled_relative_interval"]
             error = values["pooled_relative"]

@@ -52,7 +52,10 @@ def clip_boxes(boxes_xyxy: FloatArray, width: int, height: int) -> FloatArray:
 def touches_edge(boxes_xyxy: FloatArray, width: int, height: int, slack_px: float = 2.0) -> npt.NDArray[np.bool_]:
     """Which boxes come within `slack_px` of the border of a `width` x `height` image, `(N,)` bool."""
     x_min, y_min, x_max, y_max = boxes_xyxy.T
-    return (x_min <= slack_px) | (y_min <= slack_px) | (x_max >= width - slack_px) | (y_max >= height - slack_px)
+    touches: npt.NDArray[np.bool_] = (
+        (x_min <= slack_px) | (y_min <= slack_px) | (x_max >= width - slack_px) | (y_max >= height - slack_px)
+    )
+    return touches
 
 
 def iou_matrix(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
@@ -75,11 +78,7 @@ def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.ND
 
 
 def greedy_nms(
-    boxes_xyxy: FloatArray,
-    scores: FloatArray,
-    kinds: npt.NDArray[np.intp],
-    same_kind_iou: float,
-    cross_kind_iou: float,
+    boxes_xyxy: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp], same_kind_iou: float, cross_kind_iou: float
 ) -> npt.NDArray[np.intp]:
     """Greedy non-maximum suppression: the best box removes those that overlap it by more than a threshold.
 
@@ -101,4 +100,4 @@ def greedy_nms(
         common = np.maximum(width, 0) * np.maximum(height, 0)
         threshold = np.where(kind[rest] == kind[best], same_kind_iou, cross_kind_iou)
         remaining = rest[common <= threshold * (area[best] + area[rest] - common)]
-    return cast("npt.NDArray[np.intp]", order[np.array(kept, np.intp)])
+    return order[np.array(kept, np.intp)]

@@ -65,7 +65,7 @@ class BoxPair:
         found, true = (len(self.found_boxes),), (len(self.true_boxes),)
         shapes = {"found_boxes": (*found, 4), "found_scores": found, "found_kinds": found}
         for name, shape in (shapes | {"true_boxes": (*true, 4), "true_kinds": true}).items():
-            array, kind = getattr(self, name), np.integer if name.endswith("kinds") else np.float32
+            array, kind = (getattr(self, name), np.integer if name.endswith("kinds") else np.float32)
             if array.shape != shape or not np.issubdtype(array.dtype, kind) or not np.isfinite(array).all():
                 got = f"{array.dtype} of shape {array.shape}"
                 raise ValueError(f"{name}: expected finite {kind.__name__} of shape {shape}, got {got} or a NaN in it")
@@ -282,7 +282,7 @@ def _coco_precision(pairs: Sequence[BoxPair], n_kinds: int) -> Doubles:
         tables = [empty.loadRes(np.concatenate(rows)) if any(map(len, rows)) else empty for rows in (true, found)]
         evaluation = cocoeval.COCOeval(*tables, "bbox")
         evaluation.params.maxDets = [max([1, *map(len, found)])]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, math.inf]], ["all"]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = ([[0, math.inf]], ["all"])
         evaluation.evaluate()
         evaluation.accumulate()
     by_recall = np.asarray(evaluation.eval["precision"], np.float64)[..., 0, 0]
@@ -303,7 +303,7 @@ def _labelled(pairs: Iterable[BoxPair]) -> set[int]:
 def _of_kind(pair: BoxPair, kind: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Found boxes, their scores and the labelled boxes of one kind."""
     found = pair.found_kinds == kind
-    return pair.found_boxes[found], pair.found_scores[found], pair.true_boxes[pair.true_kinds == kind]
+    return (pair.found_boxes[found], pair.found_scores[found], pair.true_boxes[pair.true_kinds == kind])
 
 
 def _tallies(pairs: Sequence[BoxPair], kind: int, min_score: float, min_iou: float) -> Integers:

@@ -338,7 +338,7 @@ def _blocks(
     def text(words: str, rows: int = 4, **look: Any) -> _Row:
         return _Row((_Span(words, 0, face.inner),), lines=rows, **look)
 
-    cells, counted, scale, made = len(result.detections), int(result.counted.sum()), result.scale, result.provenance
+    cells, counted, scale, made = (len(result.detections), int(result.counted.sum()), result.scale, result.provenance)
     bar = scale_bar(scale.um_per_px / zoom, face.inner)
     head = [text(result.image_id, bold=True), text(f"cells found: {cells}, counted: {counted}", colour=FAINT)]
     origin = [f"smearcount {made.version}, {', '.join(made.model_ids)}", "Research use only, no medical device"]

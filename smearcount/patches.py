@@ -47,7 +47,9 @@ def cut_patches(
 ) -> Iterator[Patch]:
     """The patch of each box `(N, 4)`, whose physical side is `sides_um (N,)`, one after the other."""
     for cell_id, (centre, side_um) in enumerate(zip(centres(boxes), sides_um, strict=True)):
-        pixels, filled = sample_window(source, (float(centre[0]), float(centre[1])), float(side_um) / um_per_px, patch_px)
+        pixels, filled = sample_window(
+            source, (float(centre[0]), float(centre[1])), float(side_um) / um_per_px, patch_px
+        )
         yield Patch(cell_id, pixels, float(side_um), filled)
 
 
@@ -65,7 +67,7 @@ def sample_window(
     width, height = source.size_wh
     x0, y0 = centre_xy[0] - side_px / 2, centre_xy[1] - side_px / 2
     left, top = max(math.floor(x0) - 2, 0), max(math.floor(y0) - 2, 0)
-    right, bottom = min(math.ceil(x0 + side_px) + 2, width), min(math.ceil(y0 + side_px) + 2, height)
+    right, bottom = (min(math.ceil(x0 + side_px) + 2, width), min(math.ceil(y0 + side_px) + 2, height))
     inside_x = max(min(x0 + side_px, width) - max(x0, 0), 0)
     inside_y = max(min(y0 + side_px, height) - max(y0, 0), 0)
     filled = 1 - inside_x * inside_y / side_px**2

@@ -1,6 +1,6 @@
 """The way of the data, and the only file that knows its order.
 
-    picture -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
+picture -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
 """
 
 from __future__ import annotations
@@ -19,14 +19,7 @@ from smearcount import counting, report
 from smearcount.cards import find_model
 from smearcount.config import Settings
 from smearcount.detector import Detector
-from smearcount.images import (
-    ArraySource,
-    ImageSource,
-    ReadLimits,
-    open_image,
-    write_picture,
-    write_text_atomic,
-)
+from smearcount.images import ArraySource, ImageSource, ReadLimits, open_image, write_picture, write_text_atomic
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import Counts, Detections, Labels, Provenance, Scale, SmearResult
@@ -67,7 +60,7 @@ class Analysis:
         import pandas as pd
 
         frame = pd.DataFrame(report.cell_rows(self.result), columns=list(report.CELL_COLUMNS))
-        text = ("image", "slide", "kind", "label", "runner_up")
+        text = ["image", "slide", "kind", "label", "runner_up"]
         for column in frame.columns.difference(text):
             frame[column] = pd.to_numeric(frame[column])
         return frame.astype({"at_edge": bool, "counted": bool})
@@ -99,9 +92,7 @@ class Analysis:
         from smearcount.overlay import draw_overlay
 
         lines = report.summary_lines(self.counts, self.result.counted_area_um2, self.taxonomy)
-        rows = [
-            ("  " * line.level + line.name, str(line.count), report.percent_text(line.share)) for line in lines
-        ]
+        rows = [("  " * line.level + line.name, str(line.count), report.percent_text(line.share)) for line in lines]
         return draw_overlay(self.source.read(0, 0, *self.source.size_wh), self.result, self.taxonomy, rows)
 
     def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
@@ -192,9 +183,7 @@ class Pipeline:
         names = counting.name_cells(found.kinds, labels, min_label_score=math.inf)
         kinds = counting.final_kinds(found.kinds, names, self.taxonomy)
         cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
-        counted, area_um2 = counting.counted_mask(
-            cells.boxes, source.size_wh, scale.um_per_px, self.settings.edge_rule
-        )
+        counted, area_um2 = counting.counted_mask(cells.boxes, source.size_wh, scale.um_per_px, self.settings.edge_rule)
         return SmearResult(
             image_id=ids[0],
             slide_id=ids[1],

@@ -34,9 +34,9 @@ def sharpness(pixels: npt.NDArray[np.uint8], um_per_px: float) -> float:
         A ratio without unit: 0 for a blank picture.
     """
     factor = um_per_px / FOCUS_UM_PER_PX
-    size_wh = max(8, round(pixels.shape[1] * factor)), max(8, round(pixels.shape[0] * factor))
+    size_wh = (max(8, round(pixels.shape[1] * factor)), max(8, round(pixels.shape[0] * factor)))
     green = resize_rgb(pixels, *size_wh)[..., 1].astype(np.float32)
-    fine, coarse = cv2.GaussianBlur(green, (0, 0), 1.0), cv2.GaussianBlur(green, (0, 0), 4.0)
+    fine, coarse = (cv2.GaussianBlur(green, (0, 0), 1.0), cv2.GaussianBlur(green, (0, 0), 4.0))
     structure = float(((fine - coarse) ** 2).mean())
     return float(((green - fine) ** 2).mean()) / structure if structure > 1 else 0.0
 
@@ -69,7 +69,7 @@ def _overlapping(red: Detections) -> float:
         return 0.0
     import shapely
 
-    boxes = shapely.box(*red.boxes.T)
+    boxes = np.asarray(shapely.box(*red.boxes.T))
     first, second = shapely.STRtree(boxes).query(boxes, predicate="intersects")
     a, b = red.boxes[first], red.boxes[second]
     common = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0).prod(axis=1)

@@ -15,17 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "KINDS",
-    "UNCLASSIFIED",
-    "Counts",
-    "Detections",
-    "Labels",
-    "Provenance",
-    "Quality",
-    "Scale",
-    "SmearResult",
-]
+__all__ = ["KINDS", "UNCLASSIFIED", "Counts", "Detections", "Labels", "Provenance", "Quality", "Scale", "SmearResult"]
 
 KINDS = ("rbc", "wbc", "nrbc", "platelet")
 """Every kind of cell, in the order of the reports."""

@@ -15,14 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smearcount.counting import (
-    Estimate,
-    classified_total,
-    density_per_mm2,
-    kind_total,
-    percentage,
-    rate,
-)
+from smearcount.counting import Estimate, classified_total, density_per_mm2, kind_total, percentage, rate
 from smearcount.geometry import diameters
 from smearcount.records import KINDS, UNCLASSIFIED, Counts, SmearResult
 from smearcount.taxonomy import Taxonomy
@@ -178,8 +171,8 @@ def summary_lines(counts: Counts, area_um2: float, taxonomy: Taxonomy) -> list[L
     """Kinds with their share of all cells and density, and below each the codes seen, in per cent of the classified."""
     everything = sum(kind_total(counts, kind, taxonomy) for kind in KINDS)
     lines = []
-    for kind in KINDS:
-        n, classified = kind_total(counts, kind, taxonomy), classified_total(counts, kind, taxonomy)
+    for kind in taxonomy.kinds:
+        n, classified = (kind_total(counts, kind, taxonomy), classified_total(counts, kind, taxonomy))
         if n == 0 and kind == "nrbc":
             continue
         density = density_per_mm2(n, area_um2)

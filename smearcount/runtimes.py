@@ -104,7 +104,9 @@ class OpenVinoRuntime:
             raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
         xml = next((name for name in model.names("openvino") if name.endswith(".xml")), None)
         if xml is None:
-            raise ModelError(f"{model.folder}: no OpenVINO files; run `smearcount export {model.card.id} --to openvino`")
+            raise ModelError(
+                f"{model.folder}: no OpenVINO files; run `smearcount export {model.card.id} --to openvino`"
+            )
         core = openvino.Core()
         weights = np.frombuffer(model.read(xml.removesuffix(".xml") + ".bin"), np.uint8)
         network = core.read_model(model.read(xml), openvino.Tensor(weights.reshape(-1).copy()))
@@ -129,7 +131,9 @@ class OnnxRuntime:
             raise RuntimeMissingError("ONNX Runtime is not installed: pip install onnxruntime") from error
         name = next(iter(model.names("onnx")), None)
         if name is None:
-            raise ModelError(f"{model.folder}: no ONNX file; run `smearcount export {model.card.id} --to onnx --out DIR`")
+            raise ModelError(
+                f"{model.folder}: no ONNX file; run `smearcount export {model.card.id} --to onnx --out DIR`"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -153,7 +157,7 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         self._torch = torch
         self._dtype = torch.float16 if device == "cuda" else torch.float32
-        net = build_network(model)
+        net = network_of(model)
         self._device = torch.device(device)
         self._net = net.to(self._device, self._dtype, memory_format=torch.channels_last)
 
@@ -167,7 +171,7 @@ class TorchRuntime:
         return tuple(o.float().cpu().numpy() for o in outputs if isinstance(o, torch.Tensor))
 
 
-def build_network(model: Model, *, fuse: bool = True) -> Any:
+def network_of(model: Model, *, fuse: bool = True) -> Any:
     """The PyTorch module of a detector in evaluation mode, from safetensors and architecture YAML.
 
     Raises:

@@ -87,7 +87,7 @@ def slow_average_precision(pairs, kind, min_iou):
     rows, n_true = [], 0
     for pair in pairs:
         if kind in pair.labelled:
-            mine, true = pair.found_kinds == kind, pair.true_boxes[pair.true_kinds == kind]
+            mine, true = (pair.found_kinds == kind, pair.true_boxes[pair.true_kinds == kind])
             rows += slow_right(pair.found_boxes[mine], pair.found_scores[mine], true, min_iou)
             n_true += len(true)
     if not n_true:
@@ -183,7 +183,7 @@ def test_order_has_no_influence():
     pairs = [random_pair(rng, str(i)) for i in range(6)]
     shuffled = []
     for pair in reversed(pairs):
-        found, true = rng.permutation(len(pair.found_boxes)), rng.permutation(len(pair.true_boxes))
+        found, true = (rng.permutation(len(pair.found_boxes)), rng.permutation(len(pair.true_boxes)))
         found_part = {name: getattr(pair, name)[found] for name in ("found_boxes", "found_scores", "found_kinds")}
         true_part = {name: getattr(pair, name)[true] for name in ("true_boxes", "true_kinds")}
         shuffled.append(replace(pair, **found_part, **true_part))
@@ -211,7 +211,7 @@ def test_a_kind_out_of_range_is_an_error():
 @pytest.mark.parametrize("shift", range(21))
 def test_match_of_shifted_squares(shift):
     overlap = (20 - shift) / (20 + shift)
-    square, moved, score = boxes_at((0, 0)), boxes_at((0, shift)), np.ones(1, np.float32)
+    square, moved, score = (boxes_at((0, 0)), boxes_at((0, shift)), np.ones(1, np.float32))
     for min_iou in (0.25, 0.5, 0.6, 0.75):
         assert len(match_boxes(moved, score, square, min_iou).found) == (overlap >= min_iou)
 
@@ -229,7 +229,7 @@ def test_a_found_box_takes_the_labelled_one_it_overlaps_most():
 
 
 def test_ties_go_to_the_smaller_coordinates():
-    found, true, equal = boxes_at((6, 0), (0, 0)), boxes_at((4, 0), (0, 0)), np.full(2, 0.5, np.float32)
+    found, true, equal = (boxes_at((6, 0), (0, 0)), boxes_at((4, 0), (0, 0)), np.full(2, 0.5, np.float32))
     assert match_boxes(found, equal, true).found.tolist() == [1, 0]
     assert match_boxes(boxes_at((2, 0)), equal[:1], true).true.tolist() == [1]
 

@@ -118,7 +118,7 @@ def _png(data: bytes) -> Header:
     for name, body in _png_chunks(data):
         if name == b"IHDR":
             width, height, _, colour = struct.unpack(">IIBB", body[:10])
-            size_wh, channels = (width, height), {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 0)
+            size_wh, channels = ((width, height), {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 0))
         elif name == b"pHYs":
             x, y, unit = struct.unpack(">IIB", body[:9])
             pixel_size = from_density(x, y, "m" if unit == 1 else "", "PNG pHYs")

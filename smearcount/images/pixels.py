@@ -30,6 +30,9 @@ _ROWS = 128
 """Rows converted at once, so that wide intermediates stay small beside the picture."""
 
 _MAX_16_BIT = 65_535
+_FLOAT32_HOLDS_BYTES = 2
+_HUGE = 1e150
+"""Keeps differences of damaged values finite."""
 
 _SAMPLED = 4_000_000
 """Samples that the range of a picture is taken from."""
@@ -101,18 +104,17 @@ def to_uint8(samples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], str]:
     """
     if samples.dtype == np.uint8:
         return cast("npt.NDArray[np.uint8]", samples), ""
-    step = min(samples.size // _SAMPLED, len(samples) // 64)
-    sampled = samples[:: max(1, step)].astype(np.float64)
-    finite = sampled[np.isfinite(sampled)]
-    low, high = _range(finite, floating=samples.dtype.kind == "f") if finite.size else (0.0, 1.0)
-    out = np.empty(samples.shape, np.uint8)
-    exact = np.float32 if samples.dtype.itemsize <= 2 else np.float64
+    floating = samples.dtype.kind == "f"
+    low, high = _range(samples, floating)
+    out, lost = np.empty(samples.shape, np.uint8), 0
     for top in range(0, len(samples), _ROWS):
-        rows = np.nan_to_num(samples[top : top + _ROWS].astype(exact), nan=low, posinf=high, neginf=low)
+        rows = _exact(samples[top : top + _ROWS])
+        lost += rows.size - np.count_nonzero(np.isfinite(rows)) if floating else 0
+        rows = np.nan_to_num(rows, nan=low, posinf=high, neginf=low)
         out[top : top + _ROWS] = np.rint((np.clip(rows, low, high) - low) * (255 / (high - low)))
-    kind = "floating point" if samples.dtype.kind == "f" else f"{samples.dtype.itemsize * 8} bit"
-    lost = "" if finite.size == sampled.size else ", NaN and infinite values as dark or full"
-    return out, f"{kind} range scaled from {low:g} to {high:g}{lost}"
+    kind = "floating point" if floating else f"{samples.dtype.itemsize * 8} bit"
+    without = f", {lost} values that are no numbers shown dark or full" if lost else ""
+    return out, f"{kind} range scaled from {low:g} to {high:g}{without}"
 
 
 def alpha_to_uint8(alpha: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -124,11 +126,21 @@ def alpha_to_uint8(alpha: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return cast("npt.NDArray[np.uint8]", np.rint(share * 255).astype(np.uint8))
 
 
-def _range(values: npt.NDArray[np.float64], floating: bool) -> tuple[float, float]:
+def _exact(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    with np.errstate(invalid="ignore"):  # a signalling NaN of a damaged file is lost like a quiet one
+        return samples.astype(np.float32 if samples.dtype.itemsize <= _FLOAT32_HOLDS_BYTES else np.float64)
+
+
+def _range(samples: npt.NDArray[Any], floating: bool) -> tuple[float, float]:
+    step = min(samples.size // _SAMPLED, len(samples) // 64)
+    values = _exact(samples[:: max(1, step)]).astype(np.float64)
+    values = values[np.isfinite(values)].clip(-_HUGE, _HUGE)
+    if not values.size:
+        return 0.0, 1.0
     low, high = (float(v) for v in np.percentile(values, (0.1, 99.9)))
     if floating and low >= 0 and high <= 1:
         return 0.0, 1.0
     if low >= 0 and (128 if floating else 0) <= high <= _MAX_16_BIT:
         bits = max(8, int(np.ceil(np.log2(high + 1))))
         return 0.0, float(2**bits - 1)
-    return low, high if high > low else low + 1
+    return low, high if high > low else low + max(1.0, abs(low))

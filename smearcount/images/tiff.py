@@ -103,7 +103,7 @@ def _parse(path: Path, page: int | None) -> tuple[StoredPage, PixelSize, tuple[s
             chosen, notes = _choose(path, pages, page)
             if page is None:
                 _refuse_split_channels(path, pages[0], len(pages))
-            return stored_page(chosen, file.filehandle.size), _pixel_size(pages[0], chosen), (*notes, *unread)
+            return (stored_page(chosen, file.filehandle.size), _pixel_size(pages[0], chosen), (*notes, *unread))
     except DamagedError as error:
         raise ImageError(f"{path}: {error}; {_AGAIN}") from error
     except UnsupportedError as error:

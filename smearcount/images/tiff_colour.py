@@ -84,7 +84,7 @@ def colour_of(page: tifffile.TiffPage) -> Colour:
     Raises:
         UnsupportedError: the samples are no grey, RGB, palette or CMYK picture.
     """
-    photometric, samples, bits = int(page.photometric), int(page.samplesperpixel), int(page.bitspersample)
+    photometric, samples, bits = (int(page.photometric), int(page.samplesperpixel), int(page.bitspersample))
     base = _BASE_SAMPLES.get(photometric, 0)
     extra = tuple(int(value) for value in page.extrasamples)
     if not base or not base <= samples <= base + 1 or page.dtype is None or page.dtype.kind not in "buif":

@@ -197,7 +197,7 @@ def _profile(code: str, rng: np.random.Generator, pallor: float) -> Plane:
     """
     s = np.linspace(0, 1, 257)
     flat = np.sqrt(1 - s**7)
-    hole, soft, depth = rng.uniform(0.26, 0.46), rng.uniform(0.04, 0.12), rng.uniform(0.4, 1.05)
+    hole, soft, depth = (rng.uniform(0.26, 0.46), rng.uniform(0.04, 0.12), rng.uniform(0.4, 1.05))
     if code == "spherocyte":
         return (1.32 * np.sqrt(1 - s**5)).astype(np.float32)
     if code == "hypochromic_cell":
@@ -217,7 +217,7 @@ def _slit(patch: Patch, rng: np.random.Generator) -> Plane:
     """The mouth of a stomatocyte as a factor on its thickness."""
     angle = rng.uniform(0, np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
-    along, across = cos * patch.x_um + sin * patch.y_um, cos * patch.y_um - sin * patch.x_um
-    long, wide, bend = rng.uniform(1.4, 2.1), rng.uniform(0.5, 0.95), rng.normal(0, 0.12)
+    along, across = (cos * patch.x_um + sin * patch.y_um, cos * patch.y_um - sin * patch.x_um)
+    long, wide, bend = (rng.uniform(1.4, 2.1), rng.uniform(0.5, 0.95), rng.normal(0, 0.12))
     mouth = np.exp(-((along / long) ** 4) - ((across + bend * along**2) / wide) ** 2)
     return cast(Plane, (1 - rng.uniform(0.6, 0.85) * mouth).astype(np.float32))

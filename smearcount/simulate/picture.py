@@ -123,7 +123,7 @@ def _photograph(recipe: SmearRecipe, cells: list[Cell], seed: int) -> npt.NDArra
     pixels = np.empty((recipe.height, recipe.width, 3), np.uint8)
     for top in range(0, recipe.height, _TILE):
         for left in range(0, recipe.width, _TILE):
-            right, bottom = min(left + _TILE, recipe.width), min(top + _TILE, recipe.height)
+            right, bottom = (min(left + _TILE, recipe.width), min(top + _TILE, recipe.height))
             window = (left - margin, top - margin, right + margin, bottom + margin)
             density = _density(by_tile[left // _TILE, top // _TILE], stain, window)
             light = _through_optics(density, recipe, window, seed)[margin:-margin, margin:-margin]
@@ -149,7 +149,7 @@ def _density(patches: list[Patch], stain: Stain, window: tuple[int, int, int, in
     total = np.zeros((bottom - top, right - left, 3), np.float32)
     for patch in patches:
         x, y, width, height = patch.window
-        x_min, y_min, x_max, y_max = max(x, left), max(y, top), min(x + width, right), min(y + height, bottom)
+        x_min, y_min, x_max, y_max = (max(x, left), max(y, top), min(x + width, right), min(y + height, bottom))
         if x_min >= x_max or y_min >= y_max:
             continue
         drawn = _DRAW[patch.cell.kind](patch, stain)[y_min - y : y_max - y, x_min - x : x_max - x]

@@ -107,7 +107,7 @@ def overlap_areas(first: Outline, second: Outline) -> tuple[float, float, float]
     shape = (int(high[1] - low[1]), int(high[0] - low[0]))
     one, two = (_filled(outline, low, shape) for outline in (first, second))
     pixel = _RASTER_UM**2
-    return cv2.countNonZero(one) * pixel, cv2.countNonZero(two) * pixel, cv2.countNonZero(one & two) * pixel
+    return (cv2.countNonZero(one) * pixel, cv2.countNonZero(two) * pixel, cv2.countNonZero(one & two) * pixel)
 
 
 def _filled(outline: Outline, low: npt.NDArray[np.float64], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -152,7 +152,7 @@ def _position(scene: _Scene, cell: Cell, beside: bool, rng: np.random.Generator)
         same = [i for i in rng.integers(0, len(scene.cells), 8) if scene.cells[i].kind == cell.kind]
         other = scene.cells[same[0]] if same else scene.cells[-1]
         near = (0.55, 1.0) if cell.kind == "rbc" else (1.0, 1.4)
-        distance, angle = rng.uniform(*near) * (reach + other.reach), rng.uniform(0, 2 * np.pi)
+        distance, angle = (rng.uniform(*near) * (reach + other.reach), rng.uniform(0, 2 * np.pi))
         return other.centre[0] + distance * np.cos(angle), other.centre[1] + distance * np.sin(angle)
     x, y = (float(rng.uniform(-reach, size + reach)) for size in scene.size_um)
     return x, y

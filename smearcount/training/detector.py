@@ -7,11 +7,11 @@ assigned. Only `model.safetensors` (the averaged weights) and the architecture l
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import yaml
@@ -21,8 +21,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from smearcount.config import Strict, read_model
-from smearcount.datasets import KINDS, LabelledField, data_root, load_sources, read_source
+from smearcount.datasets import KINDS, data_root, load_sources, read_source
 from smearcount.errors import DatasetError
+from smearcount.images import open_image
 from smearcount.offline import quiet_ultralytics
 from smearcount.training.tiles import Augmentation, Tile, TileMaker
 
@@ -64,7 +65,9 @@ def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | No
         raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     out.mkdir(parents=True, exist_ok=True)
     sources = load_sources()
-    fields = [(f, _pixels(f)) for name in recipe.sources for f in read_source(root, sources[name], "train")]
+    labelled = [field for name in recipe.sources for field in read_source(root, sources[name], "train")]
+    pictures = [open_image(field.path) for field in labelled]
+    fields = [(f, p.read(0, 0, *p.size_wh)) for f, p in zip(labelled, pictures, strict=True)]
     maker = TileMaker(
         fields, recipe.sources, recipe.tile_px, recipe.canonical_um_per_px, recipe.augment, seed=recipe.seed
     )
@@ -74,11 +77,7 @@ def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | No
     return out
 
 
-def _pixels(field: LabelledField) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return cv2.imread(str(field.path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8)
-
-
-class _TileDataset(Dataset[dict[str, Any]]):
+class _TileDataset(Dataset[Tile]):
     """Tiles numbered on through the epochs, so that no epoch repeats another."""
 
     def __init__(self, maker: TileMaker, tiles_per_epoch: int) -> None:
@@ -87,7 +86,7 @@ class _TileDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self.tiles_per_epoch
 
-    def __getitem__(self, index: int) -> Tile:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tile:
         return self.maker.make(self.epoch * self.tiles_per_epoch + index)
 
 
@@ -119,11 +118,11 @@ class KindMaskedBCE(nn.Module):
         return loss * counted
 
 
-def _run(recipe: DetectorRecipe, maker: TileMaker, out: Path, device: str, start: Path | None) -> None:
-    from ultralytics.models.yolo.detect import DetectionTrainer
+def _masked_model(architecture: dict[str, Any], start: Path | None) -> Any:
+    """An ultralytics network whose loss leaves unlabelled kinds out; bf16 forward, float32 loss."""
     from ultralytics.nn.tasks import DetectionModel
 
-    class MaskedModel(DetectionModel):  # type: ignore[misc]
+    class MaskedModel(DetectionModel):
         def loss(self, batch: dict[str, torch.Tensor], preds: Any = None) -> Any:
             with torch.autocast(batch["img"].device.type, torch.bfloat16):
                 preds = self.predict(batch["img"])
@@ -134,21 +133,26 @@ def _run(recipe: DetectorRecipe, maker: TileMaker, out: Path, device: str, start
             exact = {k: [f.float() for f in v] if isinstance(v, list) else v.float() for k, v in preds.items()}
             return self.criterion(exact, batch)
 
-    class Trainer(DetectionTrainer):  # type: ignore[misc]
+    model = MaskedModel(deepcopy(architecture), ch=3, nc=len(KINDS), verbose=False)
+    if start:
+        model.load_state_dict({key: value.float() for key, value in load_file(start).items()})
+    return model
+
+
+def _run(recipe: DetectorRecipe, maker: TileMaker, out: Path, device: str, start: Path | None) -> None:
+    """One training with ultralytics' trainer, whose data, model and checkpoints are our own."""
+    from ultralytics.models.yolo.detect import DetectionTrainer
+
+    class Trainer(DetectionTrainer):
         def get_dataset(self) -> dict[str, Any]:
             return {"train": "", "val": "", "nc": len(KINDS), "names": dict(enumerate(KINDS)), "channels": 3}
 
         def setup_model(self) -> None:
-            self.model = MaskedModel(deepcopy(recipe.architecture), ch=3, nc=len(KINDS), verbose=False)
-            if start:
-                self.model.load_state_dict(load_file(start))
+            self.model = _masked_model(recipe.architecture, start)
 
         def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-            dataset = _TileDataset(maker, recipe.tiles_per_epoch)
-            workers = self.args.workers
-            return DataLoader(
-                dataset, batch_size, shuffle=False, num_workers=workers, collate_fn=collate, drop_last=True
-            )
+            tiles = _TileDataset(maker, recipe.tiles_per_epoch)
+            return DataLoader(tiles, batch_size, num_workers=self.args.workers, collate_fn=collate, drop_last=True)
 
         def preprocess_batch(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
@@ -156,7 +160,7 @@ def _run(recipe: DetectorRecipe, maker: TileMaker, out: Path, device: str, start
             return moved
 
         def validate(self) -> tuple[dict[str, float], float]:
-            return {}, -float(self.loss)
+            return {}, -float(self.loss.detach())
 
         def save_model(self) -> bool:
             weights = {k: v.detach().float().contiguous().cpu() for k, v in self.ema.ema.state_dict().items()}
@@ -167,50 +171,38 @@ def _run(recipe: DetectorRecipe, maker: TileMaker, out: Path, device: str, start
         def final_eval(self) -> None:
             return None
 
-    trainer = Trainer(
-        overrides={
-            "model": "smearcount.yaml",
-            "data": "smearcount",
-            "epochs": recipe.epochs,
-            "batch": recipe.batch,
-            "nbs": recipe.batch,
-            "imgsz": recipe.tile_px,
-            "optimizer": "AdamW",
-            "lr0": recipe.learning_rate,
-            "lrf": 0.02,
-            "momentum": 0.9,
-            "cos_lr": True,
-            "warmup_epochs": 1.0,
-            "warmup_bias_lr": 0.0,
-            "weight_decay": recipe.weight_decay,
-            "close_mosaic": 0,
-            "amp": False,
-            "val": False,
-            "plots": False,
-            "deterministic": False,
-            "seed": recipe.seed,
-            "device": device,
-            "project": str(out),
-            "name": "log",
-            "exist_ok": True,
-        }
-    )
+    trainer = Trainer(overrides=_overrides(recipe, out, device))
+    for event, callback in _callbacks(out).items():
+        trainer.add_callback(event, callback)
+    trainer.train()
+
+
+def _overrides(recipe: DetectorRecipe, out: Path, device: str) -> dict[str, Any]:
+    """The settings of ultralytics' trainer; what its own data loading and checkpointing would do is off."""
+    return {
+        **{"model": "smearcount.yaml", "data": "smearcount", "device": device, "seed": recipe.seed},
+        **{"epochs": recipe.epochs, "batch": recipe.batch, "nbs": recipe.batch, "imgsz": recipe.tile_px},
+        **{"optimizer": "AdamW", "lr0": recipe.learning_rate, "lrf": 0.02, "momentum": 0.9, "cos_lr": True},
+        **{"warmup_epochs": 1.0, "warmup_bias_lr": 0.0, "weight_decay": recipe.weight_decay},
+        **{"close_mosaic": 0, "amp": False, "val": False, "plots": False, "deterministic": False},
+        **{"project": str(out), "name": "log", "exist_ok": True},
+    }
+
+
+def _callbacks(out: Path) -> dict[str, Callable[[Any], None]]:
+    """Layout and threads at the start, fresh tiles for every epoch, one line of log after it."""
+    started = time.time()
 
     def on_start(trainer: Any) -> None:
         torch.set_num_threads(max(torch.get_num_threads(), 2))
         trainer.model.to(memory_format=torch.channels_last)
-        trainer.started = time.time()
 
     def on_epoch_start(trainer: Any) -> None:
         trainer.train_loader.dataset.epoch = trainer.epoch
 
     def on_epoch_end(trainer: Any) -> None:
         losses = " ".join(f"{key} {float(value):.4f}" for key, value in trainer.tloss.items())
-        line = f"epoch {trainer.epoch + 1}/{trainer.epochs} {losses} {time.time() - trainer.started:.0f} s"
         with (out / "train.log").open("a") as log:
-            log.write(line + "\n")
+            log.write(f"epoch {trainer.epoch + 1}/{trainer.epochs} {losses} {time.time() - started:.0f} s\n")
 
-    trainer.add_callback("on_train_start", on_start)
-    trainer.add_callback("on_train_epoch_start", on_epoch_start)
-    trainer.add_callback("on_train_epoch_end", on_epoch_end)
-    trainer.train()
+    return {"on_train_start": on_start, "on_train_epoch_start": on_epoch_start, "on_train_epoch_end": on_epoch_end}

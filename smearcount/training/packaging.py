@@ -20,7 +20,7 @@ from smearcount.config import load_yaml, shipped
 from smearcount.errors import ModelError
 from smearcount.offline import quiet_openvino
 from smearcount.probe import probe_errors
-from smearcount.runtimes import build_network
+from smearcount.runtimes import network_of
 
 __all__ = [
     "export_model",
@@ -144,24 +144,24 @@ def export_onnx(model: Model, opset: int = 17) -> bytes:
     Raises:
         ModelError: the weights are damaged or missing.
     """
-    net = build_network(model)
+    net = network_of(model)
     net.model[-1].export = True
     net.model[-1].format = "onnx"
     net.model[-1].dynamic = True
-    stream = io.BytesIO()
     side = 4 * model.card.stride_px
-    with torch.inference_mode():
+    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
+        path = Path(scratch) / "model.onnx"
         torch.onnx.export(
             net,
             (torch.zeros(1, 3, side, side + model.card.stride_px),),
-            stream,
+            str(path),
             dynamo=False,
             opset_version=opset,
             input_names=["pixels"],
             output_names=["cells"],
             dynamic_axes={"pixels": {0: "batch", 2: "height", 3: "width"}, "cells": {0: "batch", 2: "anchors"}},
         )
-    return stream.getvalue()
+        return path.read_bytes()
 
 
 def export_openvino(model: Model) -> dict[str, bytes]:
@@ -186,8 +186,10 @@ def _probe(model: Model) -> bytes:
     rng = np.random.default_rng(0)
     side = 10 * model.card.stride_px
     low = rng.random((1, 3, side // 8, side // 8), np.float32)
-    pixels = torch.nn.functional.interpolate(torch.from_numpy(low), (side, side), mode="bicubic").clamp(0, 1).half().float()
-    net = build_network(model)
+    pixels = (
+        torch.nn.functional.interpolate(torch.from_numpy(low), (side, side), mode="bicubic").clamp(0, 1).half().float()
+    )
+    net = network_of(model)
     with torch.inference_mode():
         expected = net(pixels)[0]
     stream = io.BytesIO()

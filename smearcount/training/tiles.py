@@ -7,7 +7,7 @@ little padding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -75,7 +75,7 @@ class TileMaker:
         if empty:
             raise ValueError(f"no fields for the sources {empty}")
         self._shares = np.array([weights[name] for name in self._groups]) / sum(weights.values())
-        self._tile_px, self._um_per_px, self._augmentation, self._seed = tile_px, um_per_px, augmentation, seed
+        self._tile_px, self._um_per_px, self._augmentation, self._seed = (tile_px, um_per_px, augmentation, seed)
 
     def make(self, number: int) -> Tile:
         """Tile `number`: packed, flipped and turned, its stain and focus varied."""
@@ -107,9 +107,9 @@ class TileMaker:
         a = self._augmentation
         jitter = float(np.exp(np.clip(rng.normal(0, a.scale_sigma), -2.3 * a.scale_sigma, 2.3 * a.scale_sigma)))
         factor = field.um_per_px / self._um_per_px * jitter
-        width, height = max(8, round(source.shape[1] * factor)), max(8, round(source.shape[0] * factor))
+        width, height = (max(8, round(source.shape[1] * factor)), max(8, round(source.shape[0] * factor)))
         crop_w, crop_h = min(width, room_x), min(height, room_y)
-        x, y = int(rng.integers(width - crop_w + 1)), int(rng.integers(height - crop_h + 1))
+        x, y = (int(rng.integers(width - crop_w + 1)), int(rng.integers(height - crop_h + 1)))
         x0, x1 = x / width * source.shape[1], (x + crop_w) / width * source.shape[1]
         y0, y1 = y / height * source.shape[0], (y + crop_h) / height * source.shape[0]
         piece = resize_rgb(np.ascontiguousarray(source[int(y0) : round(y1), int(x0) : round(x1)]), crop_w, crop_h)
@@ -125,7 +125,10 @@ def _turned(tile: Tile, rng: np.random.Generator) -> Tile:
     """Flipped and turned by quarter turns at random."""
     pixels, boxes, size = tile.pixels, tile.boxes, tile.pixels.shape[0]
     if rng.random() < 0.5:
-        pixels, boxes = pixels[:, ::-1], np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1)
+        pixels, boxes = (
+            pixels[:, ::-1],
+            np.stack([size - boxes[:, 2], boxes[:, 1], size - boxes[:, 0], boxes[:, 3]], 1),
+        )
     for _ in range(int(rng.integers(4))):
         pixels = np.rot90(pixels)
         boxes = np.stack([boxes[:, 1], size - boxes[:, 2], boxes[:, 3], size - boxes[:, 0]], 1)
@@ -134,7 +137,7 @@ def _turned(tile: Tile, rng: np.random.Generator) -> Tile:
 
 def _restained(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pixels:
     """The same field with another stain, light, focus, camera and compression."""
-    image = cast("npt.NDArray[np.float32]", pixels.astype(np.float32))
+    image: npt.NDArray[np.floating[Any]] = pixels.astype(np.float32)
     if rng.random() < 0.8:
         density = -np.log((image + 1) / 256)
         gains = np.exp(rng.normal(0, a.stain_sigma, 3))
@@ -146,7 +149,7 @@ def _restained(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pix
         hsv = cv2.cvtColor(image / 255, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0] + 360 * rng.normal(0, a.hue_sigma)) % 360
         hsv[..., 1] = np.clip(hsv[..., 1] * np.exp(rng.normal(0, 0.3)), 0, 1)
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.float32) * 255
     if rng.random() < 0.7:
         gamma = float(np.exp(rng.normal(0, a.brightness)))
         contrast = float(np.exp(rng.normal(0, a.brightness)))
@@ -174,5 +177,5 @@ def _refocused(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pix
         pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.3:
         _, blob = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))])
-        pixels = cv2.imdecode(blob, cv2.IMREAD_COLOR).astype(np.uint8)
+        pixels = cast(Pixels, cv2.imdecode(blob, cv2.IMREAD_COLOR))
     return pixels
