@@ -200,7 +200,7 @@ class Detector:
         core_px, band = (self.card.window_px - 2 * margin, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px)
         from_seam = centres(boxes) % core_px
         rows = np.flatnonzero(np.any((from_seam < band) | (from_seam > core_px - band), axis=1))
-        order = rows[np.lexsort((*boxes[rows].T[::-1], -scores[rows]))]
+        order = rows[np.lexsort((kinds[rows], *boxes[rows].T[::-1], -scores[rows]))]
         outlines = np.asarray(shapely.box(*boxes[order].T))
         first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")
         removed = np.zeros(len(order), bool)

@@ -83,12 +83,12 @@ def greedy_nms(
     """Greedy non-maximum suppression: the best box removes those that overlap it by more than a threshold.
 
     Boxes of the same kind and of different kinds have thresholds of their own. Ties in score are broken by coordinates
-    (x_min, y_min, x_max, y_max), so that the order of the input is without influence.
+    (x_min, y_min, x_max, y_max), then by kind, so that the order of the input is without influence.
 
     Returns:
         Indices of the kept boxes, best first.
     """
-    order = np.lexsort((*boxes_xyxy.T[::-1], -scores))
+    order = np.lexsort((kinds, *boxes_xyxy.T[::-1], -scores))
     x_min, y_min, x_max, y_max = boxes_xyxy[order].T
     area, kind = (x_max - x_min) * (y_max - y_min), kinds[order]
     remaining, kept = np.arange(len(order)), []

@@ -85,7 +85,7 @@ def _best_two(result: SmearResult) -> list[tuple[str, str, str]]:
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row], *, header: bool = True) -> str:
-    """Rows as CSV text with `\\n` line ends."""
+    """Rows as CSV text with line feeds at the ends of lines."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, lineterminator="\n")
     if header:

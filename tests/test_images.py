@@ -643,6 +643,15 @@ def test_every_truncation_is_refused(tmp_path: Path, name: str) -> None:
             open_image(save(tmp_path / name, data[:kept]))
 
 
+def test_truncation_is_called_by_its_name(tmp_path: Path) -> None:
+    grey_ink = np.full((64, 64, 4), 90, np.uint8)
+    cmyk = imagecodecs.jpeg8_encode(grey_ink, colorspace="CMYK", outcolorspace="CMYK")
+    for name, data in (("cmyk.jpg", cmyk), *truncatable().items()):
+        refused(save(tmp_path / name, data[:-40]), "truncated")
+    bitmap = truncatable()["a.bmp"]
+    refused(save(tmp_path / "a.bmp", bitmap[:-40]), f"{len(bitmap) - 40} of {len(bitmap)} bytes")
+
+
 def test_a_tiled_tiff_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", scene(256, 256), photometric="rgb", tile=(64, 64), compression="jpeg")
     data = (tmp_path / "a.tif").read_bytes()

@@ -109,7 +109,7 @@ def to_uint8(samples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], str]:
     out, lost = np.empty(samples.shape, np.uint8), 0
     for top in range(0, len(samples), _ROWS):
         rows = _exact(samples[top : top + _ROWS])
-        lost += rows.size - np.count_nonzero(np.isfinite(rows)) if floating else 0
+        lost += rows.size - int(np.isfinite(rows).sum()) if floating else 0
         rows = np.nan_to_num(rows, nan=low, posinf=high, neginf=low)
         out[top : top + _ROWS] = np.rint((np.clip(rows, low, high) - low) * (255 / (high - low)))
     kind = "floating point" if floating else f"{samples.dtype.itemsize * 8} bit"

@@ -1,0 +1,200 @@
+"""Shared truth for the tests: drawn smears whose discs are known, a network that finds them, results made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount import counting, detector
+from smearcount.cards import Card
+from smearcount.detector import Detector
+from smearcount.records import Detections, Labels, Provenance, Quality, Scale, SmearResult
+from smearcount.runtimes import RuntimeChoice
+from smearcount.taxonomy import Taxonomy, load_taxonomy
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+KINDS = ("rbc", "wbc", "platelet")
+BACKGROUND = 214
+# Green is the same for all kinds, so that one threshold finds them; red tells them apart.
+COLOURS = {"rbc": (200, 100, 120), "wbc": (60, 100, 160), "platelet": (130, 100, 160)}
+UM_PER_PX = 0.16
+RED_CELL_PX = 7.5 / UM_PER_PX
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_core() -> Iterator[None]:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    yield
+    cv2.setNumThreads(before)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn smear: `discs (N, 3)` are centre x, centre y, diameter in pixels; a picture to be read by regions."""
+
+    pixels: Pixels
+    discs: Floats
+    kinds: tuple[str, ...]
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    @property
+    def boxes(self) -> Floats:
+        """`(N, 4)` boxes of the discs."""
+        centre, half = self.discs[:, :2], self.discs[:, 2:] / 2
+        return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
+
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
+        """The rectangle, refused where it leaves the picture."""
+        if x < 0 or y < 0 or w < 1 or h < 1 or x + w > self.size_wh[0] or y + h > self.size_wh[1]:
+            raise ValueError(f"read beyond the picture: {(x, y, w, h)} of {self.size_wh}")
+        return self.pixels[y : y + h, x : x + w].copy()
+
+
+def draw(size_wh: tuple[int, int], discs: Floats, kinds: tuple[str, ...]) -> Drawing:
+    """Smooth-edged discs on an empty background."""
+    pixels = np.full((size_wh[1], size_wh[0], 3), BACKGROUND, np.uint8)
+    for (x, y, diameter), kind in zip(discs.tolist(), kinds, strict=True):
+        # OpenCV puts the centre of the first pixel at 0, the boxes at 0.5; the shift gives sixteenths of a pixel.
+        centre = round((x - 0.5) * 16), round((y - 0.5) * 16)
+        cv2.circle(pixels, centre, round(diameter * 8), COLOURS[kind], -1, cv2.LINE_AA, 4)
+    return Drawing(pixels, discs.astype(np.float32), kinds)
+
+
+def scatter(size_wh: tuple[int, int], diameter: float, seed: int = 0, *, mixed: bool = False) -> Drawing:
+    """Discs on a shaken grid: none touches another or the border, so that their number is certain."""
+    rng = np.random.default_rng(seed)
+    # A third of the diameter lies between two discs, but never less than four pixels and their shake.
+    gap = max(diameter / 3, 8.0)
+    pitch = diameter + gap
+    columns, rows = int((size_wh[0] - gap) // pitch), int((size_wh[1] - gap) // pitch)
+    grid = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(-1, 2)
+    centre = (grid + 0.5) * pitch + gap / 2 + rng.uniform(-gap / 4, gap / 4, grid.shape)
+    kinds = tuple(rng.choice(KINDS, len(grid), p=(0.7, 0.2, 0.1)).tolist()) if mixed else ("rbc",) * len(grid)
+    sizes = np.where(np.array(kinds) == "platelet", diameter / 2, diameter) if mixed else np.full(len(grid), diameter)
+    return draw(size_wh, np.column_stack([centre, sizes]), kinds)
+
+
+class DiscNetwork:
+    """A network that finds discs by a threshold, and is less sure the further they are from its scale.
+
+    Input `(1, 3, H, W)` RGB in [0, 1]; output `(1, 4 + 3, N)`, centre-size boxes and a score for each kind.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
+        """Find the discs."""
+        self.shapes.append(batch.shape)
+        red, green = batch[0, 0] * 255, batch[0, 1] * 255
+        mask = (green < (BACKGROUND + 100) / 2).astype(np.uint8)
+        n, marks, stats, middles = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        out = np.zeros((1, 7, n - 1), np.float32)
+        for row in range(1, n):
+            x, y, w, h, _ = stats[row]
+            shade = np.median(red[y : y + h, x : x + w][marks[y : y + h, x : x + w] == row])
+            kind = int(np.argmin([abs(float(shade) - COLOURS[name][0]) for name in KINDS]))
+            octaves = np.log2((w + h) / 2 / RED_CELL_PX)
+            out[0, :4, row - 1] = x + w / 2, y + h / 2, w, h
+            out[0, 4 + kind, row - 1] = 0.9 * np.exp(-((octaves / 2) ** 2))
+        return (out,)
+
+
+def card(**changes: Any) -> Card:
+    """The card of the disc network; 0.16 um a pixel, margin 63 px, windows of 256 px, cores of 130 px."""
+    values: dict[str, Any] = {
+        **{"id": "discs", "task": "detector", "description": "d", "codes": KINDS, "um_per_px": UM_PER_PX},
+        **{"window_px": 256, "stride_px": 16, "largest_cell_um": 12.0, "mean": (0, 0, 0), "std": (1, 1, 1)},
+        **{"min_score": dict.fromkeys(KINDS, 0.3), "nms_iou": 0.6, "cross_kind_iou": 0.8, "probe_tolerance": 0.1},
+        **{"licence": "MIT", "intended_use": "tests", "limits": (), "training_data": (), "metrics": ()},
+        **{"git_commit": "0", "files": {}},
+    }
+    return Card(**{**values, **changes})
+
+
+@pytest.fixture
+def scatter_discs() -> Callable[..., Drawing]:
+    """Draw a smear of discs that do not touch."""
+    return scatter
+
+
+@pytest.fixture
+def draw_discs() -> Callable[..., Drawing]:
+    """Draw the discs given."""
+    return draw
+
+
+@pytest.fixture
+def make_card() -> Callable[..., Card]:
+    """A card of the disc network with some values changed."""
+    return card
+
+
+@pytest.fixture
+def disc_detector(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Detector]:
+    """A detector whose network finds drawn discs; keywords change its card. `detector._run` is the network."""
+
+    def make(min_score: float | None = None, **changes: Any) -> Detector:
+        monkeypatch.setattr(detector, "make_runtime", lambda model, choice: (DiscNetwork(), "discs"))
+        model: Any = SimpleNamespace(card=card(**changes))
+        return Detector(model, RuntimeChoice(), min_score)
+
+    return make
+
+
+@pytest.fixture
+def taxonomy() -> Taxonomy:
+    """The shipped taxonomy."""
+    return load_taxonomy()
+
+
+def make_cells(boxes: npt.ArrayLike, kinds: list[str] | str = "rbc", scores: npt.ArrayLike = 0.9) -> Detections:
+    """Detections from plain lists; one kind or score stands for all."""
+    xyxy = np.asarray(boxes, np.float32).reshape(-1, 4)
+    n = len(xyxy)
+    words = np.array([kinds] * n if isinstance(kinds, str) else kinds, dtype="<U8")
+    return Detections(xyxy, np.broadcast_to(np.asarray(scores, np.float32), (n,)).copy(), words, np.zeros(n, bool))
+
+
+@pytest.fixture
+def cells() -> Callable[..., Detections]:
+    """Detections from plain lists."""
+    return make_cells
+
+
+@pytest.fixture
+def make_result(taxonomy: Taxonomy) -> Callable[..., SmearResult]:
+    """A result as the pipeline makes it, from cells and labels; every cell counts unless told."""
+
+    def make(found: Detections, labels: Labels | None = None, **changes: Any) -> SmearResult:
+        labels = labels or Labels.none(len(found))
+        names = counting.name_cells(found.kinds, labels, 0.5)
+        kinds = counting.final_kinds(found.kinds, names, taxonomy)
+        found = Detections(found.boxes, found.scores, kinds, found.at_edge)
+        counted = changes.pop("counted", np.ones(len(found), np.bool_))
+        values: dict[str, Any] = {
+            **{"image_id": "a/b.jpg", "slide_id": "a", "size_wh": (640, 480), "image_sha256": "f" * 64},
+            **{"scale": Scale(0.16, "estimated", 46.9), "detections": found, "labels": labels, "names": names},
+            **{"counted": counted, "counts": counting.count_cells(found, names, counted, taxonomy)},
+            **{"counted_area_um2": 1e4, "quality": Quality(0.9, 0.3, 0.1, ("too sparse",))},
+            "provenance": Provenance("1.2.3", ("discs",), {"discs/m": "0" * 64}, "discs cpu f32", {"edge_rule": "corner"}),
+        }
+        return SmearResult(**{**values, **changes})
+
+    return make
+
+
