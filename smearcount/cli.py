@@ -267,15 +267,19 @@ def models_verify(
 def simulate(
     out: Out = Path("simulated"),
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; without one the sample set.")] = None,
+    random: Annotated[int, typer.Option(help="This many very different smears instead.", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the recipe's.")] = None,
 ) -> None:
     """Render smears with exact ground truth."""
-    from smearcount.simulate import SmearRecipe, sample_set, write_set
+    from smearcount.simulate import SmearRecipe, random_set, sample_set, write_set
 
     with clear_errors():
         recipes = {recipe.stem: read_model(SmearRecipe, recipe)} if recipe else sample_set()
-        if seed is not None:
+        if random:
+            recipes = random_set(random, seed or 0)
+        elif seed is not None:
             recipes = {name: r.model_copy(update={"seed": seed}) for name, r in recipes.items()}
+        out.mkdir(parents=True, exist_ok=True)
         write_set(recipes, out)
     typer.echo(f"{len(recipes)} pictures and truth.json in {out}")
 

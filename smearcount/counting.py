@@ -80,7 +80,8 @@ def name_cells(kinds: Strings, labels: Labels, min_label_score: float) -> String
     names = np.full(len(kinds), UNCLASSIFIED, dtype="<U32")
     if labels.codes:
         best = labels.probs.argmax(axis=1)
-        sure = labels.probs.max(axis=1) >= min_label_score
+        highest = labels.probs.max(axis=1)
+        sure = (highest >= min_label_score) & (highest > 0)
         names[sure] = np.array(labels.codes)[best[sure]]
     asked = labels.probs.sum(axis=1) > 0
     names[(kinds == "platelet") & ~asked] = "platelet"

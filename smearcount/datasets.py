@@ -43,6 +43,7 @@ class LabelledField:
         kinds: `(N,) int64`, index into `KINDS`.
         labelled: kinds that were labelled in this collection; the absence of another kind means nothing.
         um_per_px: from the size of the red cells of the collection or of the field.
+        border_px: outer strip in which cells were not labelled.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class LabelledField:
     kinds: npt.NDArray[np.int64]
     labelled: frozenset[str]
     um_per_px: float
+    border_px: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class FieldSource:
 
     Attributes:
         name: folder below the data root.
-        format: `voc`, `yolo`, `coco` or `iml`.
+        format: `voc`, `yolo`, `coco`, `iml`, or `truth` for rendered smears.
         classes: from the collection's class names to kinds; a class mapped to the empty string is ignored.
         labelled: kinds that were labelled.
         red_cell_px: diameter of a red cell by picture size `WIDTHxHEIGHT` or `any`.
         own_scale: fields with at least five whole red cells take their own median instead.
         swapped: stems whose red and white labels were exchanged by the labellers.
+        border_px: outer strip in which cells were not labelled; it is left out in training.
+        folder: where the collection lies, instead of the folder of its name below the data root.
     """
 
     name: str
@@ -74,6 +78,8 @@ class FieldSource:
     red_cell_px: Mapping[str, float]
     own_scale: bool = False
     swapped: frozenset[str] = frozenset()
+    border_px: int = 0
+    folder: Path | None = None
 
 
 def data_root() -> Path | None:
@@ -97,6 +103,8 @@ def load_sources(config: Path | None = None) -> dict[str, FieldSource]:
                 red_cell_px=entry["red_cell_px"],
                 own_scale=entry.get("own_scale", False),
                 swapped=frozenset(entry.get("swapped", ())),
+                border_px=entry.get("border_px", 0),
+                folder=Path(entry["folder"]) if "folder" in entry else None,
             )
             for name, entry in content.items()
         }
@@ -110,19 +118,29 @@ def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledFie
     Raises:
         DatasetError: the folder, its split list or one of its label files is missing or malformed.
     """
-    folder = root / source.name
+    folder = source.folder or root / source.name
+    try:
+        boxes_of = _READERS[source.format](folder)
+        return [_field(folder, stem, source, boxes_of) for stem in _stems(folder, split)]
+    except (OSError, KeyError, IndexError, ValueError, ElementTree.ParseError) as error:
+        raise DatasetError(f"{folder}: labels of format {source.format} can't be read ({error!r})") from error
+
+
+def _stems(folder: Path, split: str) -> list[str]:
+    """Stems of a split list; rendered smears need none, they are all for training."""
     listing = folder / f"{split}.txt"
-    if not listing.is_file():
-        raise DatasetError(f"{listing}: no such split list; expected one image stem a line")
-    boxes_of = _READERS[source.format](folder)
-    return [_field(folder, stem, source, boxes_of) for stem in listing.read_text().split()]
+    if listing.is_file():
+        return listing.read_text().split()
+    if split == "train" and (folder / "truth.json").is_file():
+        return [Path(name).stem for name in json.loads((folder / "truth.json").read_text())]
+    raise DatasetError(f"{listing}: no such split list; expected one image stem a line")
 
 
 LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float, float]]]
 
 
 def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) -> LabelledField:
-    path = _picture(folder / "images", stem)
+    path = _picture(folder / "images" if (folder / "images").is_dir() else folder, stem)
     width, height = open_image(path).size_wh
     rows = [row for row in boxes_of(stem, width, height) if source.classes.get(row[0], row[0])]
     unknown = {row[0] for row in rows} - source.classes.keys()
@@ -139,7 +157,7 @@ def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) 
     look = (
         f"{source.name}/{size if size in source.red_cell_px else 'any'}" if len(source.red_cell_px) > 1 else source.name
     )
-    return LabelledField(path, look, boxes, kinds, source.labelled, RED_CELL_UM / red_cell_px)
+    return LabelledField(path, look, boxes, kinds, source.labelled, RED_CELL_UM / red_cell_px, source.border_px)
 
 
 def _red_cell_px(source: FieldSource, red_boxes: FloatArray, width: int, height: int) -> float:
@@ -210,9 +228,20 @@ def _read_iml(folder: Path) -> LabelReader:
     return lambda stem, width, height: iter(rows.get(stem, []))
 
 
+def _read_truth(folder: Path) -> LabelReader:
+    content = {Path(name).stem: entry for name, entry in json.loads((folder / "truth.json").read_text()).items()}
+
+    def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
+        for kind, box in zip(content[stem]["kinds"], content[stem]["boxes"], strict=True):
+            yield kind, box[0], box[1], box[2], box[3]
+
+    return boxes
+
+
 _READERS: dict[str, Callable[[Path], LabelReader]] = {
     "voc": _read_voc,
     "yolo": _read_yolo,
     "coco": _read_coco,
     "iml": _read_iml,
+    "truth": _read_truth,
 }

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from smearcount.config import Strict, read_model, shipped
+from smearcount.records import KINDS, UNCLASSIFIED
 
 __all__ = ["Code", "Kind", "Taxonomy", "load_taxonomy"]
 
@@ -45,6 +46,17 @@ class Taxonomy(Strict):
             for word in (code, *entry.synonyms):
                 if seen.setdefault(word.lower(), code) != code:
                     raise ValueError(f"{word!r} stands for both {seen[word.lower()]} and {code}")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_the_counts_rely_on(self) -> Taxonomy:
+        missing = [kind for kind in KINDS if kind not in self.kinds]
+        if missing:
+            raise ValueError(f"kinds: missing {', '.join(missing)}")
+        if "platelet" not in self.codes_of("platelet"):
+            raise ValueError("codes: platelet of kind platelet is missing: a platelet is named without a classifier")
+        if UNCLASSIFIED in self.codes:
+            raise ValueError(f"codes: {UNCLASSIFIED} is no code but the absence of one")
         return self
 
     @cached_property

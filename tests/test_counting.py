@@ -29,7 +29,7 @@ from smearcount.taxonomy import Taxonomy
 Cells = Callable[..., Detections]
 
 
-# The tables: Clopper and Pearson as printed in Fleiss' and Zar's, Rumke 1985 for n = 100 and 200 (in per cent).
+# Exact limits in per cent as printed in tables of Clopper and Pearson's, which Rumke's (n = 100) rounds.
 @pytest.mark.parametrize(
     ("k", "n", "low", "high", "digits"),
     [
@@ -50,7 +50,8 @@ def test_binomial_limits_of_the_tables(k: int, n: int, low: float, high: float, 
 
 
 @pytest.mark.parametrize(
-    ("k", "low", "high"), [(0, 0, 3.689), (1, 0.025, 5.572), (5, 1.623, 11.668), (10, 4.795, 18.390), (100, 81.36, 121.63)]
+    ("k", "low", "high"),
+    [(0, 0, 3.689), (1, 0.025, 5.572), (5, 1.623, 11.668), (10, 4.795, 18.390), (100, 81.36, 121.63)],
 )
 def test_poisson_limits_of_the_tables(k: int, low: float, high: float) -> None:
     assert poisson_limits(k) == pytest.approx((low, high), abs=0.006 if k == 100 else 0.0006)

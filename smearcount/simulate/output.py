@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from smearcount.errors import ConfigError
+from smearcount.images import write_picture, write_text_atomic
 from smearcount.simulate.picture import SimulatedSmear, render, truth
 from smearcount.simulate.recipe import SmearRecipe
 
@@ -27,13 +25,13 @@ def write(smear: SimulatedSmear, folder: Path, stem: str, suffix: str = ".jpg", 
 
     Raises:
         ConfigError: the folder's truth.json is damaged.
-        ValueError: a suffix other than `.jpg` or `.png`.
+        ImageError: the folder can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{stem}{suffix}"
     known = read_truth(folder)
-    _replace(path, _encoded(smear, suffix, quality))
-    _replace(folder / TRUTH_FILE, _as_json({**known, path.name: truth(smear)}))
+    write_picture(path, smear.pixels, quality)
+    write_text_atomic(folder / TRUTH_FILE, _as_json({**known, path.name: truth(smear)}))
     return path
 
 
@@ -60,21 +58,7 @@ def read_truth(folder: Path) -> dict[str, Any]:
     return known
 
 
-def _encoded(smear: SimulatedSmear, suffix: str, quality: int) -> bytes:
-    options = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality], ".png": [cv2.IMWRITE_PNG_COMPRESSION, 6]}
-    if suffix not in options:
-        raise ValueError(f"suffix: expected one of {sorted(options)}, got {suffix!r}")
-    _, code = cv2.imencode(suffix, smear.pixels[:, :, ::-1], options[suffix])
-    return code.tobytes()
-
-
-def _as_json(known: Mapping[str, Any]) -> bytes:
+def _as_json(known: Mapping[str, Any]) -> str:
     # One line a picture: a whole indented file would have one line a coordinate.
     rows = [f"{json.dumps(name)}: {json.dumps(known[name])}" for name in sorted(known)]
-    return ("{\n" + ",\n".join(rows) + "\n}\n").encode()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    return "{\n" + ",\n".join(rows) + "\n}\n"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from smearcount.config import Strict
 
-__all__ = ["RED_CODES", "WHITE_CODES", "SmearRecipe", "sample_set"]
+__all__ = ["RED_CODES", "WHITE_CODES", "SmearRecipe", "random_set", "sample_set"]
 
 RED_CODES = (
     "normocyte",
@@ -139,6 +140,42 @@ class SmearRecipe(Strict):
 def _check_codes(given: Iterable[str], codes: tuple[str, ...]) -> None:
     if unknown := sorted(set(given) - set(codes)):
         raise ValueError(f"expected some of {codes}, got {unknown}")
+
+
+def random_set(number: int, seed: int) -> dict[str, SmearRecipe]:
+    """Recipes of very different smears by file stem, for training: stain, light, focus, density, shapes at random."""
+    rng = np.random.default_rng(seed)
+    recipes = {}
+    for index in range(number):
+        shapes = rng.dirichlet(np.full(len(RED_CODES), 0.3)) + 1e-3
+        mix = dict(zip(RED_CODES, shapes.tolist(), strict=True)) | {"normocyte": float(rng.uniform(0.3, 4))}
+        um_per_px = float(rng.uniform(0.07, 0.2))
+        crowd = float(rng.uniform(0.15, 1))
+        red, green, blue = np.clip(rng.uniform(185, 250) + rng.normal(0, 10, 3), 0, 255).astype(int).tolist()
+        recipes[f"random_{seed}_{index:04d}"] = SmearRecipe(
+            width=round(84 / um_per_px),
+            height=round(63 / um_per_px),
+            um_per_px=um_per_px,
+            red_cells_per_mm2=crowd * 11000,
+            clumped=float(rng.uniform(0, 0.2)) + 0.6 * crowd,
+            overlap=float(rng.uniform(0.1, 0.38)),
+            red_mix=mix,
+            white_cells=int(rng.integers(0, 5)),
+            white_mix=dict.fromkeys(WHITE_CODES, 1.0),
+            platelets=int(rng.integers(0, 14)),
+            platelet_clumps=float(rng.uniform(0, 0.5)),
+            stain_strength=float(rng.uniform(0.5, 1.7)),
+            hue=float(rng.uniform(-0.7, 0.7)),
+            background=(red, green, blue),
+            pallor=float(rng.uniform(0.1, 1.2)),
+            refraction=float(rng.uniform(0, 1)),
+            light_unevenness=float(rng.uniform(0, 0.3)),
+            blur_um=float(rng.uniform(0.03, 0.35)),
+            noise=float(rng.uniform(0.5, 5)),
+            debris=int(rng.integers(0, 12)),
+            seed=int(rng.integers(1 << 30)),
+        )
+    return recipes
 
 
 def sample_set() -> dict[str, SmearRecipe]:

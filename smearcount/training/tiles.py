@@ -104,7 +104,8 @@ class TileMaker:
         self, field: LabelledField, source: Pixels, room_x: int, room_y: int, rng: np.random.Generator
     ) -> tuple[Pixels, FloatArray, npt.NDArray[np.int64]]:
         """One field at a jittered canonical scale, cropped at random to the room left, with its boxes."""
-        a = self._augmentation
+        a, strip = self._augmentation, field.border_px
+        source = source[strip : source.shape[0] - strip, strip : source.shape[1] - strip]
         jitter = float(np.exp(np.clip(rng.normal(0, a.scale_sigma), -2.3 * a.scale_sigma, 2.3 * a.scale_sigma)))
         factor = field.um_per_px / self._um_per_px * jitter
         width, height = (max(8, round(source.shape[1] * factor)), max(8, round(source.shape[0] * factor)))
@@ -114,7 +115,7 @@ class TileMaker:
         y0, y1 = y / height * source.shape[0], (y + crop_h) / height * source.shape[0]
         piece = resize_rgb(np.ascontiguousarray(source[int(y0) : round(y1), int(x0) : round(x1)]), crop_w, crop_h)
         gain = np.array([width / source.shape[1], height / source.shape[0]] * 2, np.float32)
-        full = field.boxes * gain - np.array([x, y, x, y], np.float32)
+        full = (field.boxes - strip) * gain - np.array([x, y, x, y], np.float32)
         boxes = clip_boxes(full, crop_w, crop_h)
         sides, sides_full = boxes[:, 2:] - boxes[:, :2], full[:, 2:] - full[:, :2]
         keep = (sides.min(axis=1, initial=np.inf) > 3) & (sides.prod(axis=1) > 0.08 * sides_full.prod(axis=1))

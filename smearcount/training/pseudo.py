@@ -1,0 +1,70 @@
+"""Labels pictures with a model, so that looks without labels of their own can be trained on too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from smearcount.detector import Detector
+from smearcount.errors import DatasetError
+from smearcount.images import open_image, write_text_atomic
+from smearcount.records import Detections
+
+__all__ = ["central_kind", "label_pictures"]
+
+Accept = Callable[[Path, Detections, tuple[int, int]], bool]
+
+
+def label_pictures(
+    detector: Detector, pictures: Iterable[Path], um_per_px: float, out: Path, accept: Accept | None = None
+) -> tuple[int, int]:
+    """Write a COCO collection of the cells that a detector finds; returns the numbers of pictures taken and left out.
+
+    Args:
+        detector: the teacher; its thresholds decide what becomes a label.
+        pictures: to label; copied into `out/images` under the name of their folder and file.
+        um_per_px: their scale.
+        out: folder of the new collection, with `annotations.json` and `train.txt`.
+        accept: says whether the labels of a picture can be trusted.
+
+    Raises:
+        DatasetError: no picture was taken.
+    """
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    left_out = 0
+    for path in pictures:
+        source = open_image(path)
+        cells = detector.find(source, um_per_px)
+        if accept and not accept(path, cells, source.size_wh):
+            left_out += 1
+            continue
+        name = f"{path.parent.name}_{path.name}"
+        shutil.copyfile(path, out / "images" / name)
+        images.append({"id": len(images), "file_name": name, "width": source.size_wh[0], "height": source.size_wh[1]})
+        for box, kind in zip(cells.boxes.tolist(), cells.kinds.tolist(), strict=True):
+            x_min, y_min, x_max, y_max = (round(value, 2) for value in box)
+            corners = [x_min, y_min, x_max - x_min, y_max - y_min]
+            category = detector.card.codes.index(kind)
+            annotations.append({"image_id": images[-1]["id"], "category_id": category, "bbox": corners})
+    if not images:
+        raise DatasetError(f"{out}: no picture could be labelled")
+    categories = [{"id": index, "name": kind} for index, kind in enumerate(detector.card.codes)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_text_atomic(out / "annotations.json", json.dumps(content))
+    write_text_atomic(out / "train.txt", "\n".join(Path(str(image["file_name"])).stem for image in images) + "\n")
+    return len(images), left_out
+
+
+def central_kind(kind: str) -> Accept:
+    """Accept pictures of a single cell in whose middle a cell of this kind was found."""
+
+    def accept(path: Path, cells: Detections, size_wh: tuple[int, int]) -> bool:
+        x, y = size_wh[0] / 2, size_wh[1] / 2
+        boxes = cells.boxes[cells.kinds == kind]
+        return bool(((boxes[:, 0] < x) & (boxes[:, 1] < y) & (boxes[:, 2] > x) & (boxes[:, 3] > y)).any())
+
+    return accept

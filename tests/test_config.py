@@ -1,0 +1,78 @@
+"""Settings: an unknown key or a value out of range is an error that names the file and the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+
+from smearcount.config import Settings, load_yaml, read_model, shipped
+from smearcount.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "lab.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_settings_file_changes_what_it_names_only(tmp_path: Path) -> None:
+    settings = read_model(Settings, write(tmp_path, "um_per_px: 0.1\nedge_rule: all\n"))
+    assert settings == Settings(um_per_px=0.1, edge_rule="all")
+    assert settings.runtime == Settings().runtime
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        settings.threads = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("um_per_pixel: 0.1", r"lab\.yaml: um_per_pixel: "),
+        ("um_per_px: 0.01", r"lab\.yaml: um_per_px: "),
+        ("um_per_px: 2.5", "um_per_px"),
+        ("um_per_px: .nan", "um_per_px"),
+        ("min_score: 0", "min_score"),
+        ("min_score: 1", "min_score"),
+        ("threads: -1", "threads"),
+        ("max_megapixels: 0", "max_megapixels"),
+        ("edge_rule: left", "edge_rule"),
+        ("runtime: tensorrt", "runtime"),
+        ("device: tpu", "device"),
+        ("precision: int8", "precision"),
+        ("- a\n- b", r"lab\.yaml: file: "),
+        ("", r"lab\.yaml: file: "),
+        ("a: [1", "not valid YAML"),
+        ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_and_the_key(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_model(Settings, write(tmp_path, text))
+
+
+def test_every_fault_of_a_file_is_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads.*colour|colour.*threads"):
+        read_model(Settings, write(tmp_path, "threads: -1\ncolour: red\n"))
+
+
+@pytest.mark.parametrize("value", [{"um_per_px": 0}, {"min_score": 1.5}, {"edge_rule": "none"}, {"colour": 1}])
+def test_a_script_is_held_to_the_same_ranges(value: dict[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError, match=next(iter(value))):
+        Settings(**value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: .*check the path"):
+        load_yaml(tmp_path / "gone.yaml")
+    with pytest.raises(ConfigError, match="check the path"):
+        load_yaml(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: M\xfcller")
+    with pytest.raises(ConfigError, match=r"latin\.yaml: not valid YAML"):
+        load_yaml(tmp_path / "latin.yaml")
+
+
+def test_configs_and_weights_are_found() -> None:
+    assert (shipped("configs") / "taxonomy.yaml").is_file()
+    assert shipped("weights").name == "weights"
