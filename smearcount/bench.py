@@ -44,12 +44,14 @@ class BenchJob:
         um_per_px: their scale; estimated once for each, outside the timing, where it is None.
         threads: CPU threads of every contender.
         rounds: repetitions.
+        processes: time whole processes from the shell too.
     """
 
     images: tuple[Path, ...]
     um_per_px: float | None
     threads: int
     rounds: int
+    processes: bool = True
 
 
 def run_bench(job: BenchJob) -> dict[str, Any]:
@@ -66,7 +68,7 @@ def run_bench(job: BenchJob) -> dict[str, Any]:
         fields = _fields(job, images)
         figures: dict[str, Any] = {"fields": len(fields), "rounds": job.rounds, "threads": job.threads}
         figures |= _times(job, fields, scratch)
-        return figures | _start_up(job, fields[0], scratch)
+        return figures | (_start_up(fields[0], scratch) if job.processes else {})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -167,7 +169,7 @@ def _checkpoint(scratch: Path) -> Path:
     return target
 
 
-def _start_up(job: BenchJob, field: tuple[Path, float], scratch: Path) -> dict[str, Any]:
+def _start_up(field: tuple[Path, float], scratch: Path) -> dict[str, Any]:
     """Whole processes from the shell, `smearcount analyze` against `yolo predict`, three times each in turn."""
     path, scale = field
     bin_dir = Path(sys.executable).parent

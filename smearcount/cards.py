@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smearcount.config import Strict, read_model, shipped
 from smearcount.errors import ModelError
@@ -71,6 +71,13 @@ class Card(Strict):
     metrics: tuple[Metric, ...]
     git_commit: str
     files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _has_thresholds(self) -> Card:
+        missing = [code for code in self.codes if code not in self.min_score]
+        if self.task == "detector" and missing:
+            raise ValueError(f"min_score: no threshold for {', '.join(missing)}")
+        return self
 
 
 class Model:

@@ -57,7 +57,8 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def settings_from(config: Path | None, **flags: Any) -> Settings:
     """The settings file, if any, with every flag that was given on top of it."""
-    base = read_model(Settings, config).model_dump(exclude_unset=True) if config else {}
+    with clear_errors():
+        base = read_model(Settings, config).model_dump(exclude_unset=True) if config else {}
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         return Settings(**(base | given))
@@ -290,6 +291,7 @@ def bench(
     um_per_px: Scale = None,
     threads: Annotated[int, typer.Option(help="CPU threads for every contender.")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 15,
+    processes: Annotated[bool, typer.Option(help="Time whole processes from the shell too.")] = True,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -298,7 +300,7 @@ def bench(
     from smearcount.images import write_text_atomic
 
     with clear_errors():
-        figures = run_bench(BenchJob(tuple(images or ()), um_per_px, threads, rounds))
+        figures = run_bench(BenchJob(tuple(images or ()), um_per_px, threads, rounds, processes))
         text = json.dumps(figures, indent=2)
         if out:
             write_text_atomic(out, text + "\n")

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.cards import Card, Model
+from smearcount.errors import ModelError
 from smearcount.geometry import FloatArray, centres, clip_boxes, greedy_nms, iou_matrix, resize_rgb, touches_edge
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice, make_runtime
@@ -92,6 +93,12 @@ class Detector:
 
     def __init__(self, model: Model, choice: RuntimeChoice, min_score: float | None = None) -> None:
         self.card: Card = model.card
+        self._margin = math.ceil((self.card.largest_cell_um / 2 + CELL_MARGIN_UM) / self.card.um_per_px)
+        if self.card.window_px <= 2 * self._margin:
+            raise ModelError(
+                f"{self.card.id}: a window of {self.card.window_px} px has no core between margins of {self._margin} px"
+                "; correct window_px or largest_cell_um on the card"
+            )
         self._run, self.runtime = make_runtime(model, choice)
         self._kinds = np.array(self.card.codes)
         thresholds = [self.card.min_score[kind] if min_score is None else min_score for kind in self.card.codes]
@@ -114,7 +121,7 @@ class Detector:
         """
         width, height = source.size_wh
         canonical_wh = canonical_size(source.size_wh, um_per_px, self.card)
-        margin = math.ceil((self.card.largest_cell_um / 2 + CELL_MARGIN_UM) / self.card.um_per_px)
+        margin = self._margin
         parts = []
         for window in plan_windows(*canonical_wh, self.card.window_px, margin):
             parts.append(self._emit(source, window, canonical_wh, margin))
@@ -198,8 +205,10 @@ class Detector:
         import shapely
 
         core_px, band = (self.card.window_px - 2 * margin, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px)
+        # A cell larger than the margin is read again from both sides, however far from the seam its centre lies.
+        reach = np.maximum(band, (boxes[:, 2:] - boxes[:, :2]) / 2)
         from_seam = centres(boxes) % core_px
-        rows = np.flatnonzero(np.any((from_seam < band) | (from_seam > core_px - band), axis=1))
+        rows = np.flatnonzero(np.any((from_seam < reach) | (from_seam > core_px - reach), axis=1))
         order = rows[np.lexsort((kinds[rows], *boxes[rows].T[::-1], -scores[rows]))]
         outlines = np.asarray(shapely.box(*boxes[order].T))
         first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")

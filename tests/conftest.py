@@ -148,10 +148,10 @@ def make_card() -> Callable[..., Card]:
 def disc_detector(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Detector]:
     """A detector whose network finds drawn discs; keywords change its card. `detector._run` is the network."""
 
-    def make(min_score: float | None = None, **changes: Any) -> Detector:
+    def make(threshold: float | None = None, **changes: Any) -> Detector:
         monkeypatch.setattr(detector, "make_runtime", lambda model, choice: (DiscNetwork(), "discs"))
         model: Any = SimpleNamespace(card=card(**changes))
-        return Detector(model, RuntimeChoice(), min_score)
+        return Detector(model, RuntimeChoice(), threshold)
 
     return make
 

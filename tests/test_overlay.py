@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from smearcount import overlay
+from smearcount import outlines, overlay, panel
 from smearcount.records import Counts, Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.taxonomy import load_taxonomy
 
@@ -68,13 +68,13 @@ def blank(size_wh):
 
 def outlined(result, zoom=1):
     photo = blank([side * zoom for side in result.size_wh])
-    overlay.draw_outlines(photo, (0, 0), result, overlay.outline_style(result, TAXONOMY, zoom))
+    outlines.draw_outlines(photo, (0, 0), result, outlines.outline_style(result, TAXONOMY, zoom))
     return photo
 
 
 def on_the_line(result, row=0):
     """Pixel x, y in the middle of the line, right of the box at half its height."""
-    style = overlay.outline_style(result, TAXONOMY)
+    style = outlines.outline_style(result, TAXONOMY)
     line = style.line_px * (1.5 if result.detections.kinds[row] in ("wbc", "nrbc") else 1)
     _, y_min, x_max, y_max = result.detections.boxes[row]
     return int(x_max + 1 + style.casing_px + line / 2), int((y_min + y_max) / 2)
@@ -138,9 +138,9 @@ def test_nucleated_cells_and_platelets_lie_over_red_cells(upper):
 def test_tiles_give_the_bytes_of_the_whole(tile):
     result = scattered()
     whole, parts = outlined(result), blank(result.size_wh)
-    style = overlay.outline_style(result, TAXONOMY)
+    style = outlines.outline_style(result, TAXONOMY)
     for x, y in itertools.product(range(0, 400, tile[0]), range(0, 300, tile[1])):
-        overlay.draw_outlines(parts[y : y + tile[1], x : x + tile[0]], (x, y), result, style)
+        outlines.draw_outlines(parts[y : y + tile[1], x : x + tile[0]], (x, y), result, style)
     np.testing.assert_array_equal(parts, whole)
 
 
@@ -180,7 +180,7 @@ def has(panel, colour) -> bool:
 
 def panel_of(result):
     sheet = overlay.draw_overlay(blank(result.size_wh), result, TAXONOMY, LINES)
-    sheet[: result.size_wh[1], : result.size_wh[0]] = overlay.PAPER
+    sheet[: result.size_wh[1], : result.size_wh[0]] = panel.PAPER
     return sheet
 
 
@@ -194,8 +194,8 @@ def test_legend_holds_what_is_present_and_nothing_else():
 
 
 def test_warnings_stand_in_the_panel():
-    assert not has(panel_of(make((640, 480))), overlay.ALERT)
-    assert has(panel_of(make((640, 480), warnings=["The field is out of focus."])), overlay.ALERT)
+    assert not has(panel_of(make((640, 480))), panel.ALERT)
+    assert has(panel_of(make((640, 480), warnings=["The field is out of focus."])), panel.ALERT)
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_scale_bar_is_the_longest_round_one_that_fits(um_per_px, room_px, expect
 @pytest.mark.parametrize(("side", "zoom"), [(640, 1), (250, 2)])
 def test_drawn_scale_bar_is_as_long_as_its_label_says(side, zoom, monkeypatch):
     rows = []
-    render = overlay._render
+    render = panel.render_rows
     monkeypatch.setattr(overlay, "_render", lambda block, face: rows.extend(block) or render(block, face))
     sheet = overlay.draw_overlay(blank((side, side)), make((side, side), um_per_px=0.13), TAXONOMY, [])
     label = next(after.spans[0].text for row, after in itertools.pairwise(rows) if row.bar_px)
-    ink = np.all(sheet == overlay.INK, axis=2)
+    ink = np.all(sheet == panel.INK, axis=2)
     runs = [len(list(run)) for row in ink for is_ink, run in itertools.groupby(row.tolist()) if is_ink]
     assert max(runs) == round(float(label.split()[0]) * zoom / 0.13)
 
@@ -222,39 +222,39 @@ def test_drawn_scale_bar_is_as_long_as_its_label_says(side, zoom, monkeypatch):
 def font_kind(request, monkeypatch):
     if request.param == "built-in font":
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    overlay._face.cache_clear()
+    panel.face_for.cache_clear()
     yield request.param
-    overlay._face.cache_clear()
+    panel.face_for.cache_clear()
 
 
 @pytest.mark.usefixtures("font_kind")
 @pytest.mark.parametrize("text", ["", "x", "Red blood cells", LONG, "W" * 5000, "\u7d30\u80de " * 200])
 def test_wrapped_text_fits_its_width_and_lines(text):
-    face = overlay._face(13, 338)
+    face = panel.face_for(13, 338)
     for font, width in ((face.plain, 70.0), (face.bold, 200.0)):
-        shown = overlay._wrap(overlay._letters(text, face), font, width, 3)
+        shown = panel.wrap(panel.letters(text, face), font, width, 3)
         assert 1 <= len(shown) <= 3
         assert all(font.getlength(line) <= width for line in shown)
         assert ("\u2026" in shown[-1]) == (len(text) > 100)
 
 
 def test_wrapping_loses_no_word():
-    face = overlay._face(13, 338)
+    face = panel.face_for(13, 338)
     text = "one field of view holds about a hundred cells"
-    assert " ".join(overlay._wrap(text, face.plain, 90, 9)) == text
+    assert " ".join(panel.wrap(text, face.plain, 90, 9)) == text
 
 
 def test_long_texts_stay_in_the_margins_of_every_column(font_kind, monkeypatch):
     drawn = []
-    render = overlay._render
+    render = panel.render_rows
     monkeypatch.setattr(overlay, "_render", lambda rows, face: drawn.append((render(rows, face), face)) or drawn[-1][0])
     result = make((640, 480), [((9, 9, 70, 70), "rbc", "normocyte", False)], warnings=[LONG, LONG], image_id=LONG)
     overlay.draw_overlay(blank((640, 480)), result, TAXONOMY, [(LONG, LONG, LONG), *LINES])
     assert len(drawn) == 6, font_kind
     for block, face in drawn:
-        assert np.all(block[:, : face.margin - 2] == overlay.PAPER)
-        assert np.all(block[:, -(face.margin - 2) :] == overlay.PAPER)
-        assert np.any(block != overlay.PAPER)
+        assert np.all(block[:, : face.margin - 2] == panel.PAPER)
+        assert np.all(block[:, -(face.margin - 2) :] == panel.PAPER)
+        assert np.any(block != panel.PAPER)
 
 
 def test_blocks_overlap_neither_the_photograph_nor_each_other():
@@ -285,7 +285,7 @@ def test_pixels_of_another_picture_are_refused(pixels):
 
 def test_name_outside_the_taxonomy_is_refused():
     with pytest.raises(ValueError, match="blob"):
-        overlay.outline_style(one("rbc", "blob"), TAXONOMY)
+        outlines.outline_style(one("rbc", "blob"), TAXONOMY)
 
 
 # Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as seen without one kind of cone.
@@ -321,7 +321,7 @@ def test_contact_sheet_shows_every_patch(n, columns, side):
 
 
 def test_contact_sheet_without_cells_is_its_title():
-    assert has(overlay.contact_sheet([], [], 3, "No cells"), overlay.INK)
+    assert has(overlay.contact_sheet([], [], 3, "No cells"), panel.INK)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""Windows without double counts: a network that finds drawn discs must find each exactly once, however it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from smearcount import detector
+from smearcount.cards import Card
+from smearcount.detector import FILL, Detector, Window, decode, plan_windows, to_tensor
+from smearcount.errors import ModelError
+from smearcount.geometry import FloatArray, diameters, iou_matrix
+from smearcount.records import Detections
+
+WHOLE = 4096
+UM_PER_PX = 0.16
+Draw = Callable[..., Any]
+Make = Callable[..., Detector]
+
+
+def random_plans(n: int) -> list[tuple[int, int, int, int]]:
+    rng = np.random.default_rng(0)
+    plans = [(64, 64, 64, 10), (65, 64, 64, 10), (64, 65, 64, 10), (1, 1, 64, 31), (44, 89, 64, 10), (133, 45, 64, 10)]
+    for _ in range(n):
+        window = int(rng.integers(32, 100))
+        plans.append((*(int(v) for v in rng.integers(1, 400, 2)), window, int(rng.integers(0, window // 2))))
+    return plans
+
+
+@pytest.mark.parametrize(("width", "height", "window", "margin"), random_plans(60))
+def test_the_cores_tile_the_picture_exactly_once(width: int, height: int, window: int, margin: int) -> None:
+    times = np.zeros((height, width), int)
+    for one in plan_windows(width, height, window, margin):
+        (left, top, right, bottom), (x0, y0, x1, y1) = one.core, one.view
+        times[top:bottom, left:right] += 1
+        assert 0 <= x0 <= left < right <= x1 <= width
+        assert 0 <= y0 <= top < bottom <= y1 <= height
+        assert max(x1 - x0, y1 - y0) <= window
+        # The margin is whole, or the picture ends.
+        assert all(d == margin or v in (0, w) for d, v, w in ((left - x0, x0, 0), (x1 - right, x1, width)))
+        assert all(d == margin or v in (0, h) for d, v, h in ((top - y0, y0, 0), (y1 - bottom, y1, height)))
+    assert (times == 1).all()
+    if max(width, height) <= window:
+        assert len(list(plan_windows(width, height, window, margin))) == 1
+
+
+def match(found: Detections, boxes: FloatArray, kinds: tuple[str, ...], min_iou: float = 0.85) -> None:
+    """Each disc has one detection, of its kind and place; there is no other."""
+    assert len(found) == len(boxes)
+    overlap = iou_matrix(boxes, found.boxes)
+    best = overlap.argmax(axis=1)
+    assert len(set(best.tolist())) == len(boxes)
+    assert overlap.max(axis=1).min() >= min_iou
+    assert found.kinds[best].tolist() == list(kinds)
+
+
+def same(a: Detections, b: Detections) -> bool:
+    return all(np.array_equal(getattr(a, f), getattr(b, f)) for f in ("boxes", "scores", "kinds", "at_edge"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_disc_is_lost_or_doubled_at_a_seam(scatter_discs: Draw, disc_detector: Make, seed: int) -> None:
+    smear = scatter_discs((1130 + 37 * seed, 910 - 61 * seed), 47, seed, mixed=True)
+    windowed, whole = disc_detector(), disc_detector(window_px=WHOLE)
+    found = windowed.find(smear, UM_PER_PX)
+    match(found, smear.boxes, smear.kinds)
+    assert same(found, whole.find(smear, UM_PER_PX))
+    assert len(windowed._run.shapes) > 40  # type: ignore[attr-defined]
+    assert len(whole._run.shapes) == 1  # type: ignore[attr-defined]
+    assert max(max(shape[2:]) for shape in windowed._run.shapes) == 256  # type: ignore[attr-defined]
+
+
+def test_discs_on_every_place_of_a_seam(draw_discs: Draw, disc_detector: Make) -> None:
+    """One disc moved across the seam at 130 px and across the crossing of two seams."""
+    for at in np.arange(60, 200, 3.7):
+        smear = draw_discs((400, 360), np.array([[at, 130.0, 47.0], [at, 130 + at, 40.0]]), ("rbc", "wbc"))
+        match(disc_detector().find(smear, UM_PER_PX), smear.boxes, smear.kinds)
+
+
+@pytest.mark.parametrize("diameter", [90.0, 130.0, 150.0, 170.0])
+def test_cells_larger_than_the_margin_are_read_again(draw_discs: Draw, disc_detector: Make, diameter: float) -> None:
+    """The margin of 63 px holds cells of up to 126 px; larger ones are cut by the window, wherever they lie."""
+    for at in np.arange(170, 310, 4.3):
+        smear = draw_discs((520, 450), np.array([[at, 195.0, diameter]]), ("wbc",))
+        match(disc_detector().find(smear, UM_PER_PX), smear.boxes, smear.kinds, 0.93)
+
+
+def test_the_order_of_the_windows_is_without_influence(
+    scatter_discs: Draw, disc_detector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smear = scatter_discs((900, 700), 47, 5, mixed=True)
+    first = disc_detector().find(smear, UM_PER_PX)
+
+    def shuffled(*plan: int) -> Iterator[Window]:
+        windows = list(plan_windows(*plan))
+        return iter([windows[i] for i in np.random.default_rng(1).permutation(len(windows))])
+
+    monkeypatch.setattr(detector, "plan_windows", shuffled)
+    assert same(first, disc_detector().find(smear, UM_PER_PX))
+    top_down = np.lexsort((first.boxes[:, 0], first.boxes[:, 1]))
+    assert top_down.tolist() == list(range(len(first)))
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.3, 2.0, 4.0])
+def test_another_magnification_gives_the_same_cells(scatter_discs: Draw, disc_detector: Make, factor: float) -> None:
+    smear = scatter_discs((610, 470), 47, 6, mixed=True)
+    size = round(610 * factor), round(470 * factor)
+    resized = cv2.resize(smear.pixels, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    gain = np.array([size[0] / 610, size[1] / 470] * 2, np.float32)
+    source = type(smear)(resized, smear.discs, smear.kinds)
+    found = disc_detector().find(source, UM_PER_PX / factor)
+    match(found, smear.boxes * gain, smear.kinds, 0.8)
+    reference = disc_detector().find(smear, UM_PER_PX)
+    error = diameters(found.boxes).mean() / factor / diameters(reference.boxes).mean() - 1
+    assert abs(float(error)) < 0.02
+
+
+def test_mirrored_pictures_give_mirrored_cells(scatter_discs: Draw, disc_detector: Make) -> None:
+    smear = scatter_discs((620, 500), 47, 7, mixed=True)
+    found = disc_detector().find(smear, UM_PER_PX)
+    mirrored = disc_detector().find(type(smear)(smear.pixels[:, ::-1].copy(), smear.discs, smear.kinds), UM_PER_PX)
+    back = mirrored.boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + np.array([620, 0, 620, 0])
+    order = np.lexsort((back[:, 2], back[:, 0], back[:, 1]))
+    assert np.array_equal(back[order], found.boxes)
+    assert mirrored.kinds[order].tolist() == found.kinds.tolist()
+
+
+def test_discs_cut_by_the_border_are_marked(draw_discs: Draw, disc_detector: Make) -> None:
+    discs = np.array([[10, 150, 47], [150, 150, 47], [390, 150, 47], [150, 5, 47], [250, 297, 47]], float)
+    smear = draw_discs((400, 300), discs, ("rbc",) * 5)
+    found = disc_detector().find(smear, UM_PER_PX)
+    assert len(found) == 5
+    inner = int(np.flatnonzero(~found.at_edge)[0])
+    assert found.at_edge.sum() == 4
+    assert np.allclose(found.boxes[inner], smear.boxes[1], atol=1)
+    assert found.boxes.min() >= 0
+    assert (found.boxes.max(axis=0) <= (400, 300, 400, 300)).all()
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (5, 3), (300, 200), (700, 20), (15, 900)])
+def test_an_empty_picture_of_any_size_has_no_cells(draw_discs: Draw, disc_detector: Make, size_wh: Any) -> None:
+    for um_per_px in (0.05, 0.16, 0.5):
+        found = disc_detector().find(draw_discs(size_wh, np.zeros((0, 3)), ()), um_per_px)
+        assert len(found) == 0
+        assert found.boxes.shape == (0, 4)
+
+
+def test_thresholds_come_from_the_card_or_the_caller(scatter_discs: Draw, disc_detector: Make) -> None:
+    smear = scatter_discs((250, 200), 47, 1)
+    assert disc_detector(min_score={"rbc": 0.95, "wbc": 0.3, "platelet": 0.3}).find(smear, UM_PER_PX).boxes.size == 0
+    strict = disc_detector(0.95)
+    assert strict.min_score == pytest.approx(dict.fromkeys(("rbc", "wbc", "platelet"), 0.95))
+    assert len(strict.find(smear, UM_PER_PX)) == 0
+
+
+def test_a_margin_that_leaves_no_core_is_refused(disc_detector: Make) -> None:
+    with pytest.raises(ModelError, match=r"discs.*window of 128 px.*margins of 64 px"):
+        disc_detector(window_px=128, largest_cell_um=12.4)
+
+
+def test_a_tensor_is_padded_to_the_stride_and_keeps_rgb(make_card: Callable[..., Card]) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (33, 50, 3)).astype(np.uint8)
+    tensor = to_tensor(pixels, make_card(stride_px=32))
+    assert (tensor.shape, tensor.dtype) == ((1, 3, 64, 64), np.float32)
+    assert np.allclose(tensor[0, :, :33, :50], pixels.transpose(2, 0, 1) / 255, atol=1e-6)
+    assert np.allclose(tensor[0, :, 33:], FILL / 255)
+    assert np.allclose(tensor[0, :, :, 50:], FILL / 255)
+    scaled = to_tensor(pixels, make_card(stride_px=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
+    assert np.allclose(scaled[0, 1], (tensor[0, 1] - 0.25) / 0.25, atol=1e-5)
+    assert np.allclose(scaled[0, 2], tensor[0, 2] / 2, atol=1e-5)
+
+
+def test_decoding_of_a_known_output(make_card: Callable[..., Card]) -> None:
+    thresholds = np.array([0.3, 0.5, 0.3], np.float32)
+    columns = [
+        (50, 40, 20, 10, 0.9, 0.1, 0.0),  # a red cell
+        (50, 40, 20, 10, 0.8, 0.0, 0.0),  # the same again
+        (90, 40, 10, 10, 0.2, 0.4, 0.2),  # below every threshold
+        (20, 20, 10, 10, 0.35, 0.45, 0.1),  # the white score is higher, but below its threshold
+        (70, 70, 8, 8, 0.0, 0.0, 0.31),
+    ]
+    boxes, scores, kinds = decode(np.array(columns, np.float32).T, thresholds, make_card())
+    assert boxes.tolist() == [[40, 35, 60, 45], [15, 15, 25, 25], [66, 66, 74, 74]]
+    assert scores.tolist() == pytest.approx([0.9, 0.35, 0.31])
+    assert kinds.tolist() == [0, 0, 2]
+    assert len(decode(np.zeros((7, 0), np.float32), thresholds, make_card())[0]) == 0

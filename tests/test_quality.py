@@ -1,0 +1,115 @@
+"""Focus falls with blur and not with magnification; crowding is that of boxes drawn by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount.quality import assess, sharpness
+from smearcount.records import Detections, Scale
+
+Pixels = npt.NDArray[np.uint8]
+Draw = Callable[..., Any]
+Cells = Callable[..., Detections]
+UM_PER_PX = 0.1
+
+
+@pytest.fixture
+def field(scatter_discs: Draw) -> Pixels:
+    """Cells with a soft edge and grain of 0.3 um at 0.1 um a pixel."""
+    pixels = scatter_discs((600, 600), 75, 3, mixed=True).pixels.astype(np.float32)
+    grain = cv2.GaussianBlur(np.random.default_rng(0).normal(0, 40, (600, 600)).astype(np.float32), (0, 0), 1.5)
+    return np.clip(cv2.GaussianBlur(pixels, (0, 0), 1.5) + grain[..., None], 0, 255).astype(np.uint8)
+
+
+def test_sharpness_falls_with_every_step_of_blur(field: Pixels) -> None:
+    values = [sharpness(field, UM_PER_PX)]
+    for sigma in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0):
+        values.append(sharpness(cv2.GaussianBlur(field, (0, 0), sigma).astype(np.uint8), UM_PER_PX))
+    assert all(b < a for a, b in zip(values[:-1], values[1:], strict=True)), values
+    assert values[-1] < values[0] / 5
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.75, 1.5, 2.0])
+def test_magnification_has_little_part_in_it(field: Pixels, factor: float) -> None:
+    size = (round(600 * factor),) * 2
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(field, size, interpolation=method).astype(np.uint8)
+    value = sharpness(resized, UM_PER_PX / factor)
+    assert value == pytest.approx(sharpness(field, UM_PER_PX), rel=0.35)
+    blurred = sharpness(cv2.GaussianBlur(field, (0, 0), 4).astype(np.uint8), UM_PER_PX)
+    assert value > 1.5 * blurred
+
+
+def test_turning_and_brightness_change_nothing(field: Pixels) -> None:
+    value = sharpness(field, UM_PER_PX)
+    assert sharpness(np.rot90(field).copy(), UM_PER_PX) == pytest.approx(value, rel=1e-3)
+    assert sharpness((field // 2).astype(np.uint8), UM_PER_PX) == pytest.approx(value, rel=0.1)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (3, 200), (64, 64)])
+def test_a_blank_picture_has_no_sharpness(size_hw: tuple[int, int]) -> None:
+    for um_per_px in (0.02, 0.2, 2.0):
+        assert sharpness(np.full((*size_hw, 3), 214, np.uint8), um_per_px) == 0
+
+
+def boxes_in_a_row(n: int, side: float, step: float) -> npt.NDArray[np.float32]:
+    x = 10 + np.arange(n) * step
+    return np.stack([x, np.full(n, 20.0), x + side, np.full(n, 20.0 + side)], axis=1).astype(np.float32)
+
+
+def words(draw: Draw, found: Detections, scale: Scale | None = None, size_wh: tuple[int, int] = (900, 200)) -> Any:
+    return assess(draw(size_wh, np.zeros((0, 3)), ()), scale or Scale(0.2, "flag"), found)
+
+
+def test_cover_and_overlap_of_known_boxes(draw_discs: Draw, cells: Cells) -> None:
+    apart = words(draw_discs, cells(boxes_in_a_row(25, 30, 31)))
+    assert apart.red_cell_cover == pytest.approx(25 * 900 * np.pi / 4 / (900 * 200), abs=1e-4)
+    assert apart.overlapping == 0
+    # 30 px wide, 26 px on: 13 % of each is shared; 28 px on: 7 %.
+    assert words(draw_discs, cells(boxes_in_a_row(25, 30, 26))).overlapping == 1
+    assert words(draw_discs, cells(boxes_in_a_row(25, 30, 28))).overlapping == 0
+    pair = np.concatenate([boxes_in_a_row(24, 30, 31), boxes_in_a_row(1, 30, 31) + np.float32(5)])
+    assert words(draw_discs, cells(pair)).overlapping == pytest.approx(2 / 25)
+    # Only red cells crowd a field.
+    mixed = cells(np.tile(boxes_in_a_row(1, 30, 1), (30, 1)), "wbc")
+    assert (words(draw_discs, mixed).overlapping, words(draw_discs, mixed).red_cell_cover) == (0, 0)
+
+
+def test_each_warning_has_its_cause(draw_discs: Draw, cells: Cells, field: Pixels) -> None:
+    good = cells(boxes_in_a_row(25, 30, 22.5)[:25] * np.float32(1), "rbc")
+    crowded = words(draw_discs, good).warnings
+    assert [text.split(" (")[0] for text in crowded] == ["out of focus", "too dense"]
+    assert "100% of the red cells overlap" in crowded[1]
+    few = words(draw_discs, cells(boxes_in_a_row(19, 30, 31))).warnings
+    assert few[1] == "too sparse (19 red cells): count more fields"
+    noted = Scale(0.2, "assumed", note="the scale can't be trusted")
+    assert words(draw_discs, cells(boxes_in_a_row(25, 30, 31)), noted).warnings[-1] == noted.note
+
+
+def test_a_good_field_has_no_warning_and_a_blurred_one_has(scatter_discs: Draw, field: Pixels) -> None:
+    smear = scatter_discs((600, 600), 75, 3)
+    red = Detections(
+        smear.boxes,
+        np.full(len(smear.boxes), 0.9, np.float32),
+        np.array(["rbc"] * len(smear.boxes)),
+        np.zeros(len(smear.boxes), np.bool_),
+    )
+    scale = Scale(UM_PER_PX, "flag")
+    sharp = assess(type(smear)(field, smear.discs, smear.kinds), scale, red)
+    assert sharp.warnings == ()
+    blurred = cv2.GaussianBlur(field, (0, 0), 8).astype(np.uint8)
+    soft = assess(type(smear)(blurred, smear.discs, smear.kinds), scale, red)
+    assert soft.sharpness < sharp.sharpness
+    assert [text[:12] for text in soft.warnings] == ["out of focus"]
+
+
+def test_nothing_at_all_is_sparse_and_out_of_focus(draw_discs: Draw, cells: Cells) -> None:
+    found = words(draw_discs, Detections.empty(), size_wh=(1, 1))
+    assert (found.sharpness, found.red_cell_cover, found.overlapping) == (0, 0, 0)
+    assert any("too sparse (0 red cells)" in text for text in found.warnings)

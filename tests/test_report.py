@@ -1,0 +1,204 @@
+"""Columns that scripts depend on, numbers that add up, and text that is the same for the same result."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from smearcount import report
+from smearcount.counting import Estimate
+from smearcount.records import Detections, Labels, Quality, Scale, SmearResult
+from smearcount.taxonomy import Taxonomy
+
+Make = Callable[..., SmearResult]
+Cells = Callable[..., Detections]
+
+CELLS_HEADER = (
+    "image,slide,cell_id,kind,label,score,label_score,x_min,y_min,x_max,y_max,diameter_um,at_edge,counted,"
+    "runner_up,runner_up_score"
+)
+REPORT_HEAD = (
+    "image,slide,status,error,width,height,um_per_px,um_per_px_source,n_rbc,n_wbc,n_nrbc,n_platelet,n_unclassified,"
+    "n_excluded"
+)
+REPORT_TAIL = (
+    "nrbc_per_100_wbc,nrbc_per_100_wbc_low,nrbc_per_100_wbc_high,platelet_per_1000_rbc,platelet_per_1000_rbc_low,"
+    "platelet_per_1000_rbc_high,model_ids,version,image_sha256"
+)
+CODES = ("normocyte", "target_cell", "neutrophil", "erythroblast")
+
+
+@pytest.fixture
+def result(cells: Cells, make_result: Make) -> SmearResult:
+    """Eight cells: three normocytes (one not counted), a target cell, a red cell without a name, and so on."""
+    probs = np.array(
+        [
+            [0.9, 0.1, 0, 0],
+            [0.8, 0.15, 0.05, 0],
+            [0.7, 0.2, 0.1, 0],
+            [0.25, 0.75, 0, 0],
+            [0.4, 0.3, 0.3, 0],
+            [0, 0, 0.6, 0.4],
+            [0, 0, 0.1, 0.9],
+            [0, 0, 0, 0],
+        ],
+        np.float32,
+    )
+    kinds = ["rbc"] * 5 + ["wbc"] * 2 + ["platelet"]
+    boxes = np.array([[i * 50, 10, i * 50 + 40, 60] for i in range(8)])
+    counted = np.array([True, True, False, True, True, True, True, True])
+    return make_result(cells(boxes, kinds, np.linspace(0.4, 0.95, 8)), Labels(probs, CODES), counted=counted)
+
+
+def parsed(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_cells_csv_has_the_columns_of_the_contract(result: SmearResult) -> None:
+    text = report.cells_csv(result)
+    assert text.splitlines()[0] == CELLS_HEADER
+    assert "\r" not in text
+    rows = parsed(text)
+    assert [row["cell_id"] for row in rows] == [str(i) for i in range(8)]
+    assert [row["kind"] for row in rows] == ["rbc"] * 5 + ["wbc", "nrbc", "platelet"]
+    labels = ["normocyte", "normocyte", "normocyte", "target_cell", "unclassified", "neutrophil", "erythroblast", "platelet"]
+    assert [row["label"] for row in rows] == labels
+    assert [row["counted"] for row in rows] == list("11011111")
+    first, last = rows[0], rows[-1]
+    assert (first["label_score"], first["runner_up"], first["runner_up_score"]) == ("0.9000", "target_cell", "0.1000")
+    assert (last["label_score"], last["runner_up"], last["runner_up_score"]) == ("", "", "")
+    assert (first["x_min"], first["y_max"], first["diameter_um"]) == ("0.00", "60.00", f"{45 * 0.16:.2f}")
+
+
+def test_report_csv_has_the_columns_of_the_contract(taxonomy: Taxonomy) -> None:
+    middle = []
+    for code, kind in taxonomy.kind_of.items():
+        middle.append(f"count_{code}")
+        if kind in ("rbc", "wbc"):
+            middle += [f"pct_{code}", f"pct_{code}_low", f"pct_{code}_high"]
+    columns = report.report_columns(taxonomy)
+    assert ",".join(columns) == ",".join([REPORT_HEAD, *middle, REPORT_TAIL])
+    assert len(set(columns)) == len(columns)
+
+
+def test_the_row_of_a_picture(result: SmearResult, taxonomy: Taxonomy) -> None:
+    row = parsed(report.to_csv(report.report_columns(taxonomy), [report.report_row(result, taxonomy)]))[0]
+    expected = {
+        **{"image": "a/b.jpg", "slide": "a", "status": "ok", "error": "", "width": "640", "height": "480"},
+        **{"um_per_px": "0.16", "um_per_px_source": "estimated", "n_rbc": "4", "n_wbc": "1", "n_nrbc": "1"},
+        **{"n_platelet": "1", "n_unclassified": "1", "n_excluded": "1", "count_normocyte": "2"},
+        **{"count_target_cell": "1", "count_macrocyte": "0", "pct_normocyte": "66.67", "pct_macrocyte": "0"},
+        **{"pct_neutrophil": "100", "pct_neutrophil_high": "100", "nrbc_per_100_wbc": "100"},
+        **{"platelet_per_1000_rbc": "250", "model_ids": "discs", "version": "1.2.3", "image_sha256": "f" * 64},
+    }
+    assert {key: row[key] for key in expected} == expected
+    # 2 of 3, Clopper and Pearson: 9.43 to 99.16 %.
+    assert (float(row["pct_normocyte_low"]), float(row["pct_normocyte_high"])) == pytest.approx((9.43, 99.16), abs=0.01)
+
+
+def test_all_that_is_found_is_counted_or_excluded(result: SmearResult, taxonomy: Taxonomy) -> None:
+    row = report.report_row(result, taxonomy)
+    named = sum(int(value) for key, value in row.items() if key.startswith("count_"))
+    assert sum(int(row[f"n_{kind}"]) for kind in ("rbc", "wbc", "nrbc", "platelet")) == named + int(row["n_unclassified"])
+    assert named + int(row["n_unclassified"]) + int(row["n_excluded"]) == len(result.detections)
+
+
+def test_an_empty_picture_has_empty_percentages(make_result: Make, taxonomy: Taxonomy) -> None:
+    empty = make_result(Detections.empty())
+    row = parsed(report.to_csv(report.report_columns(taxonomy), [report.report_row(empty, taxonomy)]))[0]
+    assert row["n_rbc"] == row["count_normocyte"] == "0"
+    blank = {key for key, value in row.items() if value == ""}
+    assert blank == {key for key in row if key.startswith(("pct_", "nrbc_per", "platelet_per"))} | {"error"}
+    assert report.cells_csv(empty) == CELLS_HEADER + "\n"
+
+
+def test_a_failure_is_a_row_too(taxonomy: Taxonomy) -> None:
+    reason = 'b.jpg: damaged, "twice"\nsecond line'
+    columns = report.report_columns(taxonomy)
+    row = parsed(report.to_csv(columns, [report.failure_row("a/b.jpg", "a", reason, taxonomy)]))[0]
+    filled = {key: value for key, value in row.items() if value}
+    assert filled == {"image": "a/b.jpg", "slide": "a", "status": "failed", "error": reason}
+    assert tuple(row) == columns
+
+
+def no_constants(name: str) -> Any:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.parametrize("scale", [Scale(0.16, "flag"), Scale(1 / 3, "assumed", float("nan"), "few")])
+def test_the_json_report_has_no_nan_and_is_the_same_twice(
+    make_result: Make, taxonomy: Taxonomy, scale: Scale, result: SmearResult
+) -> None:
+    nothing = make_result(Detections.empty(), scale=scale, quality=Quality(math.nan, 0, 0), counted_area_um2=0.0)
+    for one in (nothing, result):
+        text = report.json_report(one, taxonomy, ["read with care"])
+        content = json.loads(text, parse_constant=no_constants)
+        assert text == report.json_report(one, taxonomy, ["read with care"])
+        assert text.endswith("}\n")
+        assert content["reading"] == ["read with care"]
+        assert content["not_recognised"] == ["blasts", "atypical lymphocytes", "smudge cells"]
+        assert content["limits"] == "95 %, sampling error only"
+    content = json.loads(report.json_report(nothing, taxonomy))
+    assert content["quality"]["sharpness"] is None
+    assert content["rates"]["nrbc_per_100_wbc"] == {"value": None, "low": None, "high": None}
+
+
+def test_the_json_report_counts_what_the_row_counts(result: SmearResult, taxonomy: Taxonomy) -> None:
+    content = json.loads(report.json_report(result, taxonomy))
+    row = report.report_row(result, taxonomy)
+    for key in ("n_rbc", "n_wbc", "n_nrbc", "n_platelet"):
+        assert content["counts"][key] == row[key]
+    assert content["counts"]["found"] == len(result.detections)
+    assert content["counts"]["excluded"] == {"edge": 1}
+    assert content["counts"]["named"] == {
+        **{"normocyte": 2, "target_cell": 1, "neutrophil": 1, "erythroblast": 1, "platelet": 1}
+    }
+    table = {line["type"]: line for line in content["table"]}
+    assert table["normocyte"]["percent"]["value"] == pytest.approx(200 / 3, rel=1e-5)
+    assert table["rbc"]["per_mm2"]["value"] == pytest.approx(4 / 0.01)
+
+
+def test_text_survives_what_a_file_name_may_hold(make_result: Make, taxonomy: Taxonomy) -> None:
+    name = 'Müller, "A"\t血.jpg'
+    one = make_result(Detections.empty(), image_id=name)
+    assert json.loads(report.json_report(one, taxonomy))["image"] == name
+    columns = report.report_columns(taxonomy)
+    assert parsed(report.to_csv(columns, [report.report_row(one, taxonomy)]))[0]["image"] == name
+
+
+def test_the_lines_of_the_table_add_up(result: SmearResult, taxonomy: Taxonomy) -> None:
+    lines = report.summary_lines(result.counts, result.counted_area_um2, taxonomy)
+    kinds = {line.key: line for line in lines if line.level == 0}
+    assert {key: line.count for key, line in kinds.items()} == {"rbc": 4, "wbc": 1, "nrbc": 1, "platelet": 1}
+    assert sum(line.share.value for line in kinds.values()) == pytest.approx(100)
+    red = [line for line in lines if line.level == 1 and line.key in ("normocyte", "target_cell")]
+    assert sum(line.share.value for line in red) == pytest.approx(100)
+    unnamed = next(line for line in lines if line.key == "unclassified")
+    assert (unnamed.count, math.isnan(unnamed.share.value)) == (1, True)
+    for line in lines:
+        assert line.density.low <= line.density.value <= line.density.high
+
+
+def test_limits_as_text() -> None:
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    assert (report.limits_text(nothing), report.percent_text(nothing)) == ("-", "-")
+    some = Estimate(12.34, 10.06, 14.849)
+    assert report.percent_text(some) == "12.3 (10.1 - 14.8)"
+    assert report.limits_text(some, 0) == "10 - 15"
+
+
+def test_the_table_on_screen_says_what_was_left_out(result: SmearResult, taxonomy: Taxonomy) -> None:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=140, color_system=None).print(report.screen_table(result, taxonomy))
+    text = stream.getvalue()
+    for words in ("a/b.jpg", "Normocyte", "66.7", "8 cells found, 1 at the edge not counted", "sampling error only", "too sparse"):
+        assert words in text

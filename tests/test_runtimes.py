@@ -1,0 +1,90 @@
+"""Every runtime reproduces the probe; damaged or missing files are refused, never worked around."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smearcount.cards import Model, find_model
+from smearcount.config import Settings
+from smearcount.errors import ModelError, RuntimeMissingError
+from smearcount.probe import probe_errors
+from smearcount.runtimes import RuntimeChoice, make_runtime
+
+DETECTOR = Settings().detector
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return find_model(DETECTOR)
+
+
+@pytest.fixture(scope="module")
+def with_onnx(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    from smearcount.training.packaging import export_model
+
+    return Model(export_model(DETECTOR, "onnx", tmp_path_factory.mktemp("exported")))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_runtime_reproduces_the_probe(with_onnx: Model) -> None:
+    errors = probe_errors(with_onnx, ("openvino", "onnx", "torch"))
+    assert len(errors) == 3
+    assert max(errors.values()) <= with_onnx.card.probe_tolerance
+
+
+def test_a_wrong_answer_to_the_probe_is_refused(model: Model, tmp_path: Path) -> None:
+    folder = copy(model, tmp_path)
+    card = (folder / "card.yaml").read_text()
+    tolerance = model.card.probe_tolerance
+    assert f"probe_tolerance: {tolerance}" in card
+    (folder / "card.yaml").write_text(card.replace(f"probe_tolerance: {tolerance}", "probe_tolerance: 1.0e-12"))
+    with pytest.raises(ModelError, match="differs from the probe"):
+        probe_errors(Model(folder), ("openvino",))
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.xml"])
+def test_a_damaged_weight_file_is_refused(model: Model, tmp_path: Path, name: str) -> None:
+    folder = copy(model, tmp_path)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(bytes(content))
+    with pytest.raises(ModelError, match=f"{name}.*changed or damaged"):
+        make_runtime(Model(folder), RuntimeChoice("openvino"))
+
+
+def test_a_runtime_without_files_says_how_to_make_them(model: Model) -> None:
+    with pytest.raises(ModelError, match=f"smearcount export {DETECTOR} --to onnx"):
+        make_runtime(model, RuntimeChoice("onnx"))
+
+
+def test_a_missing_library_is_an_error_with_its_install_command(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(RuntimeMissingError, match="pip install openvino"):
+        make_runtime(model, RuntimeChoice("openvino"))
+
+
+def test_cuda_with_a_cpu_runtime_is_refused(model: Model) -> None:
+    with pytest.raises(RuntimeMissingError):
+        make_runtime(model, RuntimeChoice("openvino", "cuda"))
+
+
+@pytest.mark.parametrize("word", [{"runtime": "tensorflow"}, {"device": "tpu"}, {"precision": "f64"}])
+def test_unknown_words_are_refused(word: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="expected one of"):
+        RuntimeChoice(**word)
+
+
+def test_any_multiple_of_the_stride_is_taken(model: Model) -> None:
+    run, description = make_runtime(model, RuntimeChoice("openvino"))
+    assert description == f"openvino cpu {model.card.precision}"
+    for height, width in ((64, 64), (160, 96), (48, 400)):
+        output = run(np.zeros((1, 3, height, width), np.float32))[0]
+        anchors = sum(height * width // stride**2 for stride in (8, 16))
+        assert output.shape == (1, 4 + len(model.card.codes), anchors)
+
+
+def copy(model: Model, target: Path) -> Path:
+    return Path(shutil.copytree(model.folder, target / model.card.id))

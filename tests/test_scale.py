@@ -1,0 +1,140 @@
+"""The scale of drawn smears whose cells have a known size: estimated, taken from metadata, given, or not to be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from smearcount.detector import Detector
+from smearcount.geometry import iou_matrix
+from smearcount.records import Detections, Scale
+from smearcount.scale import RED_CELL_UM, check_scale, isolated_red_diameters, settle_scale
+
+Draw = Callable[..., Any]
+Make = Callable[..., Detector]
+Cells = Callable[..., Detections]
+WINDOW = {"window_px": 1024}
+
+
+@pytest.mark.parametrize(("red_px", "size_wh"), [(22, (500, 400)), (40, (700, 600)), (75, (1000, 800)), (130, (1024, 1000)),
+                                                 (190, (1024, 1024))])
+def test_the_estimate_is_within_three_per_cent(
+    scatter_discs: Draw, disc_detector: Make, red_px: float, size_wh: tuple[int, int]
+) -> None:
+    smear = scatter_discs(size_wh, red_px, 2)
+    settled = settle_scale(smear, disc_detector(**WINDOW))
+    assert settled.scale.source == "estimated"
+    assert settled.scale.um_per_px == pytest.approx(RED_CELL_UM / red_px, rel=0.03)
+    assert settled.scale.red_cell_px == pytest.approx(red_px, rel=0.03)
+    assert "relative to this slide" in settled.scale.note
+    # The whole picture was looked at: its cells are all there, in pixels of the picture.
+    assert settled.cells is not None
+    assert len(settled.cells) == len(smear.discs)
+    assert iou_matrix(smear.boxes, settled.cells.boxes).max(axis=1).min() > 0.7
+
+
+def test_a_large_picture_is_judged_by_its_crop(scatter_discs: Draw, disc_detector: Make) -> None:
+    smear = scatter_discs((1700, 1100), 60, 4, mixed=True)
+    settled = settle_scale(smear, disc_detector(**WINDOW))
+    assert settled.scale.source == "estimated"
+    assert settled.scale.um_per_px == pytest.approx(RED_CELL_UM / 60, rel=0.03)
+    assert settled.cells is None
+
+
+def test_an_empty_middle_is_no_hindrance(draw_discs: Draw, scatter_discs: Draw, disc_detector: Make) -> None:
+    corner = scatter_discs((700, 560), 50, 3)
+    smear = draw_discs((2300, 1900), corner.discs, corner.kinds)
+    settled = settle_scale(smear, disc_detector(**WINDOW))
+    assert settled.scale.source == "estimated"
+    assert settled.scale.um_per_px == pytest.approx(RED_CELL_UM / 50, rel=0.03)
+
+
+def test_the_users_word_is_taken_as_it_is(scatter_discs: Draw, disc_detector: Make) -> None:
+    network = disc_detector(**WINDOW)
+    settled = settle_scale(scatter_discs((400, 300), 60), network, flag=0.4, metadata=0.125)
+    assert (settled.scale, settled.cells) == (settled.scale, None)
+    assert (settled.scale.um_per_px, settled.scale.source) == (0.4, "flag")
+    assert network._run.shapes == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("red_um", [5.4, 7.5, 10.4])
+def test_metadata_that_the_cells_agree_with_are_taken(scatter_discs: Draw, disc_detector: Make, red_um: float) -> None:
+    smear = scatter_discs((600, 500), 60, 5)
+    scale = settle_scale(smear, disc_detector(**WINDOW), metadata=red_um / 60).scale
+    assert (scale.um_per_px, scale.source, scale.note) == (red_um / 60, "metadata", "")
+    assert scale.red_cell_px == pytest.approx(60, rel=0.03)
+
+
+@pytest.mark.parametrize("red_um", [3.5, 14.0])
+def test_metadata_that_the_cells_contradict_are_refused_and_named(
+    scatter_discs: Draw, disc_detector: Make, red_um: float
+) -> None:
+    smear = scatter_discs((600, 500), 60, 5)
+    scale = settle_scale(smear, disc_detector(**WINDOW), metadata=red_um / 60).scale
+    assert scale.source == "estimated"
+    assert scale.um_per_px == pytest.approx(RED_CELL_UM / 60, rel=0.03)
+    assert scale.note.startswith(f"metadata of {red_um / 60:.4g} um a pixel not used")
+
+
+def test_metadata_stand_where_there_are_too_few_cells(scatter_discs: Draw, disc_detector: Make) -> None:
+    scale = settle_scale(scatter_discs((250, 170), 60), disc_detector(**WINDOW), metadata=0.125).scale
+    assert (scale.um_per_px, scale.source) == (0.125, "metadata")
+    assert "too few red cells" in scale.note
+
+
+@pytest.mark.parametrize("metadata", [1e-4, 0.005, 5.0, 1000.0])
+def test_absurd_metadata_do_no_harm(scatter_discs: Draw, disc_detector: Make, metadata: float) -> None:
+    smear = scatter_discs((600, 500), 60, 5)
+    scale = settle_scale(smear, disc_detector(**WINDOW), metadata=metadata).scale
+    assert scale.source == "estimated"
+    assert scale.um_per_px == pytest.approx(RED_CELL_UM / 60, rel=0.03)
+    assert "not used" in scale.note
+
+
+def test_few_cells_are_assumed_and_said(scatter_discs: Draw, disc_detector: Make) -> None:
+    smear = scatter_discs((250, 250), 60, 6)
+    assert 1 <= len(smear.discs) < 10
+    scale = settle_scale(smear, disc_detector(**WINDOW)).scale
+    assert scale.source == "assumed"
+    assert scale.um_per_px == pytest.approx(RED_CELL_UM / 60, rel=0.03)
+    assert "can't be trusted" in scale.note
+
+
+@pytest.mark.parametrize("size_wh", [(1, 1), (300, 200), (1500, 1300)])
+def test_an_empty_picture_survives(draw_discs: Draw, disc_detector: Make, size_wh: tuple[int, int]) -> None:
+    settled = settle_scale(draw_discs(size_wh, np.zeros((0, 3)), ()), disc_detector(**WINDOW))
+    assert settled.scale.source == "assumed"
+    assert settled.scale.um_per_px > 0
+    assert np.isnan(settled.scale.red_cell_px)
+    assert settled.cells is None or len(settled.cells) == 0
+
+
+def test_isolated_red_cells_are_preferred(cells: Cells) -> None:
+    x = np.arange(12) * 50.0
+    alone = np.stack([x, x * 0, x + 30, x * 0 + 30], axis=1)
+    heap = np.stack([x[:9] + 4, x[:9] * 0 + 100, x[:9] + 44, x[:9] * 0 + 140], axis=1)
+    pairs = np.concatenate([heap, heap + 6])
+    kinds = ["rbc"] * 30 + ["wbc"]
+    found = cells(np.concatenate([alone, pairs, [[900, 0, 1000, 100]]]), kinds)
+    assert isolated_red_diameters(found).tolist() == [30] * 12
+    edge = np.zeros(31, np.bool_)
+    edge[:4] = True
+    fewer = Detections(found.boxes, found.scores, found.kinds, edge)
+    assert sorted(isolated_red_diameters(fewer).tolist()) == [30] * 8 + [40] * 18
+    assert isolated_red_diameters(Detections.empty()).shape == (0,)
+
+
+def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:
+    x = np.arange(12) * 90.0
+    found = cells(np.stack([x, x * 0, x + 75, x * 0 + 75], axis=1))
+    assert check_scale(Scale(0.1, "flag"), found) == Scale(0.1, "flag", 75.0, "")
+    doubtful = check_scale(Scale(0.2, "flag"), found)
+    assert (doubtful.um_per_px, doubtful.source) == (0.2, "flag")
+    assert "15.0 um" in doubtful.note
+    metadata = Scale(0.2, "metadata", 40.0, "as it was")
+    assert check_scale(metadata, found) is metadata
+    few = Scale(0.2, "flag")
+    assert check_scale(few, found.take(np.arange(9))) is few
