@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import IO
 
@@ -105,15 +107,20 @@ def _write_overlay(job: BatchJob, path: Path, analysis: Analysis) -> None:
 
 
 def unique_stems(paths: Iterable[Path]) -> dict[Path, str]:
-    """Stem for the output files of each picture; pictures of one stem keep their full file names."""
+    """Stem for the output files of each picture; pictures of one stem keep their full file names.
+
+    Case makes no difference: files that differ in nothing else are one file on Windows and macOS.
+    """
     listed = list(dict.fromkeys(paths))
-    stems = [path.stem for path in listed]
-    names = [path.name for path in listed]
-    out = {}
-    for index, path in enumerate(listed):
-        stem = path.stem if stems.count(path.stem) == 1 else path.name
-        earlier = names[:index].count(path.name)
-        out[path] = f"{stem}-{earlier + 1}" if earlier else stem
+    shared = Counter(path.stem.casefold() for path in listed)
+    out: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in listed:
+        wanted = path.stem if shared[path.stem.casefold()] == 1 else path.name
+        numbered = (f"{wanted}-{i}" for i in count(2))
+        stem = next(name for name in chain([wanted], numbered) if name.casefold() not in taken)
+        taken.add(stem.casefold())
+        out[path] = stem
     return out
 
 
@@ -124,14 +131,18 @@ def _whole_or_absent(path: Path | None) -> Iterator[IO[str]]:
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             yield nowhere
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}-", dir=path.parent)
+    scratch: Path | None = None
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as stream:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}-", dir=path.parent)
+        scratch = Path(name)
+        # A file name that is no Unicode must not cost the report of all others.
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
             yield stream
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        scratch.chmod(0o644)
+        scratch.replace(path)
     except OSError as error:
         raise ImageError(f"{path}: can't be written ({error.strerror}); free space or choose another place") from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)

@@ -183,7 +183,7 @@ def _read_voc(folder: Path) -> LabelReader:
             box = item.find("bndbox")
             if box is None:
                 raise DatasetError(f"{folder / stem}: an object without bndbox")
-            corners = [float(box.findtext(key, "nan")) for key in ("xmin", "ymin", "xmax", "ymax")]
+            corners = [float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax")]
             yield (item.findtext("name", ""), corners[0], corners[1], corners[2], corners[3])
 
     return boxes
@@ -194,6 +194,8 @@ def _read_yolo(folder: Path) -> LabelReader:
 
     def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
         for line in (folder / "labels" / f"{stem}.txt").read_text().splitlines():
+            if not line.strip():
+                continue
             index, *values = line.split()
             x, y, w, h = (float(value) for value in values)
             yield (
@@ -211,11 +213,11 @@ def _read_coco(folder: Path) -> LabelReader:
     content = json.loads((folder / "annotations.json").read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     stems = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-    rows: dict[str, list[tuple[str, float, float, float, float]]] = {}
+    rows: dict[str, list[tuple[str, float, float, float, float]]] = {stem: [] for stem in stems.values()}
     for item in content["annotations"]:
         x, y, w, h = item["bbox"]
-        rows.setdefault(stems[item["image_id"]], []).append((names[item["category_id"]], x, y, x + w, y + h))
-    return lambda stem, width, height: iter(rows.get(stem, []))
+        rows[stems[item["image_id"]]].append((names[item["category_id"]], x, y, x + w, y + h))
+    return lambda stem, width, height: iter(rows[stem])
 
 
 def _read_iml(folder: Path) -> LabelReader:
@@ -225,7 +227,7 @@ def _read_iml(folder: Path) -> LabelReader:
         for item in image["objects"]:
             x, y, w, h = (float(item["bbox"][key]) for key in "xywh")
             listed.append((item["type"], x, y, x + w, y + h))
-    return lambda stem, width, height: iter(rows.get(stem, []))
+    return lambda stem, width, height: iter(rows[stem])
 
 
 def _read_truth(folder: Path) -> LabelReader:

@@ -65,12 +65,15 @@ class Drawing:
 
 
 def draw(size_wh: tuple[int, int], discs: Floats, kinds: tuple[str, ...]) -> Drawing:
-    """Smooth-edged discs on an empty background."""
+    """Discs on an empty background; a pixel at the rim has the colour that its distance from the rim says."""
     pixels = np.full((size_wh[1], size_wh[0], 3), BACKGROUND, np.uint8)
     for (x, y, diameter), kind in zip(discs.tolist(), kinds, strict=True):
-        # OpenCV puts the centre of the first pixel at 0, the boxes at 0.5; the shift gives sixteenths of a pixel.
-        centre = round((x - 0.5) * 16), round((y - 0.5) * 16)
-        cv2.circle(pixels, centre, round(diameter * 8), COLOURS[kind], -1, cv2.LINE_AA, 4)
+        left, top = max(int(x - diameter / 2) - 2, 0), max(int(y - diameter / 2) - 2, 0)
+        part = pixels[top : int(y + diameter / 2) + 3, left : int(x + diameter / 2) + 3]
+        at_y, at_x = np.ogrid[: part.shape[0], : part.shape[1]]
+        inside = diameter / 2 - np.hypot(at_x + left + 0.5 - x, at_y + top + 0.5 - y)
+        share = np.clip(inside + 0.5, 0, 1)[..., None]
+        part[:] = np.rint(part * (1 - share) + np.array(COLOURS[kind]) * share)
     return Drawing(pixels, discs.astype(np.float32), kinds)
 
 

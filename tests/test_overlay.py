@@ -210,7 +210,7 @@ def test_scale_bar_is_the_longest_round_one_that_fits(um_per_px, room_px, expect
 def test_drawn_scale_bar_is_as_long_as_its_label_says(side, zoom, monkeypatch):
     rows = []
     render = panel.render_rows
-    monkeypatch.setattr(overlay, "_render", lambda block, face: rows.extend(block) or render(block, face))
+    monkeypatch.setattr(overlay, "render_rows", lambda block, face: rows.extend(block) or render(block, face))
     sheet = overlay.draw_overlay(blank((side, side)), make((side, side), um_per_px=0.13), TAXONOMY, [])
     label = next(after.spans[0].text for row, after in itertools.pairwise(rows) if row.bar_px)
     ink = np.all(sheet == panel.INK, axis=2)
@@ -247,7 +247,7 @@ def test_wrapping_loses_no_word():
 def test_long_texts_stay_in_the_margins_of_every_column(font_kind, monkeypatch):
     drawn = []
     render = panel.render_rows
-    monkeypatch.setattr(overlay, "_render", lambda rows, face: drawn.append((render(rows, face), face)) or drawn[-1][0])
+    monkeypatch.setattr(overlay, "render_rows", lambda rows, face: drawn.append((render(rows, face), face)) or drawn[-1][0])
     result = make((640, 480), [((9, 9, 70, 70), "rbc", "normocyte", False)], warnings=[LONG, LONG], image_id=LONG)
     overlay.draw_overlay(blank((640, 480)), result, TAXONOMY, [(LONG, LONG, LONG), *LINES])
     assert len(drawn) == 6, font_kind

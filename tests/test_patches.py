@@ -39,12 +39,8 @@ def test_the_cell_stands_in_the_middle_at_its_size(draw_discs: Draw, side_px: fl
         patch, filled = sample_window(source, centre, side_px, PATCH_PX)
         assert (patch.shape, patch.dtype, filled) == ((PATCH_PX, PATCH_PX, 3), np.uint8, 0)
         x, y, area = middle(patch)
-        # Half a pixel of the patch, or the sixteenth of a pixel to which the disc was drawn.
-        tolerance = max(0.5, PATCH_PX / side_px / 8)
-        assert (x, y) == pytest.approx((PATCH_PX / 2, PATCH_PX / 2), abs=tolerance)
-        # A drawn disc is half a pixel larger all round: its soft edge.
-        grown = (diameter + 1) / side_px * PATCH_PX
-        assert 2 * np.sqrt(area / np.pi) == pytest.approx(grown, abs=PATCH_PX / side_px * 0.75 + 1)
+        assert (x, y) == pytest.approx((PATCH_PX / 2, PATCH_PX / 2), abs=0.5)
+        assert 2 * np.sqrt(area / np.pi) == pytest.approx(diameter / side_px * PATCH_PX, rel=0.01)
 
 
 def test_a_drawn_grid_keeps_its_pitch() -> None:

@@ -29,6 +29,7 @@ HED_FROM_RGB = np.linalg.inv(np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [
 class Augmentation(Strict):
     """How strongly tiles are varied; every field is documented in `configs/train/detector.yaml`."""
 
+    plain: float = Field(ge=0, le=1)
     scale_sigma: float = Field(ge=0, le=0.5)
     stain_sigma: float = Field(ge=0, le=1)
     hue_sigma: float = Field(ge=0, le=0.5)
@@ -119,7 +120,9 @@ class TileMaker:
         boxes = clip_boxes(full, crop_w, crop_h)
         sides, sides_full = boxes[:, 2:] - boxes[:, :2], full[:, 2:] - full[:, :2]
         keep = (sides.min(axis=1, initial=np.inf) > 3) & (sides.prod(axis=1) > 0.08 * sides_full.prod(axis=1))
-        return _restained(piece, a, rng), boxes[keep], field.kinds[keep]
+        if rng.random() >= a.plain:
+            piece = _restained(piece, a, rng)
+        return piece, boxes[keep], field.kinds[keep]
 
 
 def _turned(tile: Tile, rng: np.random.Generator) -> Tile:
