@@ -329,6 +329,23 @@ def train_detector(
     typer.echo(f"model in {folder}; measure it with: smearcount evaluate detector --model {folder}")
 
 
+@train_app.command("labels")
+def train_labels(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures without boxes.")],
+    um_per_px: Annotated[float, typer.Option("--um-per-px", help="Their scale in micrometres a pixel.")],
+    out: Out = Path("runs/labels"),
+    listing: Annotated[Path | None, typer.Option("--list", help="File of stems to take, one a line.")] = None,
+    central: Annotated[bool, typer.Option("--central", help="Take only pictures with a cell in the middle.")] = False,
+    model: Annotated[str, typer.Option(help="The teacher: model id or folder.")] = Settings().detector,
+) -> None:
+    """Label pictures with a detector, as a COCO collection for training."""
+    from smearcount.training.pseudo import LabelJob, label_folder
+
+    with clear_errors():
+        taken, left_out = label_folder(LabelJob(folder, um_per_px, out, listing, central, model))
+    typer.echo(f"{taken} pictures labelled, {left_out} left out; collection in {out}")
+
+
 @evaluate_app.command("detector")
 def evaluate_detector(
     model: Annotated[str, typer.Option(help="Model id or folder.")] = Settings().detector,

@@ -119,11 +119,16 @@ def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledFie
         DatasetError: the folder, its split list or one of its label files is missing or malformed.
     """
     folder = source.folder or root / source.name
+    fields, at = [], folder
     try:
         boxes_of = _READERS[source.format](folder)
-        return [_field(folder, stem, source, boxes_of) for stem in _stems(folder, split)]
+        for stem in _stems(folder, split):
+            at = folder / stem
+            fields.append(_field(folder, stem, source, boxes_of))
     except (OSError, KeyError, IndexError, ValueError, ElementTree.ParseError) as error:
-        raise DatasetError(f"{folder}: labels of format {source.format} can't be read ({error!r})") from error
+        fault = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{at}: labels of format {source.format} can't be read ({fault})") from error
+    return fields
 
 
 def _stems(folder: Path, split: str) -> list[str]:

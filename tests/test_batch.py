@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 
-
 from smearcount.batch import BatchJob, _whole_or_absent, analyze_each, run_batch, unique_stems
 from smearcount.errors import ImageError
 from smearcount.report import cells_csv, report_columns
@@ -69,13 +68,18 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["report.csv"]
 
 
+def write_half(target: Path, error: BaseException) -> None:
+    with _whole_or_absent(target) as stream:
+        stream.write("half")
+        raise error
+
+
 def test_a_broken_run_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "report.csv"
     target.write_text("old")
     for error in (RuntimeError("power cut"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), _whole_or_absent(target) as stream:
-            stream.write("half")
-            raise error
+        with pytest.raises(type(error)):
+            write_half(target, error)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -23,7 +23,7 @@ def test_a_settings_file_changes_what_it_names_only(tmp_path: Path) -> None:
     assert settings == Settings(um_per_px=0.1, edge_rule="all")
     assert settings.runtime == Settings().runtime
     with pytest.raises(pydantic.ValidationError, match="frozen"):
-        settings.threads = 3  # type: ignore[misc]
+        settings.threads = 3
 
 
 @pytest.mark.parametrize(

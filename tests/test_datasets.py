@@ -121,7 +121,7 @@ def test_a_damaged_label_file_is_named(tmp_path: Path, form: str) -> None:
 def test_a_picture_without_labels_is_not_an_empty_one(tmp_path: Path, form: str) -> None:
     folder, source = collection(tmp_path, form)
     (folder / "val.txt").write_text("one\nthree\n")
-    cv2.imwrite(str(folder / "images" / "three.png"), np.zeros((20, 20, 3), np.uint8))
+    cv2.imwrite(str(folder / "images" / "three.png"), np.zeros((40, 40, 3), np.uint8))
     with pytest.raises(DatasetError, match="three"):
         read_source(tmp_path, source, "val")
 

@@ -247,7 +247,9 @@ def test_wrapping_loses_no_word():
 def test_long_texts_stay_in_the_margins_of_every_column(font_kind, monkeypatch):
     drawn = []
     render = panel.render_rows
-    monkeypatch.setattr(overlay, "render_rows", lambda rows, face: drawn.append((render(rows, face), face)) or drawn[-1][0])
+    monkeypatch.setattr(
+        overlay, "render_rows", lambda rows, face: drawn.append((render(rows, face), face)) or drawn[-1][0]
+    )
     result = make((640, 480), [((9, 9, 70, 70), "rbc", "normocyte", False)], warnings=[LONG, LONG], image_id=LONG)
     overlay.draw_overlay(blank((640, 480)), result, TAXONOMY, [(LONG, LONG, LONG), *LINES])
     assert len(drawn) == 6, font_kind

@@ -103,7 +103,7 @@ def scene(seed: int = 0) -> Pixels:
 TURNS: dict[str, tuple[Callable[[Any], Any], Callable[[float, float, int, int], tuple[float, float]]]] = {
     "mirror": (lambda a: a[:, ::-1], lambda x, y, w, h: (w - x, y)),
     "upside down": (lambda a: a[::-1], lambda x, y, w, h: (x, h - y)),
-    "quarter turn": (lambda a: np.rot90(a), lambda x, y, w, h: (y, w - x)),
+    "quarter turn": (np.rot90, lambda x, y, w, h: (y, w - x)),
     "half turn": (lambda a: np.rot90(a, 2), lambda x, y, w, h: (w - x, h - y)),
 }
 

@@ -74,7 +74,7 @@ def test_cover_and_overlap_of_known_boxes(draw_discs: Draw, cells: Cells) -> Non
     # 30 px wide, 26 px on: 13 % of each is shared; 28 px on: 7 %.
     assert words(draw_discs, cells(boxes_in_a_row(25, 30, 26))).overlapping == 1
     assert words(draw_discs, cells(boxes_in_a_row(25, 30, 28))).overlapping == 0
-    pair = np.concatenate([boxes_in_a_row(24, 30, 31), boxes_in_a_row(1, 30, 31) + np.float32([0, 5, 0, 5])])
+    pair = np.concatenate([boxes_in_a_row(24, 30, 31), boxes_in_a_row(1, 30, 31) + np.array([0, 5, 0, 5], np.float32)])
     assert words(draw_discs, cells(pair)).overlapping == pytest.approx(2 / 25)
     # Only red cells crowd a field.
     mixed = cells(np.tile(boxes_in_a_row(1, 30, 1), (30, 1)), "wbc")

@@ -16,7 +16,9 @@ from smearcount.training.detector import DetectorRecipe, KindMaskedBCE, collate,
 from smearcount.training.tiles import Augmentation, TileMaker
 
 RECIPE = shipped("configs") / "train" / "detector.yaml"
-STILL = Augmentation(plain=0, scale_sigma=0, stain_sigma=0, hue_sigma=0, brightness=0, blur_px=0.3, shrink=1, noise=0, grey=0)
+STILL = Augmentation(
+    plain=0, scale_sigma=0, stain_sigma=0, hue_sigma=0, brightness=0, blur_px=0.3, shrink=1, noise=0, grey=0
+)
 
 
 def maker(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+from smearcount.cards import find_model
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError
-from smearcount.images import open_image, write_text_atomic
+from smearcount.images import find_images, open_image, write_text_atomic
 from smearcount.records import Detections
+from smearcount.runtimes import RuntimeChoice
 
-__all__ = ["central_kind", "label_pictures"]
+__all__ = ["LabelJob", "label_folder", "label_pictures"]
 
 Accept = Callable[[Path, Detections, tuple[int, int]], bool]
 
@@ -59,12 +62,44 @@ def label_pictures(
     return len(images), left_out
 
 
-def central_kind(kind: str) -> Accept:
-    """Accept pictures of a single cell in whose middle a cell of this kind was found."""
+@dataclass(frozen=True)
+class LabelJob:
+    """What `smearcount train labels` was asked for.
 
-    def accept(path: Path, cells: Detections, size_wh: tuple[int, int]) -> bool:
-        x, y = size_wh[0] / 2, size_wh[1] / 2
-        boxes = cells.boxes[cells.kinds == kind]
-        return bool(((boxes[:, 0] < x) & (boxes[:, 1] < y) & (boxes[:, 2] > x) & (boxes[:, 3] > y)).any())
+    Attributes:
+        folder: pictures, sub-folders included.
+        um_per_px: their scale.
+        out: folder of the new collection.
+        listing: stems to take, one a line; all without it.
+        central: take single-cell pictures only where a cell was found in the middle, a platelet where the sub-folder
+            is called `platelet`, else a white cell.
+        model: the teacher.
+    """
 
-    return accept
+    folder: Path
+    um_per_px: float
+    out: Path
+    listing: Path | None
+    central: bool
+    model: str
+
+
+def label_folder(job: LabelJob) -> tuple[int, int]:
+    """Label the pictures of a folder; returns the numbers of pictures taken and left out.
+
+    Raises:
+        DatasetError: no picture was taken.
+        ImageError: the folder or a picture can't be read.
+    """
+    pictures = find_images(job.folder, recursive=True)
+    if job.listing:
+        stems = set(job.listing.read_text().split())
+        pictures = [path for path in pictures if path.stem in stems]
+    detector = Detector(find_model(job.model), RuntimeChoice())
+    return label_pictures(detector, pictures, job.um_per_px, job.out, _has_central_cell if job.central else None)
+
+
+def _has_central_cell(path: Path, cells: Detections, size_wh: tuple[int, int]) -> bool:
+    x, y = size_wh[0] / 2, size_wh[1] / 2
+    boxes = cells.boxes[cells.kinds == ("platelet" if path.parent.name == "platelet" else "wbc")]
+    return bool(((boxes[:, 0] < x) & (boxes[:, 1] < y) & (boxes[:, 2] > x) & (boxes[:, 3] > y)).any())
