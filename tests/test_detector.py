@@ -81,6 +81,23 @@ def test_discs_on_every_place_of_a_seam(draw_discs: Draw, disc_detector: Make) -
         match(disc_detector().find(smear, UM_PER_PX), smear.boxes, smear.kinds)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_that_differ_from_window_to_window_are_still_one_cell(
+    scatter_discs: Draw, disc_detector: Make, seed: int
+) -> None:
+    """A real network places the same cell a little differently in each window, on either side of a seam."""
+    smear, shaken, rng = scatter_discs((1130, 910), 47, seed), disc_detector(), np.random.default_rng(seed)
+    steady = shaken._run
+
+    def shaky(batch: FloatArray) -> tuple[FloatArray, ...]:
+        out = steady(batch)[0]
+        out[0, :2] += rng.uniform(-2, 2, (2, 1))
+        return (out,)
+
+    shaken._run = shaky
+    match(shaken.find(smear, UM_PER_PX), smear.boxes, smear.kinds, 0.75)
+
+
 @pytest.mark.parametrize("diameter", [90.0, 130.0, 150.0, 170.0])
 def test_cells_larger_than_the_margin_are_read_again(draw_discs: Draw, disc_detector: Make, diameter: float) -> None:
     """The margin of 63 px holds cells of up to 126 px; larger ones are cut by the window, wherever they lie."""

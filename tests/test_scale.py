@@ -11,7 +11,7 @@ import pytest
 from smearcount.detector import Detector
 from smearcount.geometry import iou_matrix
 from smearcount.records import Detections, Scale
-from smearcount.scale import RED_CELL_UM, check_scale, isolated_red_diameters, settle_scale
+from smearcount.scale import RED_CELL_UM, _plausible_scores, check_scale, isolated_red_diameters, settle_scale
 
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
@@ -118,6 +118,13 @@ def test_isolated_red_cells_are_preferred(cells: Cells) -> None:
     fewer = Detections(found.boxes, found.scores, found.kinds, edge)
     assert sorted(isolated_red_diameters(fewer).tolist()) == [30] * 8 + [40] * 18
     assert isolated_red_diameters(Detections.empty()).shape == (0,)
+
+
+def test_many_cells_of_an_implausible_size_weigh_less_than_a_few_good_ones(cells: Cells) -> None:
+    good, small = cells([[0, 0, 60, 60]] * 5), cells([[0, 0, 15, 15]] * 50)
+    assert _plausible_scores(good, 60) == pytest.approx(5 * 0.9)
+    assert _plausible_scores(good, 60) > _plausible_scores(good, 50) > _plausible_scores(small, 60)
+    assert _plausible_scores(cells([[0, 0, 15, 15]] * 3, ["wbc", "platelet", "wbc"]), 60) == pytest.approx(1.8)
 
 
 def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:

@@ -1,0 +1,136 @@
+"""Commands about models: list, show, verify, train, evaluate, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors
+from smearcount.config import Settings
+
+models_app = typer.Typer(help="Shipped and own models.", no_args_is_help=True)
+train_app = typer.Typer(help="Train a model of your own.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure a model against labelled pictures.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
+
+
+@models_app.command("list")
+def models_list(as_json: Json = False) -> None:
+    """Ids, tasks and sizes of the installed models."""
+    from smearcount.cards import list_models
+
+    with clear_errors():
+        models = list_models()
+    sizes = [sum(entry.bytes for entry in model.card.files.values()) for model in models]
+    if as_json:
+        rows = [{"id": m.card.id, "task": m.card.task, "bytes": size} for m, size in zip(models, sizes, strict=True)]
+        typer.echo(json.dumps(rows))
+        return
+    for model, size in zip(models, sizes, strict=True):
+        typer.echo(f"{model.card.id}  {model.card.task}  {size / 1e6:.1f} MB")
+
+
+@models_app.command("show")
+def models_show(model: Annotated[str, typer.Argument(help="Model id or folder.")], as_json: Json = False) -> None:
+    """The card of a model."""
+    from smearcount.cards import as_yaml, find_model
+
+    with clear_errors():
+        card = find_model(model)
+    typer.echo(json.dumps(as_yaml(card.card)) if as_json else (card.folder / "README.md").read_text(encoding="utf-8"))
+
+
+@models_app.command("verify")
+def models_verify(
+    model: Annotated[str | None, typer.Argument(help="Model id or folder; all without one.")] = None,
+) -> None:
+    """Check every file against its card, and every runtime at hand against the probe."""
+    from smearcount.cards import find_model, list_models
+    from smearcount.probe import probe_errors
+
+    with clear_errors():
+        for found in [find_model(model)] if model else list_models():
+            for name in found.verify():
+                typer.echo(f"{found.card.id}/{name}  ok")
+            for runtime, worst in probe_errors(found).items():
+                typer.echo(f"{found.card.id}  {runtime}  largest difference to the probe {worst:.2g}  ok")
+
+
+@train_app.command("detector")
+def train_detector(
+    recipe: Annotated[Path, typer.Argument(help="A file like configs/train/detector.yaml.")],
+    out: Out = Path("runs/detector"),
+    card: Annotated[Path | None, typer.Option(help="Words of the card; writes a model folder MODEL in OUT.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Weights (safetensors) to go on from.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or a CUDA device number.")] = "cpu",
+) -> None:
+    """Train a detector from a YAML recipe on the collections of configs/datasets.yaml."""
+    from smearcount.training.detector import train
+    from smearcount.training.packaging import package_run
+
+    with clear_errors():
+        run = train(recipe, out, device=device, start=start)
+        folder = package_run(run, recipe, card)
+    typer.echo(f"model in {folder}; measure it with: smearcount evaluate detector --model {folder}")
+
+
+@train_app.command("labels")
+def train_labels(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures without boxes.")],
+    um_per_px: Annotated[float, typer.Option("--um-per-px", help="Their scale in micrometres a pixel.")],
+    out: Out = Path("runs/labels"),
+    listing: Annotated[Path | None, typer.Option("--list", help="File of stems to take, one a line.")] = None,
+    central: Annotated[bool, typer.Option("--central", help="Take only pictures with a cell in the middle.")] = False,
+    model: Annotated[str, typer.Option(help="The teacher: model id or folder.")] = Settings().detector,
+) -> None:
+    """Label pictures with a detector, as a COCO collection for training."""
+    from smearcount.training.pseudo import LabelJob, label_folder
+
+    with clear_errors():
+        taken, left_out = label_folder(LabelJob(folder, um_per_px, out, listing, central, model))
+    typer.echo(f"{taken} pictures labelled, {left_out} left out; collection in {out}")
+
+
+@evaluate_app.command("detector")
+def evaluate_detector(
+    model: Annotated[str, typer.Option(help="Model id or folder.")] = Settings().detector,
+    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet,iml_malaria",
+    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    scale: Annotated[str, typer.Option(help="labels (from the labelled red cells) or estimated.")] = "labels",
+    card: Annotated[bool, typer.Option("--card", help="Write the figures on the model's card.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Average precision, agreement and counting error on labelled fields."""
+    from smearcount.evaluate import EvaluationJob, evaluate
+    from smearcount.images import write_text_atomic
+
+    with clear_errors():
+        job = EvaluationJob(model, tuple(sources.split(",")), split, scale, card)
+        figures = evaluate(job, bar(quiet, "evaluating"))
+        text = json.dumps(figures, indent=2)
+        if out:
+            write_text_atomic(out, text + "\n")
+    if not quiet:
+        typer.echo(text)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Model id or folder.")],
+    to: Annotated[str, typer.Option("--to", help="openvino or onnx.")] = "onnx",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the new model.")] = Path("exported"),
+) -> None:
+    """Write a copy of a model with the files of another runtime, checked against the probe."""
+    from smearcount.training.packaging import export_model
+
+    if to not in ("openvino", "onnx"):
+        raise typer.BadParameter("expected openvino or onnx", param_hint="--to")
+    with clear_errors():
+        folder = export_model(model, to, out)
+    typer.echo(f"model in {folder}; use it with: smearcount analyze --detector {folder} --runtime {to} IMAGE")
