@@ -77,7 +77,7 @@ def name_cells(kinds: Strings, labels: Labels, min_label_score: float) -> String
 
     A platelet that no classifier was asked about is named `platelet`: the kind has one code only.
     """
-    names = np.full(len(kinds), UNCLASSIFIED, dtype="<U32")
+    names = np.full(len(kinds), UNCLASSIFIED, dtype="<U64")
     if labels.codes:
         best = labels.probs.argmax(axis=1)
         highest = labels.probs.max(axis=1)

@@ -69,10 +69,10 @@ def iou_matrix(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
 
 
 def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Resample `pixels (H, W, 3) uint8` to `width` x `height`: by area where it shrinks, bilinear where it grows."""
+    """Resample `pixels (H, W, 3) uint8` to `width` x `height`: by area where it shrinks below 0.6, else bilinear."""
     if (pixels.shape[1], pixels.shape[0]) == (width, height):
         return pixels
-    shrinks = width * height < pixels.shape[0] * pixels.shape[1]
+    shrinks = width * height < 0.36 * pixels.shape[0] * pixels.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cast("npt.NDArray[np.uint8]", cv2.resize(pixels, (width, height), interpolation=method))
 
@@ -89,15 +89,39 @@ def greedy_nms(
         Indices of the kept boxes, best first.
     """
     order = np.lexsort((kinds, *boxes_xyxy.T[::-1], -scores))
-    x_min, y_min, x_max, y_max = boxes_xyxy[order].T
-    area, kind = (x_max - x_min) * (y_max - y_min), kinds[order]
-    remaining, kept = np.arange(len(order)), []
+    sorted_boxes, sorted_kinds = boxes_xyxy[order], kinds[order]
+    ranks = np.arange(len(order), 0, -1)
+    if not len(order) or areas(sorted_boxes).min() <= 0:
+        return order[_mixed_nms(sorted_boxes, sorted_kinds, same_kind_iou, cross_kind_iou)]
+    by_kind = [np.flatnonzero(sorted_kinds == kind) for kind in np.unique(sorted_kinds)]
+    kept = [rows[_one_kind_nms(sorted_boxes[rows], ranks[rows], same_kind_iou)] for rows in by_kind]
+    survivors = np.sort(np.concatenate(kept))
+    overlaps = iou_matrix(sorted_boxes[survivors], sorted_boxes[survivors]) > cross_kind_iou
+    if (overlaps & (sorted_kinds[survivors][:, None] != sorted_kinds[survivors])).any():
+        survivors = _mixed_nms(sorted_boxes, sorted_kinds, same_kind_iou, cross_kind_iou)
+    return order[survivors]
+
+
+def _one_kind_nms(boxes: FloatArray, ranks: npt.NDArray[np.intp], max_iou: float) -> npt.NDArray[np.intp]:
+    """Rows kept of boxes of one kind sorted best first; ranks instead of scores, so that no tie is left to OpenCV."""
+    corner_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+    kept = cv2.dnn.NMSBoxes(corner_size, ranks.astype(np.float64), 0.0, max_iou)
+    return np.asarray(kept, np.intp).reshape(-1)
+
+
+def _mixed_nms(
+    boxes: FloatArray, kinds: npt.NDArray[np.intp], same_kind_iou: float, cross_kind_iou: float
+) -> npt.NDArray[np.intp]:
+    """Rows kept of boxes sorted best first, where a box of one kind may remove one of another."""
+    x_min, y_min, x_max, y_max = boxes.T
+    area = (x_max - x_min) * (y_max - y_min)
+    remaining, kept = np.arange(len(boxes)), []
     while len(remaining):
         best, rest = remaining[0], remaining[1:]
         kept.append(best)
         width = np.minimum(x_max[best], x_max[rest]) - np.maximum(x_min[best], x_min[rest])
         height = np.minimum(y_max[best], y_max[rest]) - np.maximum(y_min[best], y_min[rest])
         common = np.maximum(width, 0) * np.maximum(height, 0)
-        threshold = np.where(kind[rest] == kind[best], same_kind_iou, cross_kind_iou)
+        threshold = np.where(kinds[rest] == kinds[best], same_kind_iou, cross_kind_iou)
         remaining = rest[common <= threshold * (area[best] + area[rest] - common)]
-    return order[np.array(kept, np.intp)]
+    return np.array(kept, np.intp)

@@ -165,13 +165,14 @@ class Pipeline:
 
         Raises:
             ImageError: the picture can't be read; names the file and the remedy.
+            ValueError: the scale is not within 0.02 to 2.
         """
         if isinstance(image, np.ndarray):
             source: ImageSource = ArraySource(image)
         else:
             source = open_image(Path(image), ReadLimits(max_megapixels=self.settings.max_megapixels))
         name = image_id if image_id is not None else source.path.name
-        flag = um_per_px if um_per_px is not None else self.settings.um_per_px
+        flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         settled = settle_scale(source, self.detector, flag, source.um_per_px)
         found = settled.cells if settled.cells is not None else self.detector.find(source, settled.scale.um_per_px)
         scale = check_scale(settled.scale, found)

@@ -15,7 +15,7 @@ from smearcount.records import Detections, Quality, Scale
 __all__ = ["assess", "sharpness"]
 
 FOCUS_UM_PER_PX = 0.2
-FOCUS_SIDE_UM = 60.0
+FOCUS_SIDE_UM = 32.0
 SHARPEST_RATIO = 0.068
 """Ratio that a well focused field reaches: the median of 80 labelled validation photographs (5 %: 0.032)."""
 

@@ -89,6 +89,11 @@ def settle_scale(
         sizes = isolated_red_diameters(found)
         median_px = float(np.median(sizes)) if len(sizes) else math.nan
         if len(sizes) < ENOUGH_CELLS:
+            other = _estimate(
+                source, detector, f"metadata of {metadata:.4g} um a pixel not used (no cells of that size); "
+            )
+            if other.scale.source == "estimated" and abs(math.log2(other.scale.um_per_px / metadata)) > 1:
+                return other
             scale = Scale(metadata, "metadata", median_px, "too few red cells to check the scale in the metadata")
             return ScaledCells(scale, found if crop.is_whole else None)
         if PLAUSIBLE_RED_UM[0] <= median_px * metadata <= PLAUSIBLE_RED_UM[1]:
