@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smearcount.cards import Metric, Model, find_model
+from smearcount.counting import counted_mask
 from smearcount.datasets import KINDS, LabelledField, data_root, load_sources, read_source
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError
 from smearcount.images import open_image
-from smearcount.metrics import BoxPair, evaluate_pairs
+from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import settle_scale
 
@@ -23,6 +24,10 @@ __all__ = ["EvaluationJob", "box_pairs", "card_metrics", "evaluate", "labelled_f
 
 LOWEST_SCORE = 0.01
 """Average precision looks at the whole curve, counts only at what is above the card's thresholds."""
+
+
+CANDIDATES = tuple(round(0.15 + 0.01 * step, 2) for step in range(56))
+"""Thresholds tried by `--fit`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class EvaluationJob:
         split: `train` or `val`.
         scale: `labels` takes the scale from the labelled red cells, `estimated` as for an unknown picture.
         on_card: write the figures on the card of the model.
+        fit: first set the thresholds on the card to those at which the counts come out right.
     """
 
     model: str
@@ -42,6 +48,7 @@ class EvaluationJob:
     split: str = "val"
     scale: str = "labels"
     on_card: bool = False
+    fit: bool = False
 
     def __post_init__(self) -> None:
         """Check the words."""
@@ -66,48 +73,86 @@ def labelled_fields(sources: Iterable[str], split: str) -> list[LabelledField]:
     return [field for name in sources for field in read_source(root, known[name], split)]
 
 
-def box_pairs(detector: Detector, fields: Iterable[LabelledField], scale: str) -> list[BoxPair]:
-    """Found and labelled boxes of every field; nothing is left out at the border."""
-    pairs = []
+def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> tuple[list[BoxPair], list[BoxPair]]:
+    """Found and labelled boxes of every field: all of them, and those that the counting frame takes of either."""
+    usual, sensitive = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), LOWEST_SCORE)
+    everything, framed = [], []
     for field in fields:
         source = open_image(field.path)
-        um_per_px, cells = field.um_per_px, None
-        if scale == "estimated":
-            settled = settle_scale(source, detector)
-            um_per_px, cells = settled.scale.um_per_px, settled.cells
-        cells = cells if cells is not None else detector.find(source, um_per_px)
-        pairs.append(
-            BoxPair(
-                image_id=field.path.name,
-                group=field.source,
-                found_boxes=cells.boxes,
-                found_scores=cells.scores,
-                found_kinds=np.array([KINDS.index(kind) for kind in cells.kinds.tolist()], np.int64),
-                true_boxes=field.boxes,
-                true_kinds=field.kinds,
-                labelled=frozenset(KINDS.index(kind) for kind in field.labelled),
-            )
+        um_per_px = settle_scale(source, usual).scale.um_per_px if scale == "estimated" else field.um_per_px
+        cells = sensitive.find(source, um_per_px)
+        pair = BoxPair(
+            image_id=field.path.name,
+            group=field.source,
+            found_boxes=cells.boxes,
+            found_scores=cells.scores,
+            found_kinds=np.array([KINDS.index(kind) for kind in cells.kinds.tolist()], np.int64),
+            true_boxes=field.boxes,
+            true_kinds=field.kinds,
+            labelled=frozenset(KINDS.index(kind) for kind in field.labelled),
         )
-    return pairs
+        everything.append(pair)
+        framed.append(_framed(pair, source.size_wh, um_per_px))
+    return everything, framed
+
+
+def _framed(pair: BoxPair, size_wh: tuple[int, int], um_per_px: float) -> BoxPair:
+    """Only the boxes, found and labelled, that enter the counts of a report."""
+    found, _ = counted_mask(pair.found_boxes, size_wh, um_per_px)
+    true, _ = counted_mask(pair.true_boxes, size_wh, um_per_px)
+    return replace(
+        pair,
+        found_boxes=pair.found_boxes[found],
+        found_scores=pair.found_scores[found],
+        found_kinds=pair.found_kinds[found],
+        true_boxes=pair.true_boxes[true],
+        true_kinds=pair.true_kinds[true],
+    )
 
 
 def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter) -> dict[str, Any]:
     """Measure a detector; the figures by look and overall, as `metrics.evaluate_pairs` gives them.
 
+    All boxes are compared with all labels; `counting_frame` repeats the counting errors for the cells that the corner
+    rule takes, which is what a report counts.
+
     Raises:
         DatasetError: the labelled data are not at hand.
     """
     model = find_model(job.model)
-    fields = labelled_fields(job.sources, job.split)
-    by_path = {field.path: field for field in fields}
-    detector = Detector(model, RuntimeChoice(), min_score=LOWEST_SCORE)
-    pairs = box_pairs(detector, (by_path[path] for path in progress(list(by_path))), job.scale)
+    by_path = {field.path: field for field in labelled_fields(job.sources, job.split)}
+    pairs, framed = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
+    if job.fit:
+        fitted = {kind: best_threshold(pairs, index, CANDIDATES) for index, kind in enumerate(KINDS)}
+        model = _with_thresholds(model, fitted)
     thresholds = [model.card.min_score[kind] for kind in KINDS]
-    figures = evaluate_pairs(pairs, KINDS, thresholds)
-    figures = {"model": model.card.id, "split": job.split, "scale": job.scale, **figures}
+    figures = {
+        "model": model.card.id,
+        "split": job.split,
+        "scale": job.scale,
+        **evaluate_pairs(pairs, KINDS, thresholds),
+    }
+    figures["counting_frame"] = {
+        group: {kind: asdict(count_error(members, i, thresholds[i])) for i, kind in enumerate(KINDS) if i in labelled}
+        for group, members, labelled in _by_group(framed)
+    }
     if job.on_card:
         _to_card(model, figures)
     return figures
+
+
+def _by_group(pairs: list[BoxPair]) -> Iterator[tuple[str, list[BoxPair], frozenset[int]]]:
+    for group in sorted({pair.group for pair in pairs}):
+        members = [pair for pair in pairs if pair.group == group]
+        present = {int(kind) for pair in members for kind in pair.true_kinds}
+        yield group, members, members[0].labelled & present
+
+
+def _with_thresholds(model: Model, fitted: dict[str, float]) -> Model:
+    from smearcount.training.packaging import update_card
+
+    update_card(model.folder, min_score=fitted)
+    return Model(model.folder)
 
 
 def _to_card(model: Model, figures: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ of the top-left pixel.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -105,7 +105,7 @@ def greedy_nms(
 def _one_kind_nms(boxes: FloatArray, ranks: npt.NDArray[np.intp], max_iou: float) -> npt.NDArray[np.intp]:
     """Rows kept of boxes of one kind sorted best first; ranks instead of scores, so that no tie is left to OpenCV."""
     corner_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
-    kept = cv2.dnn.NMSBoxes(corner_size, ranks.astype(np.float64), 0.0, max_iou)
+    kept = cv2.dnn.NMSBoxes(cast(Any, corner_size), cast(Any, ranks.astype(np.float64)), 0.0, max_iou)
     return np.asarray(kept, np.intp).reshape(-1)
 
 

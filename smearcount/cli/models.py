@@ -103,6 +103,7 @@ def evaluate_detector(
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
     scale: Annotated[str, typer.Option(help="labels (from the labelled red cells) or estimated.")] = "labels",
     card: Annotated[bool, typer.Option("--card", help="Write the figures on the model's card.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="First fit the thresholds on the card to the counts.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -111,7 +112,7 @@ def evaluate_detector(
     from smearcount.images import write_text_atomic
 
     with clear_errors():
-        job = EvaluationJob(model, tuple(sources.split(",")), split, scale, card)
+        job = EvaluationJob(model, tuple(sources.split(",")), split, scale, card, fit)
         figures = evaluate(job, bar(quiet, "evaluating"))
         text = json.dumps(figures, indent=2)
         if out:
