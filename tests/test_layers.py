@@ -21,13 +21,12 @@ LAYERS = (
     ("pipeline",),
     ("simulate", "training", "batch"),
     ("evaluate", "crops", "bench"),
+    ("robustness",),
     ("cli",),
     ("__main__",),
 )
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-
-ALLOWED_UP = {("datasets", "images"), ("evaluate", "training")}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -121,6 +121,36 @@ def evaluate_detector(
         typer.echo(text)
 
 
+@evaluate_app.command("magnification")
+def evaluate_magnification(
+    model: Annotated[str, typer.Option(help="Model id or folder.")] = Settings().detector,
+    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet",
+    fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 40,
+    quiet: Quiet = False,
+) -> None:
+    """Counts of the same fields at half to twice the magnification."""
+    from smearcount.robustness import across_magnifications, spread_fields
+
+    with clear_errors():
+        chosen = spread_fields(sources.split(","), fields)
+        typer.echo(json.dumps(across_magnifications(model, chosen, bar(quiet, "evaluating")), indent=2))
+
+
+@evaluate_app.command("runtimes")
+def evaluate_runtimes(
+    model: Annotated[str, typer.Option(help="Model id or folder.")] = Settings().detector,
+    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet,iml_malaria",
+    fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 100,
+    quiet: Quiet = False,
+) -> None:
+    """Counts and boxes in every runtime and precision at hand against OpenVINO in float32."""
+    from smearcount.robustness import across_runtimes, spread_fields
+
+    with clear_errors():
+        chosen = spread_fields(sources.split(","), fields)
+        typer.echo(json.dumps(across_runtimes(model, chosen, bar(quiet, "evaluating")), indent=2))
+
+
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Model id or folder.")],
