@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from smearcount.config import Strict, read_model, shipped
 from smearcount.errors import ModelError
+from smearcount.records import KINDS
 
 __all__ = ["Card", "FileEntry", "Metric", "Model", "TrainingData", "find_model", "list_models"]
 
@@ -60,6 +61,7 @@ class Card(Strict):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     min_score: dict[str, float]
+    min_score_from: str = "unknown"
     nms_iou: float = Field(gt=0, lt=1)
     cross_kind_iou: float = Field(gt=0, le=1)
     precision: Literal["f32", "bf16"] = "f32"
@@ -74,6 +76,9 @@ class Card(Strict):
 
     @model_validator(mode="after")
     def _has_thresholds(self) -> Card:
+        unknown = [code for code in self.codes if code not in KINDS]
+        if self.task == "detector" and unknown:
+            raise ValueError(f"codes: a detector finds {', '.join(KINDS)}, not {', '.join(unknown)}")
         missing = [code for code in self.codes if code not in self.min_score]
         if self.task == "detector" and missing:
             raise ValueError(f"min_score: no threshold for {', '.join(missing)}")

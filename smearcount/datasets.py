@@ -21,7 +21,16 @@ from smearcount.errors import ConfigError, DatasetError
 from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
 from smearcount.images import open_image
 
-__all__ = ["KINDS", "RED_CELL_UM", "FieldSource", "LabelledField", "data_root", "load_sources", "read_source"]
+__all__ = [
+    "KINDS",
+    "RED_CELL_UM",
+    "FieldSource",
+    "LabelledField",
+    "data_root",
+    "load_sources",
+    "read_source",
+    "validation_fields",
+]
 
 KINDS = ("rbc", "wbc", "platelet")
 """Kinds the detector tells apart, in the order of its outputs."""
@@ -131,11 +140,21 @@ def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledFie
     return fields
 
 
+def validation_fields(root: Path, source: FieldSource) -> list[LabelledField]:
+    """The fields of the `val` list; none for a collection that is for training only.
+
+    Raises:
+        DatasetError: a label file is missing or malformed.
+    """
+    has_list = ((source.folder or root / source.name) / "val.txt").is_file()
+    return read_source(root, source, "val") if has_list else []
+
+
 def _stems(folder: Path, split: str) -> list[str]:
     """Stems of a split list; rendered smears need none, they are all for training."""
     listing = folder / f"{split}.txt"
     if listing.is_file():
-        return listing.read_text().split()
+        return [line.strip() for line in listing.read_text().splitlines() if line.strip()]
     if split == "train" and (folder / "truth.json").is_file():
         return [Path(name).stem for name in json.loads((folder / "truth.json").read_text())]
     raise DatasetError(f"{listing}: no such split list; expected one image stem a line")

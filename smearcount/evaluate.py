@@ -17,10 +17,11 @@ from smearcount.detector import Detector
 from smearcount.errors import DatasetError
 from smearcount.images import open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
+from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import settle_scale
 
-__all__ = ["EvaluationJob", "box_pairs", "card_metrics", "evaluate", "labelled_fields"]
+__all__ = ["EvaluationJob", "FieldPairs", "box_pairs", "card_metrics", "evaluate", "labelled_fields"]
 
 LOWEST_SCORE = 0.01
 """Average precision looks at the whole curve, counts only at what is above the card's thresholds."""
@@ -41,6 +42,7 @@ class EvaluationJob:
         scale: `labels` takes the scale from the labelled red cells, `estimated` as for an unknown picture.
         on_card: write the figures on the card of the model.
         fit: first set the thresholds on the card to those at which the counts come out right.
+        datasets: a file like `configs/datasets.yaml`, which is taken without one.
     """
 
     model: str
@@ -49,6 +51,7 @@ class EvaluationJob:
     scale: str = "labels"
     on_card: bool = False
     fit: bool = False
+    datasets: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the words."""
@@ -58,13 +61,13 @@ class EvaluationJob:
             )
 
 
-def labelled_fields(sources: Iterable[str], split: str) -> list[LabelledField]:
+def labelled_fields(sources: Iterable[str], split: str, datasets: Path | None = None) -> list[LabelledField]:
     """The labelled fields of some collections.
 
     Raises:
         DatasetError: the data are not at hand, or a collection is unknown.
     """
-    root, known = data_root(), load_sources()
+    root, known = data_root(), load_sources(datasets)
     if root is None:
         raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     unknown = [name for name in sources if name not in known]
@@ -73,27 +76,45 @@ def labelled_fields(sources: Iterable[str], split: str) -> list[LabelledField]:
     return [field for name in sources for field in read_source(root, known[name], split)]
 
 
-def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> tuple[list[BoxPair], list[BoxPair]]:
-    """Found and labelled boxes of every field: all of them, and those that the counting frame takes of either."""
-    usual, sensitive = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), LOWEST_SCORE)
-    everything, framed = [], []
+@dataclass(frozen=True)
+class FieldPairs:
+    """Found and labelled boxes of some fields, three times.
+
+    Attributes:
+        curve: found at a very low threshold, for average precision.
+        usual: found as the product finds them.
+        framed: of these, what the counting frame of a report takes.
+    """
+
+    curve: list[BoxPair]
+    usual: list[BoxPair]
+    framed: list[BoxPair]
+
+
+def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> FieldPairs:
+    """Run a detector on every field; the scale is that of the labels, or estimated as for an unknown picture."""
+    detector, sensitive = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), LOWEST_SCORE)
+    pairs = FieldPairs([], [], [])
     for field in fields:
         source = open_image(field.path)
-        um_per_px = settle_scale(source, usual).scale.um_per_px if scale == "estimated" else field.um_per_px
-        cells = sensitive.find(source, um_per_px)
-        pair = BoxPair(
-            image_id=field.path.name,
-            group=field.source,
-            found_boxes=cells.boxes,
-            found_scores=cells.scores,
-            found_kinds=np.array([KINDS.index(kind) for kind in cells.kinds.tolist()], np.int64),
-            true_boxes=field.boxes,
-            true_kinds=field.kinds,
-            labelled=frozenset(KINDS.index(kind) for kind in field.labelled),
-        )
-        everything.append(pair)
-        framed.append(_framed(pair, source.size_wh, um_per_px))
-    return everything, framed
+        um_per_px = settle_scale(source, detector).scale.um_per_px if scale == "estimated" else field.um_per_px
+        pairs.curve.append(_pair(field, sensitive.find(source, um_per_px)))
+        pairs.usual.append(_pair(field, detector.find(source, um_per_px)))
+        pairs.framed.append(_framed(pairs.usual[-1], source.size_wh, um_per_px))
+    return pairs
+
+
+def _pair(field: LabelledField, cells: Detections) -> BoxPair:
+    return BoxPair(
+        image_id=field.path.name,
+        group=field.source,
+        found_boxes=cells.boxes,
+        found_scores=cells.scores,
+        found_kinds=np.array([KINDS.index(kind) for kind in cells.kinds.tolist()], np.int64),
+        true_boxes=field.boxes,
+        true_kinds=field.kinds,
+        labelled=frozenset(KINDS.index(kind) for kind in field.labelled),
+    )
 
 
 def _framed(pair: BoxPair, size_wh: tuple[int, int], um_per_px: float) -> BoxPair:
@@ -120,25 +141,35 @@ def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[P
         DatasetError: the labelled data are not at hand.
     """
     model = find_model(job.model)
-    by_path = {field.path: field for field in labelled_fields(job.sources, job.split)}
-    pairs, framed = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
+    by_path = {field.path: field for field in labelled_fields(job.sources, job.split, job.datasets)}
+    pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
     if job.fit:
-        fitted = {kind: best_threshold(pairs, index, CANDIDATES) for index, kind in enumerate(KINDS)}
-        model = _with_thresholds(model, fitted)
+        fitted = {kind: best_threshold(pairs.curve, index, CANDIDATES) for index, kind in enumerate(KINDS)}
+        model = _with_thresholds(model, fitted, f"{', '.join(job.sources)}, {job.split} list")
+        pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
     thresholds = [model.card.min_score[kind] for kind in KINDS]
-    figures = {
-        "model": model.card.id,
-        "split": job.split,
-        "scale": job.scale,
-        **evaluate_pairs(pairs, KINDS, thresholds),
-    }
+    figures = {"model": model.card.id, "split": job.split, "scale": job.scale, "thresholds": model.card.min_score}
+    figures |= _with_curve(
+        evaluate_pairs(pairs.usual, KINDS, thresholds), evaluate_pairs(pairs.curve, KINDS, thresholds)
+    )
     figures["counting_frame"] = {
         group: {kind: asdict(count_error(members, i, thresholds[i])) for i, kind in enumerate(KINDS) if i in labelled}
-        for group, members, labelled in _by_group(framed)
+        for group, members, labelled in _by_group(pairs.framed)
     }
     if job.on_card:
         _to_card(model, figures)
     return figures
+
+
+def _with_curve(usual: dict[str, Any], curve: dict[str, Any]) -> dict[str, Any]:
+    """The figures at the thresholds of the card, with the average precision of the whole curve."""
+    for summary, whole in [(usual["overall"], curve["overall"])] + [
+        (usual["groups"][group], curve["groups"][group]) for group in usual["groups"]
+    ]:
+        summary |= {name: value for name, value in whole.items() if "map" in name}
+        for kind, values in summary["kinds"].items():
+            values |= {name: whole["kinds"][kind][name] for name in ("ap50", "ap50_95")}
+    return usual
 
 
 def _by_group(pairs: list[BoxPair]) -> Iterator[tuple[str, list[BoxPair], frozenset[int]]]:
@@ -148,10 +179,10 @@ def _by_group(pairs: list[BoxPair]) -> Iterator[tuple[str, list[BoxPair], frozen
         yield group, members, members[0].labelled & present
 
 
-def _with_thresholds(model: Model, fitted: dict[str, float]) -> Model:
+def _with_thresholds(model: Model, fitted: dict[str, float], where: str) -> Model:
     from smearcount.training.packaging import update_card
 
-    update_card(model.folder, min_score=fitted)
+    update_card(model.folder, min_score=fitted, min_score_from=where)
     return Model(model.folder)
 
 

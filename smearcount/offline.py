@@ -32,6 +32,8 @@ def quiet_ultralytics(folder: Path) -> None:
         YOLO_CONFIG_DIR=str(folder / "ultralytics"),
     )
     _place_font(fonts / "Arial.ttf")
+    if "ultralytics" in sys.modules:
+        return  # its settings file is the user's own by now, and must stay as it is
     from ultralytics.utils import SETTINGS
 
     services = dict.fromkeys(("sync", "mlflow", "comet", "clearml", "dvc", "raytune", "wandb", "neptune"), False)

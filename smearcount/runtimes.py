@@ -189,6 +189,9 @@ def network_of(model: Model, *, fuse: bool = True) -> Any:
     finally:
         scratch.cleanup()
     architecture = yaml.safe_load(model.read("architecture.yaml"))
+    extra = set(architecture) - {"nc", "scale", "scales", "backbone", "head"}
+    if extra:  # ultralytics evaluates some of its other keys as code
+        raise ModelError(f"{model.folder / 'architecture.yaml'}: keys {sorted(extra)} are not allowed")
     net = DetectionModel(architecture, ch=3, nc=len(model.card.codes), verbose=False)
     net.load_state_dict({key: value.float() for key, value in load(model.read("model.safetensors")).items()})
     net.eval()

@@ -7,7 +7,7 @@ assigned. Only `model.safetensors` (the averaged weights) and the architecture l
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from smearcount.config import Strict, read_model
-from smearcount.datasets import KINDS, data_root, load_sources, read_source
+from smearcount.datasets import KINDS, LabelledField, data_root, load_sources, read_source, validation_fields
 from smearcount.errors import DatasetError
 from smearcount.images import open_image
 from smearcount.offline import quiet_ultralytics
-from smearcount.training.tiles import Augmentation, Tile, TileMaker
+from smearcount.training.leaks import near_duplicates, signature
+from smearcount.training.tiles import Augmentation, Pixels, Tile, TileMaker
 
 __all__ = ["DetectorRecipe", "train"]
 
@@ -46,7 +47,9 @@ class DetectorRecipe(Strict):
     architecture: dict[str, Any]
 
 
-def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | None = None) -> Path:
+def train(
+    recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | None = None, datasets: Path | None = None
+) -> Path:
     """Train by a recipe; returns the folder with `model.safetensors` and `architecture.yaml`.
 
     Args:
@@ -54,6 +57,7 @@ def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | No
         out: folder of the run; created, and written after every epoch.
         device: `cpu` or a CUDA device number.
         start: weights to go on from.
+        datasets: a file like `configs/datasets.yaml`, which is taken without one.
 
     Raises:
         DatasetError: no labelled collections are at hand.
@@ -64,10 +68,15 @@ def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | No
     if root is None:
         raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     out.mkdir(parents=True, exist_ok=True)
-    sources = load_sources()
-    labelled = [field for name in recipe.sources for field in read_source(root, sources[name], "train")]
-    pictures = [open_image(field.path) for field in labelled]
-    fields = [(f, p.read(0, 0, *p.size_wh)) for f, p in zip(labelled, pictures, strict=True)]
+    sources = load_sources(datasets)
+    unknown = [name for name in recipe.sources if name not in sources]
+    if unknown:
+        raise DatasetError(f"{recipe_path}: unknown sources {unknown}; known: {', '.join(sources)}")
+    fields = _without_leaks(
+        _with_pixels(field for name in recipe.sources for field in read_source(root, sources[name], "train")),
+        _with_pixels(field for name in recipe.sources for field in validation_fields(root, sources[name])),
+        out,
+    )
     maker = TileMaker(
         fields, recipe.sources, recipe.tile_px, recipe.canonical_um_per_px, recipe.augment, seed=recipe.seed
     )
@@ -75,6 +84,24 @@ def train(recipe_path: Path, out: Path, *, device: str = "cpu", start: Path | No
     quiet_ultralytics(out.resolve())
     _run(recipe, maker, out.resolve(), device, start)
     return out
+
+
+def _with_pixels(fields: Iterable[LabelledField]) -> list[tuple[LabelledField, Pixels]]:
+    sources = [(field, open_image(field.path)) for field in fields]
+    return [(field, source.read(0, 0, *source.size_wh)) for field, source in sources]
+
+
+def _without_leaks(
+    train: list[tuple[LabelledField, Pixels]], val: list[tuple[LabelledField, Pixels]], out: Path
+) -> list[tuple[LabelledField, Pixels]]:
+    """The training fields without those that show the same as a validation field; these are listed in `leaks.txt`."""
+    pairs = near_duplicates(
+        [(field.path, signature(pixels)) for field, pixels in train],
+        [(field.path, signature(pixels)) for field, pixels in val],
+    )
+    (out / "leaks.txt").write_text("".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in pairs))
+    leaking = {ours for ours, _ in pairs}
+    return [item for item in train if item[0].path not in leaking]
 
 
 class _TileDataset(Dataset[Tile]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 import subprocess
 import tempfile
@@ -83,14 +84,28 @@ def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], o
 
 
 def package_run(run: Path, recipe_path: Path, about_path: Path | None) -> Path:
-    """Package a run as `<run>/model`, with the words of `about_path` or those of the shipped detector's card.
+    """Package a run as `<run>/model`, with the words of `about_path`, or plain ones under an id of its own.
 
     Raises:
         ConfigError: the recipe or the words are malformed.
     """
-    about = load_about(about_path or shipped("configs") / "train" / "detector-card.yaml")
-    package_detector(run, load_yaml(recipe_path), about, run / "model")
+    recipe = load_yaml(recipe_path)
+    about = load_about(about_path) if about_path else _plain_words(recipe, recipe_path)
+    package_detector(run, recipe, about, run / "model")
     return run / "model"
+
+
+def _plain_words(recipe: dict[str, Any], recipe_path: Path) -> dict[str, Any]:
+    """The words of a card for a laboratory's own detector: technical fields as shipped, origin from the recipe."""
+    shipped_words = load_about(shipped("configs") / "train" / "detector-card.yaml")
+    unknown = {"licence": "not stated", "pictures": 0, "split": "train list"}
+    name = re.sub(r"[^a-z0-9]+", "-", recipe_path.stem.lower()).strip("-")
+    return shipped_words | {
+        "id": f"own-{name or 'detector'}",
+        "description": "Finds red cells, white cells and platelets; trained by its user.",
+        "limits": ["Not measured yet: run `smearcount evaluate detector`."],
+        "training_data": [{"name": source, **unknown} for source in recipe["sources"]],
+    }
 
 
 def export_model(model: str, to: str, out: Path) -> Path:
@@ -207,8 +222,12 @@ def _entries(folder: Path, runtimes: dict[str, str]) -> dict[str, FileEntry]:
 
 
 def _git_commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """Commit of the checkout that smearcount runs from; `unknown` for an installed wheel."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def _write_card(folder: Path, card: Card) -> None:
@@ -226,7 +245,8 @@ def render_readme(card: Card) -> str:
         "",
         f"- Task: {card.task}; gives {', '.join(card.codes)}",
         f"- Works at {card.um_per_px} um a pixel, in windows of {card.window_px} px",
-        f"- Thresholds: {', '.join(f'{kind} {score:g}' for kind, score in card.min_score.items())}",
+        f"- Thresholds: {', '.join(f'{kind} {score:g}' for kind, score in card.min_score.items())}, "
+        f"from {card.min_score_from}",
         f"- Licence: {card.licence}",
         f"- Intended use: {card.intended_use}",
         "",

@@ -27,7 +27,7 @@ def label_pictures(
 
     Args:
         detector: the teacher; its thresholds decide what becomes a label.
-        pictures: to label; copied into `out/images` under the name of their folder and file.
+        pictures: to label; copied into `out/images` under a number and the names of folder and file.
         um_per_px: their scale.
         out: folder of the new collection, with `annotations.json` and `train.txt`.
         accept: says whether the labels of a picture can be trusted.
@@ -45,7 +45,7 @@ def label_pictures(
         if accept and not accept(path, cells, source.size_wh):
             left_out += 1
             continue
-        name = f"{path.parent.name}_{path.name}"
+        name = f"{len(images):05d}_{path.parent.name}_{path.name}"
         shutil.copyfile(path, out / "images" / name)
         images.append({"id": len(images), "file_name": name, "width": source.size_wh[0], "height": source.size_wh[1]})
         for box, kind in zip(cells.boxes.tolist(), cells.kinds.tolist(), strict=True):
@@ -93,7 +93,7 @@ def label_folder(job: LabelJob) -> tuple[int, int]:
     """
     pictures = find_images(job.folder, recursive=True)
     if job.listing:
-        stems = set(job.listing.read_text().split())
+        stems = set(job.listing.read_text().splitlines())
         pictures = [path for path in pictures if path.stem in stems]
     detector = Detector(find_model(job.model), RuntimeChoice())
     return label_pictures(detector, pictures, job.um_per_px, job.out, _has_central_cell if job.central else None)

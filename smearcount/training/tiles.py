@@ -18,7 +18,7 @@ from smearcount.config import Strict
 from smearcount.datasets import LabelledField
 from smearcount.geometry import FloatArray, clip_boxes, resize_rgb
 
-__all__ = ["Augmentation", "Tile", "TileMaker"]
+__all__ = ["Augmentation", "Pixels", "Tile", "TileMaker"]
 
 Pixels = npt.NDArray[np.uint8]
 
