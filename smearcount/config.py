@@ -35,6 +35,7 @@ class Settings(Strict):
         min_score: one detection threshold for all kinds instead of the card's.
         edge_rule: `corner`, an unbiased counting frame, or `all`.
         max_megapixels: larger pictures are refused, unless they are read by regions.
+        page: which page of multi-page TIFFs, from 1, instead of the first one.
         taxonomy: a taxonomy file instead of the shipped one.
     """
 
@@ -47,6 +48,7 @@ class Settings(Strict):
     min_score: float | None = Field(default=None, gt=0, lt=1)
     edge_rule: Literal["corner", "all"] = "corner"
     max_megapixels: float = Field(default=300, gt=0)
+    page: int | None = Field(default=None, ge=1)
     taxonomy: Path | None = None
 
 
@@ -71,13 +73,14 @@ def load_yaml(path: Path) -> Any:
 
 
 def read_model(kind: type[Model], path: Path) -> Model:
-    """A YAML file as a checked settings record.
+    """A YAML file as a checked settings record; an empty one has every default.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value is out of range; names the file and each key.
     """
+    content = load_yaml(path)
     try:
-        return kind.model_validate(load_yaml(path))
+        return kind.model_validate({} if content is None else content)
     except pydantic.ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {faults}") from error

@@ -15,12 +15,16 @@ from smearcount.taxonomy import Taxonomy
 __all__ = [
     "EDGE_RULES",
     "Estimate",
+    "NOTHING",
     "binomial_limits",
+    "codes_given",
     "count_cells",
     "counted_mask",
     "density_per_mm2",
     "final_kinds",
     "kind_total",
+    "kind_totals",
+    "names_kind",
     "name_cells",
     "percentage",
     "poisson_limits",
@@ -94,6 +98,11 @@ def final_kinds(kinds: Strings, names: Strings, taxonomy: Taxonomy) -> Strings:
     return np.array(named, dtype="<U8") if named else np.zeros(0, "<U8")
 
 
+def codes_given(labels: Labels) -> frozenset[str]:
+    """Codes that the models of a result can give; a count of another code is unknown, which is not zero."""
+    return frozenset((*labels.codes, "platelet"))
+
+
 def count_cells(detections: Detections, names: Strings, counted: Bools, taxonomy: Taxonomy) -> Counts:
     """Counts per code; what is not named or not counted is summed apart."""
     named = dict.fromkeys(taxonomy.codes, 0)
@@ -109,6 +118,19 @@ def count_cells(detections: Detections, names: Strings, counted: Bools, taxonomy
 def kind_total(counts: Counts, kind: str, taxonomy: Taxonomy) -> int:
     """Counted cells of a kind, unclassified ones included."""
     return classified_total(counts, kind, taxonomy) + counts.unclassified.get(kind, 0)
+
+
+def names_kind(labels: Labels, kind: str, taxonomy: Taxonomy) -> bool:
+    """Whether the models of a result can give a code of this kind."""
+    return not codes_given(labels).isdisjoint(taxonomy.codes_of(kind))
+
+
+def kind_totals(counts: Counts, labels: Labels, taxonomy: Taxonomy) -> dict[str, int | None]:
+    """Counted cells of each kind; None for nucleated red cells where no model tells them from white cells."""
+    totals: dict[str, int | None] = {kind: kind_total(counts, kind, taxonomy) for kind in KINDS}
+    if not (totals["nrbc"] or names_kind(labels, "nrbc", taxonomy)):
+        totals["nrbc"] = None
+    return totals
 
 
 def classified_total(counts: Counts, kind: str, taxonomy: Taxonomy) -> int:

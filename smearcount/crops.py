@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from smearcount.batch import Progress, analyze_each, unique_stems
-from smearcount.images import write_picture, write_text_atomic
-from smearcount.pipeline import Pipeline
+from smearcount.batch import Failure, Progress, analyze_each, unique_stems
+from smearcount.images import grow_text, make_folder, write_picture
+from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import CELL_COLUMNS, Row, cell_rows, to_csv
 
 __all__ = ["MANIFEST_COLUMNS", "write_crops"]
@@ -23,17 +23,35 @@ def write_crops(
     Raises:
         ImageError: the folder can't be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
     stems = unique_stems(images)
-    rows: list[Row] = []
+    written = 0
     failed: list[str] = []
-    for path, analysis in analyze_each(pipeline, progress(stems), lambda path: (path.name, "")):
-        if isinstance(analysis, str):
-            failed.append(analysis)
-            continue
+
+    def finish(path: Path, analysis: Analysis) -> list[Row]:
+        return _write_patches(analysis, out, stems[path])
+
+    with grow_text(make_folder(out) / "manifest.csv") as add:
+        add(to_csv(MANIFEST_COLUMNS, []))
+        for _, outcome in analyze_each(pipeline, progress(stems), lambda path: (path.name, ""), finish):
+            if isinstance(outcome, Failure):
+                failed.append(outcome.reason)
+                continue
+            add(to_csv(MANIFEST_COLUMNS, outcome, header=False))
+            written += len(outcome)
+    return written, failed
+
+
+def _write_patches(analysis: Analysis, out: Path, stem: str) -> list[Row]:
+    """The rows of the manifest for one picture, whose patches are all there or, if it fails, none of them."""
+    rows: list[Row] = []
+    written: list[Path] = []
+    try:
         for patch, row in zip(analysis.patches(), cell_rows(analysis.result), strict=True):
-            name = f"{stems[path]}_{patch.cell_id:05d}_{row['kind']}_{row['label']}.png"
-            write_picture(out / name, patch.pixels)
+            name = f"{stem}_{patch.cell_id:05d}_{row['kind']}_{row['label']}.png"
+            written.append(write_picture(out / name, patch.pixels))
             rows.append({"file": name, **row, "side_um": f"{patch.side_um:g}", "filled": f"{patch.filled:.4f}"})
-    write_text_atomic(out / "manifest.csv", to_csv(MANIFEST_COLUMNS, rows))
-    return len(rows), failed
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+    return rows

@@ -6,9 +6,18 @@ SmearcountError
 |-- RuntimeMissingError a runtime was asked for that is not installed
 |-- ConfigError         a configuration or taxonomy file is wrong
 |-- DatasetError        a labelled data set can't be read
+|-- UsageError          what was asked for contradicts itself, or there is nothing to do
 """
 
-__all__ = ["ConfigError", "DatasetError", "ImageError", "ModelError", "RuntimeMissingError", "SmearcountError"]
+__all__ = [
+    "ConfigError",
+    "DatasetError",
+    "ImageError",
+    "ModelError",
+    "RuntimeMissingError",
+    "SmearcountError",
+    "UsageError",
+]
 
 
 class SmearcountError(Exception):
@@ -33,3 +42,7 @@ class ConfigError(SmearcountError):
 
 class DatasetError(SmearcountError):
     """A labelled data set is missing or inconsistent."""
+
+
+class UsageError(SmearcountError):
+    """What was asked for contradicts itself, or there is nothing to do."""

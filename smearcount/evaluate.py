@@ -27,7 +27,7 @@ LOWEST_SCORE = 0.01
 """Average precision looks at the whole curve, counts only at what is above the card's thresholds."""
 
 
-CANDIDATES = tuple(round(0.15 + 0.01 * step, 2) for step in range(56))
+CANDIDATES = tuple(round(0.25 + 0.01 * step, 2) for step in range(46))
 """Thresholds tried by `--fit`."""
 
 

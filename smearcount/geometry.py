@@ -20,11 +20,15 @@ __all__ = [
     "diameters",
     "greedy_nms",
     "iou_matrix",
+    "overlapping_pairs",
     "resize_rgb",
     "touches_edge",
 ]
 
 FloatArray = npt.NDArray[np.float32]
+
+MATRIX_BELOW = 200
+"""Number of boxes from which on a search tree is faster than the matrix of all pairs, and far smaller."""
 
 
 def areas(boxes_xyxy: FloatArray) -> FloatArray:
@@ -66,6 +70,25 @@ def iou_matrix(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
     intersection = sides[..., 0] * sides[..., 1]
     union = areas(first_xyxy)[:, None] + areas(second_xyxy)[None, :] - intersection
     return cast(FloatArray, np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
+
+
+def overlapping_pairs(boxes_xyxy: FloatArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    """Pairs of boxes that share an area, each pair both ways: first rows, second rows, area shared in square pixels.
+
+    Memory grows with the number of pairs, not with the square of the number of boxes.
+    """
+    if len(boxes_xyxy) < MATRIX_BELOW:
+        first, second = np.nonzero(~np.eye(len(boxes_xyxy), dtype=np.bool_))
+    else:
+        import shapely
+
+        outlines = np.asarray(shapely.box(*boxes_xyxy.T))
+        first, second = shapely.STRtree(outlines).query(outlines)
+    a, b = boxes_xyxy[first], boxes_xyxy[second]
+    sides = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
+    common = sides[:, 0] * sides[:, 1]
+    shared = (common > 0) & (first != second)
+    return first[shared], second[shared], common[shared]
 
 
 def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:

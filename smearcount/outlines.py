@@ -48,13 +48,13 @@ class OutlineStyle:
         colours: `(N, 3) uint8 RGB`, one a cell.
         line_px: width of the coloured line around a red cell.
         casing_px: width of the casing on either side of it.
-        zoom: whole number by which the picture is shown magnified.
+        zoom: by how much the picture is shown magnified; below 1 it is reduced.
     """
 
     colours: Pixels
     line_px: float
     casing_px: float
-    zoom: int = 1
+    zoom: float = 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def colour_of(key: tuple[str, str], taxonomy: Taxonomy) -> tuple[int, ...]:
     return tuple(bytes.fromhex((known[kind] if name == UNCLASSIFIED else taxonomy.codes[name].colour)[1:]))
 
 
-def outline_style(result: SmearResult, taxonomy: Taxonomy, zoom: int = 1) -> OutlineStyle:
+def outline_style(result: SmearResult, taxonomy: Taxonomy, zoom: float = 1) -> OutlineStyle:
     """Colours by code for named cells and by kind for the others; widths by the size of the cells and the picture.
 
     Raises:
@@ -169,7 +169,7 @@ def draw_outlines(pixels_tile: Pixels, origin_xy: tuple[int, int], result: Smear
 
     Args:
         pixels_tile: `(h, w, 3) uint8 RGB`, written to.
-        origin_xy: its top-left corner in pixels of the (magnified) picture.
+        origin_xy: its top-left corner in pixels of the picture as shown.
         result: the cells.
         style: of `outline_style` for this result.
     """

@@ -30,6 +30,7 @@ class Face:
 
     plain: Font
     bold: Font
+    small: Font
     plain_letters: bool
     size: int
     column: int
@@ -56,12 +57,14 @@ def face_for(size: int, column: int) -> Face:
     found = importlib.util.find_spec("matplotlib")
     places = found.submodule_search_locations if found else None
     folder = Path(next(iter(places or ("",)))) / "mpl-data" / "fonts" / "ttf"
-    files = [folder / "DejaVuSans.ttf", folder / "DejaVuSans-Bold.ttf"]
-    if all(file.is_file() for file in files):
-        plain, bold = (ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC) for file in files)
-        return Face(plain, bold, False, size, column)
+    little = max(9, round(0.8 * size))
+    files = [(folder / "DejaVuSans.ttf", size), (folder / "DejaVuSans-Bold.ttf", size)]
+    files.append((files[0][0], little))
+    if all(file.is_file() for file, _ in files):
+        plain, bold, small = (ImageFont.truetype(*file, layout_engine=ImageFont.Layout.BASIC) for file in files)
+        return Face(plain, bold, small, False, size, column)
     own = ImageFont.load_default(size)
-    return Face(own, own, True, size, column)
+    return Face(own, own, ImageFont.load_default(little), True, size, column)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Row:
 
     spans: tuple[Span, ...] = ()
     bold: bool = False
+    small: bool = False
     colour: tuple[int, ...] = INK
     lines: int = 2
     pen: Pen | None = None
@@ -111,7 +115,7 @@ def render_rows(rows: Sequence[Row], face: Face) -> Pixels:
     """The rows as a picture `(h, face.column, 3) uint8 RGB`."""
     laid, y = [], face.margin
     for row in rows:
-        font = face.bold if row.bold else face.plain
+        font = face.bold if row.bold else face.small if row.small else face.plain
         texts = [wrap(letters(span.text, face), font, span.width, row.lines) for span in row.spans]
         laid.append((row, font, texts, y))
         y += face.leading * max((len(lines) for lines in texts), default=1)

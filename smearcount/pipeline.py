@@ -19,7 +19,15 @@ from smearcount import counting, report
 from smearcount.cards import find_model
 from smearcount.config import Settings
 from smearcount.detector import Detector
-from smearcount.images import ArraySource, ImageSource, ReadLimits, open_image, write_picture, write_text_atomic
+from smearcount.images import (
+    ArraySource,
+    ImageSource,
+    ReadLimits,
+    make_folder,
+    open_image,
+    write_picture,
+    write_text_atomic,
+)
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import Counts, Detections, Labels, Provenance, Scale, SmearResult
@@ -88,26 +96,31 @@ class Analysis:
         return cut_patches(self.source, detections.boxes, sides, self.result.scale.um_per_px)
 
     def overlay(self) -> Pixels:
-        """The annotated picture, `(H, W, 3) uint8 RGB`."""
-        from smearcount.overlay import draw_overlay
+        """The annotated picture, `(H, W, 3) uint8 RGB`; one beyond 60 megapixels is shown reduced."""
+        from smearcount.overlay import draw_overlay, read_reduced, reduction
 
         lines = report.summary_lines(self.counts, self.result.counted_area_um2, self.taxonomy)
         rows = [("  " * line.level + line.name, str(line.count), report.percent_text(line.share)) for line in lines]
-        return draw_overlay(self.source.read(0, 0, *self.source.size_wh), self.result, self.taxonomy, rows)
+        factor = reduction(self.source.size_wh)
+        return draw_overlay(read_reduced(self.source, factor), self.result, self.taxonomy, rows, factor)
 
     def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
         """Write `<stem>.json`, `<stem>.cells.csv` and `<stem>.overlay.jpg`; each file is whole or absent.
 
+        Returns:
+            The paths as they were written: an overlay that is too long for JPEG is a `.tif`.
+
         Raises:
             ImageError: the folder can't be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(Path(folder))
         stem = stem or Path(self.result.image_id).stem or "smear"
-        written = [folder / f"{stem}.json", folder / f"{stem}.cells.csv"]
-        write_text_atomic(written[0], report.json_report(self.result, self.taxonomy, self.source.notes))
-        write_text_atomic(written[1], report.cells_csv(self.result))
-        return [*written, write_picture(folder / f"{stem}.overlay.jpg", self.overlay())]
+        summary, cells = folder / f"{stem}.json", folder / f"{stem}.cells.csv"
+        # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
+        overlay = write_picture(folder / f"{stem}.overlay.jpg", self.overlay())
+        write_text_atomic(cells, report.cells_csv(self.result))
+        write_text_atomic(summary, report.json_report(self.result, self.taxonomy, self.source.notes))
+        return [summary, cells, overlay]
 
 
 class Pipeline:
@@ -170,7 +183,8 @@ class Pipeline:
         if isinstance(image, np.ndarray):
             source: ImageSource = ArraySource(image)
         else:
-            source = open_image(Path(image), ReadLimits(max_megapixels=self.settings.max_megapixels))
+            limits = ReadLimits(max_megapixels=self.settings.max_megapixels)
+            source = open_image(Path(image), limits, self.settings.page)
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         settled = settle_scale(source, self.detector, flag, source.um_per_px)
@@ -197,6 +211,6 @@ class Pipeline:
             counted=counted,
             counts=counting.count_cells(cells, names, counted, self.taxonomy),
             counted_area_um2=area_um2,
-            quality=assess(source, scale, cells),
+            quality=assess(source, scale, cells, counted),
             provenance=self._provenance,
         )

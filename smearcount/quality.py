@@ -1,4 +1,4 @@
-"""First advice on whether a field can be counted: focus, crowding, emptiness."""
+"""First advice on whether a field can be counted: focus, crowding, emptiness, and what its counts can't tell."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.counting import kind_total, kind_totals, names_kind
 from smearcount.detector import PixelSource
-from smearcount.geometry import areas, resize_rgb
-from smearcount.records import Detections, Quality, Scale
+from smearcount.geometry import areas, overlapping_pairs, resize_rgb
+from smearcount.records import Detections, Quality, Scale, SmearResult
+from smearcount.taxonomy import Taxonomy
 
-__all__ = ["assess", "sharpness"]
+__all__ = ["NOT_RECOGNISED", "assess", "remarks", "sharpness", "warnings_of"]
 
 FOCUS_UM_PER_PX = 0.2
 FOCUS_SIDE_UM = 32.0
@@ -28,6 +30,11 @@ BLURRED = 0.3
 CROWDED_COVER = 0.75
 CROWDED_OVERLAP = 0.5
 SPARSE_RED = 20
+EXCLUDED_SHARE = 0.5
+ENOUGH_WHITE = 100
+"""White cells of the usual differential (Rumke 1985, Am J Clin Pathol 84:256)."""
+
+NOT_RECOGNISED = ("blasts", "atypical lymphocytes", "smudge cells")
 
 
 def sharpness(pixels: npt.NDArray[np.uint8], um_per_px: float) -> float:
@@ -49,8 +56,15 @@ def sharpness(pixels: npt.NDArray[np.uint8], um_per_px: float) -> float:
     return detail / structure if structure > 1 else 0.0
 
 
-def assess(source: PixelSource, scale: Scale, cells: Detections) -> Quality:
-    """Focus from the centre of the picture, crowding from the boxes of all cells found."""
+def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.NDArray[np.bool_]) -> Quality:
+    """Focus from the centre of the picture, crowding from the boxes of all cells found, numbers from those counted.
+
+    Args:
+        source: the picture.
+        scale: how large a pixel is.
+        cells: every cell found.
+        counted: `(N,) bool`, the cell enters the counts.
+    """
     width, height = source.size_wh
     side = max(32, round(FOCUS_SIDE_UM / scale.um_per_px))
     w, h = min(side, width), min(side, height)
@@ -64,22 +78,42 @@ def assess(source: PixelSource, scale: Scale, cells: Detections) -> Quality:
         warnings.append(f"out of focus (sharpness {focus:.2f} of 1): names and small cells can't be trusted")
     if cover > CROWDED_COVER or overlapping > CROWDED_OVERLAP:
         warnings.append(f"too dense ({overlapping:.0%} of the red cells overlap): choose a thinner region")
-    if len(red) < SPARSE_RED:
-        warnings.append(f"too sparse ({len(red)} red cells): count more fields")
+    red_counted, excluded = int((counted & (cells.kinds == "rbc")).sum()), int((~counted).sum())
+    if red_counted < SPARSE_RED:
+        warnings.append(f"too sparse ({red_counted} red cells counted): count more fields")
+    if excluded > EXCLUDED_SHARE * len(cells):
+        warnings.append(f"{excluded} of {len(cells)} cells lie at the edge and are not counted: take a larger field")
     if scale.note and (scale.source != "estimated" or scale.note.startswith("metadata")):
         warnings.append(scale.note)
     return Quality(round(focus, 3), round(cover, 4), round(overlapping, 4), tuple(warnings))
 
 
 def _overlapping(red: Detections) -> float:
-    """Share of the boxes that another one covers by more than a tenth; neighbours come from an STR tree."""
-    if len(red) < 2:
+    """Share of the boxes that another one covers by more than a tenth."""
+    if not len(red):
         return 0.0
-    import shapely
+    first, _, common = overlapping_pairs(red.boxes)
+    heavy = first[common > 0.1 * areas(red.boxes[first])]
+    return len(np.unique(heavy)) / len(red)
 
-    boxes = np.asarray(shapely.box(*red.boxes.T))
-    first, second = shapely.STRtree(boxes).query(boxes, predicate="intersects")
-    a, b = red.boxes[first], red.boxes[second]
-    common = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0).prod(axis=1)
-    heavy = (first != second) & (common > 0.1 * areas(a))
-    return len(np.unique(first[heavy])) / len(red)
+
+def warnings_of(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:
+    """What speaks against the counts: the advice on the field, and too few white cells for a differential.
+
+    Without names of white cells there is no differential, and nothing to warn of.
+    """
+    white = kind_total(result.counts, "wbc", taxonomy)
+    if white >= ENOUGH_WHITE or not names_kind(result.labels, "wbc", taxonomy):
+        return result.quality.warnings
+    few = f"{white} white cell{'s' * (white != 1)} counted: a differential needs at least {ENOUGH_WHITE}"
+    return (*result.quality.warnings, few)
+
+
+def remarks(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:
+    """What the models used can't tell."""
+    red, white = (names_kind(result.labels, kind, taxonomy) for kind in ("rbc", "wbc"))
+    words = [] if red or white else ["no classifier installed: types are unclassified"]
+    if kind_totals(result.counts, result.labels, taxonomy)["nrbc"] is None:
+        words.append("nucleated red cells are among the white cells")
+    told = f"{', '.join(NOT_RECOGNISED[:-1])} and {NOT_RECOGNISED[-1]} are not recognised"
+    return tuple(filter(None, ("; ".join(words), told if white else "")))

@@ -9,14 +9,25 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smearcount.counting import Estimate, classified_total, density_per_mm2, kind_total, percentage, rate
+from smearcount.counting import (
+    NOTHING,
+    Estimate,
+    classified_total,
+    codes_given,
+    density_per_mm2,
+    kind_total,
+    kind_totals,
+    percentage,
+    rate,
+)
 from smearcount.geometry import diameters
+from smearcount.quality import NOT_RECOGNISED, remarks, warnings_of
 from smearcount.records import KINDS, UNCLASSIFIED, Counts, SmearResult
 from smearcount.taxonomy import Taxonomy
 
@@ -47,7 +58,10 @@ HEAD_COLUMNS = (
     *("image", "slide", "status", "error", "width", "height", "um_per_px", "um_per_px_source"),
     *("n_rbc", "n_wbc", "n_nrbc", "n_platelet", "n_unclassified", "n_excluded"),
 )
-RATES = (("nrbc_per_100_wbc", "nrbc", "wbc", 100.0), ("platelet_per_1000_rbc", "platelet", "rbc", 1000.0))
+RATES = (
+    ("nrbc_per_100_wbc", "nrbc", "wbc", 100.0, "nucleated red cells per 100 white cells"),
+    ("platelet_per_1000_rbc", "platelet", "rbc", 1000.0, "platelets per 1,000 red cells"),
+)
 TAIL_COLUMNS = ("model_ids", "version", "image_sha256")
 WITH_PERCENTAGES = ("rbc", "wbc")
 
@@ -112,8 +126,9 @@ def report_columns(taxonomy: Taxonomy) -> tuple[str, ...]:
 
 
 def report_row(result: SmearResult, taxonomy: Taxonomy) -> Row:
-    """The row of a picture in `report.csv`."""
-    counts = result.counts
+    """The row of a picture in `report.csv`; empty where no model can give the code or the kind."""
+    counts, given = result.counts, codes_given(result.labels)
+    totals = kind_totals(result.counts, result.labels, taxonomy)
     row: Row = {
         "image": result.image_id,
         "slide": result.slide_id,
@@ -123,22 +138,30 @@ def report_row(result: SmearResult, taxonomy: Taxonomy) -> Row:
         "height": result.size_wh[1],
         "um_per_px": f"{result.scale.um_per_px:.6g}",
         "um_per_px_source": result.scale.source,
-        **{f"n_{kind}": kind_total(counts, kind, taxonomy) for kind in KINDS},
+        **{f"n_{kind}": "" if n is None else n for kind, n in totals.items()},
         "n_unclassified": sum(counts.unclassified.values()),
         "n_excluded": sum(counts.excluded.values()),
     }
     for code, kind in taxonomy.kind_of.items():
-        row[f"count_{code}"] = counts.named.get(code, 0)
+        n = counts.named.get(code, 0)
+        row[f"count_{code}"] = n if code in given else ""
         if kind in WITH_PERCENTAGES:
-            share = percentage(counts.named.get(code, 0), classified_total(counts, kind, taxonomy))
+            share = percentage(n, classified_total(counts, kind, taxonomy)) if code in given else NOTHING
             row |= _columns(f"pct_{code}", share)
-    for name, part, whole, per in RATES:
-        value = rate(kind_total(counts, part, taxonomy), kind_total(counts, whole, taxonomy), per)
+    for name, value in _rates(totals).items():
         row |= _columns(name, value)
     row["model_ids"] = " ".join(result.provenance.model_ids)
     row["version"] = result.provenance.version
     row["image_sha256"] = result.image_sha256
     return row
+
+
+def _rates(totals: Mapping[str, int | None]) -> dict[str, Estimate]:
+    rates = {}
+    for name, part, whole, per, _ in RATES:
+        x, y = totals[part], totals[whole]
+        rates[name] = NOTHING if x is None or y is None else rate(x, y, per)
+    return rates
 
 
 def failure_row(image_id: str, slide_id: str, error: str, taxonomy: Taxonomy) -> Row:
@@ -186,8 +209,7 @@ def summary_lines(counts: Counts, area_um2: float, taxonomy: Taxonomy) -> list[L
             lines.append(Line(1, code, taxonomy.codes[code].name, k, share, density_per_mm2(k, area_um2)))
         k = counts.unclassified.get(kind, 0)
         if k and codes:
-            nothing = Estimate(math.nan, math.nan, math.nan)
-            lines.append(Line(1, UNCLASSIFIED, "Unclassified", k, nothing, density_per_mm2(k, area_um2)))
+            lines.append(Line(1, UNCLASSIFIED, "Unclassified", k, NOTHING, density_per_mm2(k, area_um2)))
     return lines
 
 
@@ -195,28 +217,32 @@ def limits_text(estimate: Estimate, digits: int = 1) -> str:
     """`low - high`, or a dash where there is nothing to say."""
     if math.isnan(estimate.value):
         return "-"
-    return f"{estimate.low:.{digits}f} - {estimate.high:.{digits}f}"
+    return f"{estimate.low:,.{digits}f} - {estimate.high:,.{digits}f}"
 
 
 def percent_text(estimate: Estimate) -> str:
     """`12.3 (10.1 - 14.8)`, or a dash."""
-    return "-" if math.isnan(estimate.value) else f"{estimate.value:.1f} ({limits_text(estimate)})"
+    return "-" if math.isnan(estimate.value) else f"{estimate.value:,.1f} ({limits_text(estimate)})"
 
 
 def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
     """The table a technician reads at a glance: type, count, per cent, 95 % limits, density."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=result.image_id, title_justify="left", caption=_caption(result), caption_justify="left")
+    lines = summary_lines(result.counts, result.counted_area_um2, taxonomy)
+    # Text, not str: a file name may hold what rich would read as markup.
+    title, caption = Text(result.image_id, "bold"), Text(_caption(result, taxonomy, lines))
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("type", no_wrap=True)
     for heading in ("count", "per cent", "95 % limits", "per mm2", "95 % limits"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for line in summary_lines(result.counts, result.counted_area_um2, taxonomy):
+    for line in lines:
         share = "-" if math.isnan(line.share.value) else f"{line.share.value:.1f}"
         density = "-" if math.isnan(line.density.value) else f"{line.density.value:,.0f}"
         table.add_row(
             "  " * line.level + line.name,
-            str(line.count),
+            f"{line.count:,}",
             share,
             limits_text(line.share),
             density,
@@ -226,19 +252,26 @@ def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
     return table
 
 
-def _caption(result: SmearResult) -> str:
-    excluded = sum(result.counts.excluded.values())
+def _caption(result: SmearResult, taxonomy: Taxonomy, lines: Sequence[Line]) -> str:
+    excluded, rates = sum(result.counts.excluded.values()), _rates(kind_totals(result.counts, result.labels, taxonomy))
+    of_codes = "; of a type: of the named cells of its kind" if any(line.level for line in lines) else ""
     words = [
-        f"{len(result.detections)} cells found, {excluded} at the edge not counted",
+        *(f"{words}: {percent_text(rates[name])}" for name, *_, words in RATES if not math.isnan(rates[name].value)),
+        f"per cent: of all cells{of_codes}; limits: sampling error only",
+        f"{len(result.detections):,} cells found, {excluded:,} at the edge not counted",
         f"scale {result.scale.um_per_px:.4g} um/px ({result.scale.source})",
-        "limits: sampling error only",
-        *result.quality.warnings,
+        *remarks(result, taxonomy),
+        *warnings_of(result, taxonomy),
     ]
     return "\n".join(words)
 
 
 def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = ()) -> str:
-    """The content of `<stem>.json`: everything but the single cells; `notes` tell how the file was read."""
+    """The content of `<stem>.json`: everything but the single cells; `notes` tell how the file was read.
+
+    Null stands for what no model can tell.
+    """
+    totals = kind_totals(result.counts, result.labels, taxonomy)
     content: dict[str, Any] = {
         "image": result.image_id,
         "slide": result.slide_id,
@@ -253,7 +286,7 @@ def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = 
             "note": result.scale.note,
         },
         "counts": {
-            **{f"n_{kind}": kind_total(result.counts, kind, taxonomy) for kind in KINDS},
+            **{f"n_{kind}": n for kind, n in totals.items()},
             "named": {code: n for code, n in result.counts.named.items() if n},
             "unclassified": dict(result.counts.unclassified),
             "excluded": dict(result.counts.excluded),
@@ -268,17 +301,15 @@ def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = 
             }
             for line in summary_lines(result.counts, result.counted_area_um2, taxonomy)
         ],
-        "rates": {
-            name: _triple(rate(kind_total(result.counts, x, taxonomy), kind_total(result.counts, y, taxonomy), per))
-            for name, x, y, per in RATES
-        },
+        "rates": {name: _triple(value) for name, value in _rates(totals).items()},
         "quality": {
             "sharpness": result.quality.sharpness,
             "red_cell_cover": result.quality.red_cell_cover,
             "overlapping": result.quality.overlapping,
-            "warnings": list(result.quality.warnings),
+            "warnings": list(warnings_of(result, taxonomy)),
         },
-        "not_recognised": ["blasts", "atypical lymphocytes", "smudge cells"],
+        "notes": list(remarks(result, taxonomy)),
+        "not_recognised": list(NOT_RECOGNISED),
         "provenance": {
             "version": result.provenance.version,
             "models": list(result.provenance.model_ids),

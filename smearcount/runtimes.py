@@ -16,7 +16,7 @@ import numpy.typing as npt
 import yaml
 
 from smearcount.cards import Model
-from smearcount.errors import ModelError, RuntimeMissingError
+from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino, quiet_ultralytics
 
 __all__ = ["Floats", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime", "make_runtime"]
@@ -61,6 +61,7 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
     Raises:
         RuntimeMissingError: the library asked for is not installed, or there is no CUDA device.
         ModelError: the model has no file for this runtime, or a file is damaged.
+        UsageError: the runtime does not offer the precision.
     """
     device = _device(choice)
     name = choice.runtime if choice.runtime != "auto" else ("torch" if device == "cuda" else "openvino")
@@ -70,7 +71,7 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
     if name == "openvino":
         return OpenVinoRuntime(model, precision, choice.threads), f"openvino cpu {precision}"
     if choice.precision == "bf16":
-        raise ValueError(f"precision bf16 is offered with OpenVINO only, not with {name}")
+        raise UsageError(f"precision bf16 is offered with OpenVINO only, not with {name}; leave --precision out")
     if name == "onnx":
         return OnnxRuntime(model, choice.threads), "onnx cpu f32"
     return TorchRuntime(model, device, choice.threads), f"torch {device} {'f16' if device == 'cuda' else 'f32'}"

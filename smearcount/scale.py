@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.datasets import RED_CELL_UM
 from smearcount.detector import Detector, PixelSource
-from smearcount.geometry import FloatArray, diameters, iou_matrix
+from smearcount.geometry import FloatArray, areas, diameters, overlapping_pairs
 from smearcount.records import Detections, Scale
 
-__all__ = ["RED_CELL_UM", "ScaledCells", "check_scale", "isolated_red_diameters", "settle_scale"]
-
-RED_CELL_UM = 7.5
-"""Diameter of a normal red cell on a dry smear in micrometres (Bain, Blood Cells, 5th ed.: 6.7 to 7.7)."""
+__all__ = ["ScaledCells", "check_scale", "isolated_red_diameters", "settle_scale"]
 
 PLAUSIBLE_RED_UM = (5.0, 11.0)
 CROP_PX = 1024
@@ -34,6 +32,7 @@ PLACES = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
 
 REUSE_WITHIN = 0.10
 ENOUGH_CELLS = 10
+TOUCHING_IOU = 0.05
 ESTIMATED_NOTE = "estimated from the median red cell (7.5 um): macrocytes and microcytes are relative to this slide"
 ASSUMED_NOTE = "fewer than 10 isolated red cells: the scale can't be trusted, nor can sizes and densities"
 
@@ -64,9 +63,12 @@ class _Crop:
 
 def isolated_red_diameters(cells: Detections) -> FloatArray:
     """Diameters in pixels of the red cells that do not touch the border: the isolated ones where they are enough."""
-    red = cells.take((cells.kinds == "rbc") & ~cells.at_edge)
-    alone = (iou_matrix(red.boxes, cells.boxes) > 0.05).sum(axis=1) <= 1
-    return diameters(red.boxes[alone] if alone.sum() >= ENOUGH_CELLS else red.boxes)
+    first, second, common = overlapping_pairs(cells.boxes)
+    area = areas(cells.boxes)
+    alone = np.ones(len(cells), np.bool_)
+    alone[first[common > TOUCHING_IOU * (area[first] + area[second] - common)]] = False
+    red = (cells.kinds == "rbc") & ~cells.at_edge
+    return diameters(cells.boxes[red & alone if (red & alone).sum() >= ENOUGH_CELLS else red])
 
 
 def settle_scale(
@@ -82,24 +84,31 @@ def settle_scale(
     """
     if flag is not None:
         return ScaledCells(Scale(flag, "flag"), None)
-    doubt = ""
-    if metadata is not None:
-        crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / metadata)))
-        found = detector.find(crop, metadata)
-        sizes = isolated_red_diameters(found)
-        median_px = float(np.median(sizes)) if len(sizes) else math.nan
-        if len(sizes) < ENOUGH_CELLS:
-            other = _estimate(
-                source, detector, f"metadata of {metadata:.4g} um a pixel not used (no cells of that size); "
-            )
-            if other.scale.source == "estimated" and abs(math.log2(other.scale.um_per_px / metadata)) > 1:
-                return other
-            scale = Scale(metadata, "metadata", median_px, "too few red cells to check the scale in the metadata")
-            return ScaledCells(scale, found if crop.is_whole else None)
-        if PLAUSIBLE_RED_UM[0] <= median_px * metadata <= PLAUSIBLE_RED_UM[1]:
-            return ScaledCells(Scale(metadata, "metadata", median_px), found if crop.is_whole else None)
-        doubt = f"metadata of {metadata:.4g} um a pixel not used (red cells of {median_px * metadata:.1f} um); "
-    return _estimate(source, detector, doubt)
+    return _estimate(source, detector, "") if metadata is None else _checked(source, detector, metadata)
+
+
+def _checked(source: PixelSource, detector: Detector, metadata: float) -> ScaledCells:
+    """The scale of the metadata where the red cells agree with it, or are too few to contradict it."""
+    crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / metadata)))
+    found = detector.find(crop, metadata)
+    cells, sizes = found if crop.is_whole else None, isolated_red_diameters(found)
+    median_px = float(np.median(sizes)) if len(sizes) else math.nan
+    refused = f"metadata of {metadata:.4g} um a pixel not used"
+    if len(sizes) >= ENOUGH_CELLS:
+        if _plausible(median_px * metadata):
+            return ScaledCells(Scale(metadata, "metadata", median_px), cells)
+        return _estimate(source, detector, f"{refused} (red cells of {median_px * metadata:.1f} um); ")
+    other = _estimate(source, detector, f"{refused} (no cells of that size); ")
+    if other.scale.source != "estimated":
+        note = "too few red cells to check the scale in the metadata"
+        return ScaledCells(Scale(metadata, "metadata", median_px, note), cells)
+    if _plausible(RED_CELL_UM * metadata / other.scale.um_per_px):
+        return ScaledCells(Scale(metadata, "metadata", other.scale.red_cell_px), cells)
+    return other
+
+
+def _plausible(red_um: float) -> bool:
+    return PLAUSIBLE_RED_UM[0] <= red_um <= PLAUSIBLE_RED_UM[1]
 
 
 def _estimate(source: PixelSource, detector: Detector, doubt: str) -> ScaledCells:
@@ -140,14 +149,20 @@ def check_scale(scale: Scale, cells: Detections) -> Scale:
         return scale
     median_px = float(np.median(sizes))
     red_um = median_px * scale.um_per_px
-    plausible = PLAUSIBLE_RED_UM[0] <= red_um <= PLAUSIBLE_RED_UM[1]
-    note = "" if plausible else f"the scale given makes the median red cell {red_um:.1f} um: check it"
+    note = "" if _plausible(red_um) else f"the scale given makes the median red cell {red_um:.1f} um: check it"
     return Scale(scale.um_per_px, "flag", median_px, note)
 
 
 def _plausible_scores(cells: Detections, red_px: float) -> float:
-    """Sum of the scores, red cells weighted down where their size disagrees with the scale they were sought at."""
-    red = cells.take(cells.kinds == "rbc")
-    misfit = np.log2(diameters(red.boxes) / red_px)
-    weight = np.exp(-((misfit / 0.5) ** 2))
-    return float((red.scores * weight).sum() + cells.scores[cells.kinds == "wbc"].sum())
+    """How much of the picture is explained by cells of the size they were sought at.
+
+    The sum of scores, each times the diameter of its box in pixels, or a scale far too fine would win with the many
+    specks it sees inside the cells; weighted down where the size disagrees with red cells of `red_px`, or with
+    white cells 1.8 times as large.
+    """
+    sizes, total = diameters(cells.boxes), 0.0
+    for kind, expected_px, octaves in (("rbc", red_px, 0.5), ("wbc", 1.8 * red_px, 0.6)):
+        rows = cells.kinds == kind
+        misfit = np.log2(sizes[rows] / expected_px) / octaves
+        total += float((cells.scores[rows] * sizes[rows] * np.exp(-(misfit**2))).sum())
+    return total

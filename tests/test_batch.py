@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from smearcount.batch import BatchJob, _whole_or_absent, analyze_each, run_batch, unique_stems
-from smearcount.errors import ImageError
+from smearcount.batch import BatchJob, Failure, Interrupted, analyze_each, run_batch, unique_stems
+from smearcount.crops import write_crops
+from smearcount.errors import ImageError, UsageError
 from smearcount.report import cells_csv, report_columns
 from smearcount.taxonomy import Taxonomy
 
@@ -58,51 +62,12 @@ def test_random_names_have_stems_of_their_own() -> None:
         assert len({stem.casefold() for stem in found.values()}) == len(paths)
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "report.csv"
-    with _whole_or_absent(target) as stream:
-        stream.write("Müller\n")
-        stream.flush()
-        assert not target.exists()
-    assert target.read_bytes() == "Müller\n".encode()
-    assert [path.name for path in target.parent.iterdir()] == ["report.csv"]
-
-
-def write_half(target: Path, error: BaseException) -> None:
-    with _whole_or_absent(target) as stream:
-        stream.write("half")
-        raise error
-
-
-def test_a_broken_run_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "report.csv"
-    target.write_text("old")
-    for error in (RuntimeError("power cut"), KeyboardInterrupt()):
-        with pytest.raises(type(error)):
-            write_half(target, error)
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
-    for target in (tmp_path / "file" / "report.csv", tmp_path / "folder"):
-        with pytest.raises(ImageError, match=rf"{target.name}: can't be written"), _whole_or_absent(target) as stream:
-            stream.write("x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
-def test_names_that_are_no_unicode_are_written_all_the_same(tmp_path: Path) -> None:
-    name = b"M\xfcller.jpg".decode("utf-8", "surrogateescape")
-    with _whole_or_absent(tmp_path / "report.csv") as stream:
-        stream.write(name)
-    assert (tmp_path / "report.csv").read_text(encoding="utf-8") == r"M\udcfcller.jpg"
-
-
-def test_nothing_is_written_where_nothing_is_wanted() -> None:
-    with _whole_or_absent(None) as stream:
-        stream.write("x")
+def test_long_stems_leave_room_for_the_endings() -> None:
+    for long in ("a" * 245, "\u00fc" * 120, "\udcfc" * 240):
+        found = stems(f"{long}1.jpg", f"{long}2.jpg", f"x/{long}1.jpg", "b.jpg")
+        assert len(set(found)) == 4
+        assert max(len(os.fsencode(stem)) for stem in found) < 210
+        assert found[-1] == "b"
 
 
 class Fake:
@@ -117,7 +82,24 @@ class Fake:
             raise ImageError(f"{image_id}: damaged")
         if "huge" in path.name:
             raise MemoryError
-        return SimpleNamespace(result=self.result(image_id=image_id, slide_id=slide_id))
+        if "stop" in path.name:
+            raise KeyboardInterrupt
+        pixels = np.zeros((9, 9, 3), np.uint8)
+
+        def overlay() -> Any:
+            if "broken" in path.name:
+                cv2.resize(pixels, (0, 0))
+            if "dry" in path.name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return pixels
+
+        def patches() -> Any:
+            for cell in range(len(result.detections)):
+                yield SimpleNamespace(cell_id=cell, pixels=pixels, side_um=12.0, filled=0.0)
+            overlay()
+
+        result = self.result(image_id=image_id, slide_id=slide_id)
+        return SimpleNamespace(result=result, taxonomy=self.taxonomy, overlay=overlay, patches=patches)
 
 
 @pytest.fixture
@@ -125,13 +107,130 @@ def pipeline(taxonomy: Taxonomy, make_result: Any, cells: Any) -> Any:
     return Fake(taxonomy, lambda **ids: make_result(cells([[10, 10, 50, 50]]), **ids))
 
 
+def pictures(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def rows_of(path: Path) -> dict[str, str]:
+    return {row["image"]: row["status"] for row in csv.DictReader(path.read_text().splitlines())}
+
+
 def test_a_bad_picture_costs_only_itself(pipeline: Any) -> None:
-    paths = [Path(name) for name in ("a.jpg", "bad.jpg", "huge.jpg", "z.jpg")]
-    found = list(analyze_each(pipeline, paths, lambda path: (path.name, "")))
+    def finish(path: Path, analysis: Any) -> str:
+        analysis.overlay()
+        return path.stem
+
+    paths = [Path(name) for name in ("a.jpg", "bad.jpg", "huge.jpg", "broken.jpg", "dry.jpg", "z.jpg")]
+    found = list(analyze_each(pipeline, paths, lambda path: (path.name, ""), finish))
     assert [path for path, _ in found] == paths
-    assert [isinstance(outcome, str) for _, outcome in found] == [False, True, True, False]
-    assert found[1][1] == "bad.jpg: damaged"
-    assert "not enough memory" in str(found[2][1])
+    assert (found[0][1], found[-1][1]) == ("a", "z")
+    reasons = [outcome.reason for _, outcome in found if isinstance(outcome, Failure)]
+    assert reasons[0] == "bad.jpg: damaged"
+    for reason, words in zip(
+        reasons[1:], ("not enough memory", "can't be processed", "No space left on device"), strict=True
+    ):
+        assert words in reason
+
+
+def test_an_overlay_that_cannot_be_written_costs_only_its_picture(tmp_path: Path, pipeline: Any) -> None:
+    folder = pictures(tmp_path / "in", "a.jpg", "broken.jpg", "dry.jpg", "taken.jpg", "z.jpg")
+    (tmp_path / "o" / "taken.jpg.overlay.jpg").mkdir(parents=True)
+    outcome = run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", tmp_path / "o"))
+    assert outcome.done == 2
+    bad = dict.fromkeys(("broken.jpg", "dry.jpg", "taken.jpg"), "failed")
+    assert rows_of(tmp_path / "r.csv") == {"a.jpg": "ok", **bad, "z.jpg": "ok"}
+    # A cell of a picture that failed would be in no count.
+    assert {line.split(",")[0] for line in (tmp_path / "c.csv").read_text().splitlines()[1:]} == {"a.jpg", "z.jpg"}
+
+
+def test_patches_of_a_picture_are_all_there_or_none(tmp_path: Path, pipeline: Any) -> None:
+    written, failed = write_crops(pipeline, [Path("a.jpg"), Path("dry.jpg"), Path("z.jpg")], tmp_path / "o")
+    assert (written, len(failed)) == (2, 1)
+    files = {row["file"] for row in csv.DictReader((tmp_path / "o" / "manifest.csv").read_text().splitlines())}
+    assert files == {path.name for path in (tmp_path / "o").glob("*.png")}
+    assert len(files) == 2
+
+
+def test_a_stopped_batch_keeps_the_finished_rows(tmp_path: Path, pipeline: Any) -> None:
+    folder = pictures(tmp_path / "in", "a.jpg", "bad.jpg", "stop.jpg", "z.jpg")
+    out = tmp_path / "out"
+    pictures(out, "report.csv")
+    shown = []
+
+    def progress(paths: Iterable[Path]) -> Iterable[Path]:
+        shown.append("bar")
+        try:
+            yield from paths
+        finally:
+            shown.clear()
+
+    with pytest.raises(Interrupted, match=r"after 2 pictures.*report\.partial\.csv") as caught:
+        run_batch(pipeline, BatchJob(folder, out / "report.csv", out / "cells.csv"), progress)
+    assert not shown, "the bar is still there when the user is told"
+    assert (caught.value.done, set(caught.value.kept)) == (2, {out / "report.partial.csv", out / "cells.partial.csv"})
+    assert rows_of(out / "report.partial.csv") == {"a.jpg": "ok", "bad.jpg": "failed"}
+    assert len((out / "cells.partial.csv").read_text().splitlines()) == 2
+    assert {path.name for path in out.iterdir()} == {"report.csv", "report.partial.csv", "cells.partial.csv"}
+    assert (out / "report.csv").read_text() == ""
+
+
+def test_bad_targets_are_found_before_the_first_picture(tmp_path: Path, pipeline: Any) -> None:
+    folder = pictures(tmp_path / "in", "a.jpg")
+    pictures(tmp_path, "file")
+    (tmp_path / "taken").mkdir()
+    pipeline.analyze = None
+    good = tmp_path / "r.csv"
+    for job, named in (
+        (BatchJob(folder, tmp_path / "taken"), "taken"),
+        (BatchJob(folder, tmp_path / "file" / "r.csv"), "file"),
+        (BatchJob(folder, good, tmp_path / "taken"), "taken"),
+        (BatchJob(folder, good, overlays=tmp_path / "file"), "file"),
+        (BatchJob(folder, good, overlays=tmp_path / "file" / "o"), "file"),
+    ):
+        with pytest.raises(ImageError, match=rf"{named}.*; .*choose another"):
+            run_batch(pipeline, job)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in", "taken"]
+
+
+def test_no_output_replaces_another_or_a_picture(tmp_path: Path, pipeline: Any) -> None:
+    folder = pictures(tmp_path / "in", "a.jpg", "b.jpg")
+    with pytest.raises(UsageError, match="one file"):
+        run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "in" / ".." / "r.csv"))
+    (tmp_path / "link.csv").symlink_to(folder / "b.jpg")
+    for job in (
+        BatchJob(folder, folder / "a.jpg"),
+        BatchJob(folder, tmp_path / "r.csv", folder / "a.jpg"),
+        BatchJob(folder, tmp_path / "link.csv"),
+    ):
+        with pytest.raises(UsageError, match="one of the pictures"):
+            run_batch(pipeline, job)
+
+
+def test_a_second_run_does_not_count_the_overlays_of_the_first(tmp_path: Path, pipeline: Any) -> None:
+    for name in ("a.png", "sub/b.png", "notes.txt"):
+        pictures(tmp_path, name)
+    for overlays in (tmp_path, tmp_path / "o"):
+        job = BatchJob(tmp_path, tmp_path / "r.csv", overlays=overlays, recursive=True)
+        run_batch(pipeline, job)
+        first = (tmp_path / "r.csv").read_bytes()
+        outcome = run_batch(pipeline, job)
+        assert (tmp_path / "r.csv").read_bytes() == first
+        assert outcome.done == 2
+    assert outcome.overlays == 4
+    assert outcome.others == 2  # the notes and the report
+
+
+def test_names_that_are_no_unicode_are_reported(tmp_path: Path, pipeline: Any) -> None:
+    name = b"M\xfcller.jpg".decode("utf-8", "surrogateescape")
+    folder = pictures(tmp_path / "in", name)
+    assert run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv")).done == 1
+    assert run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", tmp_path / "o")).done == 1
+    for table in (tmp_path / "r.csv", tmp_path / "c.csv"):
+        assert r"M\udcfcller.jpg" in table.read_text(encoding="utf-8")
+    assert write_crops(pipeline, [folder / name], tmp_path / "o")[0] == 1
 
 
 def test_a_folder_becomes_one_row_a_picture(tmp_path: Path, pipeline: Any) -> None:
@@ -163,7 +262,7 @@ def test_a_folder_becomes_one_row_a_picture(tmp_path: Path, pipeline: Any) -> No
 
 def test_an_empty_folder_is_said_with_the_remedy(tmp_path: Path, pipeline: Any) -> None:
     (tmp_path / "sub").mkdir()
-    with pytest.raises(ImageError, match="no pictures found; use --recursive"):
+    with pytest.raises(UsageError, match="no pictures found; use --recursive"):
         run_batch(pipeline, BatchJob(tmp_path, tmp_path / "r.csv"))
     assert not (tmp_path / "r.csv").exists()
 

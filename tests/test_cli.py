@@ -1,16 +1,27 @@
 """The commands as a user types them: outputs, exit codes, and one clear line for every error."""
 
 import csv
+import io
 import json
+import os
+import shutil
+import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from smearcount import __version__
+from smearcount.cards import find_model
 from smearcount.cli import app
+from smearcount.cli.common import bar
+from smearcount.config import Settings
+from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import report_columns
 from smearcount.taxonomy import load_taxonomy
 
@@ -182,3 +193,215 @@ def test_bench_measures_every_contender(tmp_path: Path) -> None:
     figures = json.loads(out.read_text())
     assert figures["fields"] == 1
     assert all(value > 0 for name, value in figures.items() if "(ms)" in name)
+
+
+def small(folder: Path, *names: str) -> Path:
+    """A folder of small pictures of real-looking cells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = cv2.imencode(".png", cv2.imread(str(SPARSE))[:200, :300])[1].tobytes()
+    for name in names:
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_an_output_that_cannot_be_written_costs_only_its_picture(tmp_path: Path) -> None:
+    folder, out = small(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+    (out / "a.overlay.jpg").mkdir(parents=True)
+    result = call("analyze", folder / "a.png", folder / "b.png", "--out", out, "--json")
+    assert result.exit_code == 1
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert (first["status"], second["status"]) == ("failed", "ok")
+    assert "a.overlay.jpg: can't be written" in first["error"]
+    assert {path.name for path in out.iterdir() if path.is_file()} == {"b.json", "b.cells.csv", "b.overlay.jpg"}
+
+
+def test_memory_that_runs_out_while_drawing_costs_only_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, draw = small(tmp_path / "in", "a.png", "b.png"), Analysis.overlay
+
+    def overlay(self: Analysis) -> Any:
+        if self.result.image_id == "a.png":
+            raise MemoryError
+        return draw(self)
+
+    monkeypatch.setattr(Analysis, "overlay", overlay)
+    result = call("analyze", folder / "a.png", folder / "b.png", "--out", tmp_path / "out", "--quiet")
+    assert result.exit_code == 1
+    assert "a.png: not enough memory" in result.stderr
+    assert (tmp_path / "out" / "b.json").is_file()
+    assert not (tmp_path / "out" / "a.json").exists()
+
+
+def test_the_paths_told_are_those_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small(tmp_path / "in", "a.png")
+    monkeypatch.setattr(Analysis, "overlay", lambda self: np.zeros((20, 65_501, 3), np.uint8))
+    row = json.loads(call("analyze", folder / "a.png", "--out", tmp_path / "out", "--json").stdout)
+    assert set(row["files"]) == {str(path) for path in (tmp_path / "out").iterdir()}
+    assert str(tmp_path / "out" / "a.overlay.tif") in row["files"]
+
+
+def test_file_names_of_any_bytes_and_length(tmp_path: Path) -> None:
+    odd = b"M\xfcller.png".decode("utf-8", "surrogateescape")
+    folder = small(tmp_path / "in", odd, "a" * 245 + ".png")
+    result = call("analyze", *sorted(folder.iterdir()), "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert call("crop", *sorted(folder.iterdir()), "--out", tmp_path / "crops", "--quiet").exit_code == 0
+    report = tmp_path / "report.csv"
+    assert call("batch", folder, "--out", report, "--overlays", tmp_path / "o", "--quiet").exit_code == 0
+    assert {row["status"] for row in rows_of(report)} == {"ok"}
+
+
+def test_a_terminal_without_unicode_shows_escapes(tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("width: 200\nheight: 160\num_per_px: 0.2\nred_cells: 1\nwhite_cells: 0\nplatelets: 0\n")
+    words = ["simulate", "--recipe", str(recipe), "--out", str(tmp_path / "szkie\u0142ko")]
+    result = CliRunner(charset="latin-1").invoke(app, words)
+    assert result.exit_code == 0, result.exception
+    assert r"szkie\u0142ko" in result.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["analyze", str(SPARSE), "--out"],
+        ["crop", str(SPARSE), "--out"],
+        ["simulate", "--random", "1", "--out"],
+        ["export", Settings().detector, "--to", "onnx", "--out"],
+        ["batch", str(SAMPLES), "--out", "report.csv", "--overlays"],
+        ["bench", str(SPARSE), "--out"],
+    ],
+)
+def test_an_output_place_that_is_taken_is_one_clear_line(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "figures.json" if words[0] == "bench" else tmp_path / "file"
+    result = call(*words, target)
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'file'}: no folder that can be written" in result.stderr
+    assert isinstance(result.exception, SystemExit)
+    assert not Path("report.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["analyze", SPARSE, "--runtime", "onnx", "--precision", "bf16"], "bf16"),
+        (["analyze", SPARSE, "--page", "0"], "--page"),
+        (["crop", SPARSE, "--threads", "-1"], "--threads"),
+        (["crop", SPARSE, "--max-megapixels", "0"], "--max-megapixels"),
+        (["simulate", "--random", "1", "--seed", "-1"], "--seed"),
+        (["train", "labels", SAMPLES, "--um-per-px", "0"], "--um-per-px"),
+        (["train", "labels", SAMPLES, "--um-per-px", "3"], "--um-per-px"),
+        (["train", "labels", SAMPLES, "--um-per-px", "0.1", "--list", "absent.txt"], "absent.txt"),
+        (["models", "show", "no-such"], "known: cells-"),
+        (["batch", "absent"], "absent"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words: list[Any], hint: str, tmp_path: Path) -> None:
+    out = [] if words[0] in ("models", "batch") else ["--out", tmp_path / "out"]
+    result = call(*words, *out)
+    assert result.exit_code == 2, result.output
+    assert hint in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
+def test_one_file_for_two_tables_and_a_picture_as_report_are_wrong_usage(tmp_path: Path) -> None:
+    folder = small(tmp_path / "in", "a.png")
+    before = (folder / "a.png").read_bytes()
+    result = call("batch", folder, "--out", tmp_path / "x.csv", "--cells", tmp_path / "x.csv")
+    assert result.exit_code == 2
+    assert "--cells" in result.stderr
+    assert call("batch", folder, "--out", folder / "a.png").exit_code == 2
+    assert (folder / "a.png").read_bytes() == before
+
+
+def test_a_damaged_model_is_exit_code_1(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(find_model(Settings().detector).folder, tmp_path / "model"))
+    (folder / "README.md").unlink()
+    result = call("models", "show", folder)
+    assert result.exit_code == 1
+    assert "README.md: missing" in result.stderr
+    assert json.loads(call("models", "show", folder, "--json").stdout)["task"] == "detector"
+    (folder / "model.bin").write_bytes(b"\0")
+    result = call("analyze", SPARSE, "--detector", folder, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "changed or damaged" in result.stderr
+    (folder / "card.yaml").write_text("id: [")
+    assert call("models", "verify", folder).exit_code != 0
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_batch_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int) -> None:
+    folder, analyze = small(tmp_path / "in", "a.png", "b.png", "c.png"), Pipeline.analyze
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def stop_at_b(self: Pipeline, image: Path, **more: Any) -> Analysis:
+        if image.name == "b.png":
+            os.kill(os.getpid(), kind)
+        return analyze(self, image, **more)
+
+    monkeypatch.setattr(Pipeline, "analyze", stop_at_b)
+    result = call("batch", folder, "--out", tmp_path / "report.csv")
+    assert result.exit_code == 130
+    assert "report.partial.csv" in result.stderr
+    assert [row["image"] for row in rows_of(tmp_path / "report.partial.csv")] == ["a.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "report.partial.csv"}
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_what_a_batch_leaves_out_is_told(tmp_path: Path) -> None:
+    folder = small(tmp_path / "in", "a.png", "photo.heic", "notes.txt", "a.png.overlay.jpg")
+    (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    result = call("batch", folder, "--out", tmp_path / "r.csv")
+    assert result.exit_code == 1
+    assert "1 analysed, 1 failed, 1 overlays skipped, 1 other files ignored" in result.stdout
+    assert "HEIC" in next(row["error"] for row in rows_of(tmp_path / "r.csv") if row["image"] == "photo.heic")
+    told = json.loads(call("batch", folder, "--out", tmp_path / "r.csv", "--json").stdout)
+    assert (told["overlays_skipped"], told["other_files_ignored"]) == (1, 1)
+
+
+def test_commands_that_analyse_have_the_same_flags() -> None:
+    def flags(command: str) -> set[str]:
+        return {word for word in call(command, "--help").output.replace("\u2502", " ").split() if word.startswith("--")}
+
+    shared = {"--" + name.replace("_", "-") for name in Settings.model_fields if name != "taxonomy"} | {"--config"}
+    for command in ("analyze", "batch", "crop"):
+        assert shared <= flags(command)
+
+
+def test_the_page_asked_for_is_read(tmp_path: Path) -> None:
+    import tifffile
+
+    field = cv2.imread(str(SPARSE))[:200, :300, ::-1]
+    with tifffile.TiffWriter(tmp_path / "two.tif") as writer:
+        for page in (np.full_like(field, 230), field):
+            writer.write(page, photometric="rgb")
+    found = [
+        json.loads(call("analyze", tmp_path / "two.tif", "--page", page, "--out", tmp_path, "--json").stdout)["n_rbc"]
+        for page in (1, 2)
+    ]
+    assert found[0] == 0 < found[1]
+
+
+def test_an_empty_settings_file_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").touch()
+    folder = small(tmp_path / "in", "a.png")
+    result = call("analyze", folder / "a.png", "--config", tmp_path / "empty.yaml", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+
+
+def test_progress_shows_on_a_terminal_only() -> None:
+    for paths, words in (([Path("a")], "0:00:0"), ([Path("a"), Path("b")], "2/2")):
+        terminal = io.StringIO()
+        console = Console(file=terminal, force_terminal=True)
+        before = sys.stdout
+        for _ in bar(False, "analysing", console)(paths):
+            # What goes to a file must not end up on the terminal.
+            assert sys.stdout is before
+        assert "analysing" in terminal.getvalue()
+        assert words in terminal.getvalue()
+        silent = io.StringIO()
+        assert list(bar(True, "analysing", Console(file=silent, force_terminal=True))(paths)) == paths
+        assert list(bar(False, "analysing", Console(file=silent))(paths)) == paths
+        assert silent.getvalue() == ""

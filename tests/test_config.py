@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 import pytest
 
+from smearcount.cards import Card
 from smearcount.config import Settings, load_yaml, read_model, shipped
 from smearcount.errors import ConfigError
 
@@ -37,12 +38,12 @@ def test_a_settings_file_changes_what_it_names_only(tmp_path: Path) -> None:
         ("min_score: 1", "min_score"),
         ("threads: -1", "threads"),
         ("max_megapixels: 0", "max_megapixels"),
+        ("page: 0", "page"),
         ("edge_rule: left", "edge_rule"),
         ("runtime: tensorrt", "runtime"),
         ("device: tpu", "device"),
         ("precision: int8", "precision"),
         ("- a\n- b", r"lab\.yaml: file: "),
-        ("", r"lab\.yaml: file: "),
         ("a: [1", "not valid YAML"),
         ("!!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
@@ -50,6 +51,12 @@ def test_a_settings_file_changes_what_it_names_only(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused_with_its_name_and_the_key(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_model(Settings, write(tmp_path, text))
+
+
+def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
+    assert read_model(Settings, write(tmp_path, "# nothing yet\n")) == Settings()
+    with pytest.raises(ConfigError, match=r"lab\.yaml: id: "):
+        read_model(Card, write(tmp_path, ""))
 
 
 def test_every_fault_of_a_file_is_named_at_once(tmp_path: Path) -> None:

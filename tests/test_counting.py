@@ -12,12 +12,15 @@ from smearcount.counting import (
     Estimate,
     binomial_limits,
     classified_total,
+    codes_given,
     count_cells,
     counted_mask,
     density_per_mm2,
     final_kinds,
     kind_total,
+    kind_totals,
     name_cells,
+    names_kind,
     percentage,
     poisson_limits,
     rate,
@@ -236,3 +239,17 @@ def test_fields_pool_to_the_slide(cells: Cells, taxonomy: Taxonomy) -> None:
     for rows in np.array_split(rng.permutation(90), 7):
         total = total + count_cells(whole.take(rows), names[rows], counted[rows], taxonomy)
     assert total == count_cells(whole, names, counted, taxonomy)
+
+
+def test_nucleated_red_cells_are_unknown_without_a_model_for_them(taxonomy: Taxonomy) -> None:
+    counts = Counts({"platelet": 2}, {"rbc": 4, "wbc": 3})
+    without, white = Labels.none(9), Labels(np.zeros((9, 2), np.float32), ("neutrophil", "monocyte"))
+    both = Labels(np.zeros((9, 2), np.float32), ("neutrophil", "erythroblast"))
+    assert codes_given(without) == {"platelet"}
+    assert codes_given(white) == {"platelet", "neutrophil", "monocyte"}
+    assert [names_kind(white, kind, taxonomy) for kind in ("rbc", "wbc", "nrbc")] == [False, True, False]
+    for labels, n in ((without, None), (white, None), (both, 0)):
+        assert kind_totals(counts, labels, taxonomy) == {"rbc": 4, "wbc": 3, "nrbc": n, "platelet": 2}
+    # A detector may tell them apart by itself.
+    seen = Counts({}, {"nrbc": 1})
+    assert kind_totals(seen, without, taxonomy)["nrbc"] == 1

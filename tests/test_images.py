@@ -606,6 +606,27 @@ def test_what_is_no_picture_is_named(tmp_path: Path, data: bytes, words: str) ->
     refused(save(tmp_path / "smear.jpg", data), words)
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC photograph"),
+        ("a.jpg", b"\0\0\0\x18ftypavif\0\0\0\0", "an AVIF picture"),
+        ("a.dcm", b"\0" * 128 + b"DICM", "a DICOM file"),
+        ("a.lif", b"\x70\0\0\0" + b"\1" * 40, "a Leica LIF file, which is not read"),
+        ("a.nd2", b"Dear colleague", "a Nikon ND2 file, which is not read"),
+        ("a.j2k", b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    ],
+)
+def test_pictures_of_other_types_are_named(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+    refused(save(tmp_path / name, data), words)
+
+
+@pytest.mark.parametrize("name", ["a.dng", "a.NEF", "slide.mrxs", "slide.vsi"])
+def test_the_preview_in_a_file_is_not_taken_for_the_picture(tmp_path: Path, name: str) -> None:
+    refused(save(tmp_path / name, encode(".tiff", scene())), "which is not read")
+    assert open_image(save(tmp_path / "a.heic", encode(".jpg", scene()))).size_wh == (64, 96)
+
+
 def test_missing_folder_special_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path / "absent.jpg", "no such file")
     refused(tmp_path, "a folder")
@@ -849,6 +870,23 @@ def test_find_images(tmp_path: Path) -> None:
         find_images(tmp_path / "absent", recursive=False)
 
 
+def test_a_folder_is_listed_with_what_is_left_out(tmp_path: Path) -> None:
+    names = ["a.png", "b.HEIC", "c.gif", "slide.mrxs", "notes.txt", "table.csv", "a.png.overlay.jpg", "B.OVERLAY.TIF"]
+    names += ["drawn/a.png", "drawn/sub/b.png", "drawn/readme.md", "other/d.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    listing = images.list_folder(tmp_path, recursive=True, overlays=tmp_path / "other" / ".." / "drawn")
+    assert [str(path.relative_to(tmp_path)) for path in listing.pictures] == [
+        *("a.png", "b.HEIC", "c.gif", "other/d.jpg", "slide.mrxs")
+    ]
+    assert (listing.overlays, listing.others) == (4, 3)
+    # Overlays beside or above the pictures must not hide the pictures themselves.
+    for overlays in (tmp_path, tmp_path.parent):
+        assert len(images.list_folder(tmp_path, recursive=False, overlays=overlays).pictures) == 4
+    assert [path.name for path in find_images(tmp_path, recursive=False)] == ["a.png"]
+
+
 # Writing
 
 
@@ -915,3 +953,92 @@ def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="a folder has this name"):
         write_picture(tmp_path / "taken.png", scene())
     assert [p.name for p in tmp_path.iterdir()] == ["taken.png"]
+
+
+def test_a_folder_that_cannot_be_made_names_the_path_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert images.make_folder(tmp_path / "new" / "folder").is_dir()
+    assert images.make_folder(tmp_path / "new" / "folder") == tmp_path / "new" / "folder"
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ImageError, match=rf"{path}: no folder that can be written .*a file is in the way"):
+            images.make_folder(path)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("smearcount.images.writing.tempfile.TemporaryFile", read_only)
+    with pytest.raises(ImageError, match="Read-only file system.*choose another folder"):
+        images.make_folder(tmp_path / "new")
+    assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+def test_a_name_that_is_too_long_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    for name in ("a" * 300 + ".png", "\u00fc" * 140 + ".png"):
+        with pytest.raises(ImageError, match="can't be written .*name"):
+            write_picture(tmp_path / name, scene())
+    assert not list(tmp_path.iterdir())
+
+
+def test_text_that_is_no_unicode_is_escaped(tmp_path: Path) -> None:
+    images.write_text_atomic(tmp_path / "a.csv", "M\udcfcller")
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == r"M\udcfcller"
+    with images.grow_text(tmp_path / "b.csv") as add:
+        add("M\udcfcller")
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
+
+
+def test_a_growing_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "report.csv"
+    with images.grow_text(target) as add:
+        add("M\u00fcller\n")
+        add("Meier\n")
+        assert not target.exists()
+    assert target.read_bytes() == "M\u00fcller\nMeier\n".encode()
+    assert [path.name for path in target.parent.iterdir()] == ["report.csv"]
+
+
+def grow_half(target: Path, error: BaseException) -> None:
+    with images.grow_text(target) as add:
+        add("half")
+        raise error
+
+
+def test_a_broken_run_leaves_the_old_file_and_a_stopped_one_what_it_has(tmp_path: Path) -> None:
+    target = tmp_path / "report.csv"
+    target.write_text("old")
+    # An error of the reader must not be reported as one of the report.
+    for error in (RuntimeError("power cut"), OSError(errno.EIO, "disk of the pictures")):
+        with pytest.raises(type(error), match=str(error.args[-1])):
+            grow_half(target, error)
+        assert [path.name for path in tmp_path.iterdir()] == ["report.csv"]
+    with pytest.raises(KeyboardInterrupt):
+        grow_half(target, KeyboardInterrupt())
+    assert target.read_text() == "old"
+    assert images.partial_path(target).read_text() == "half"
+    assert {path.name for path in tmp_path.iterdir()} == {"report.csv", "report.partial.csv"}
+
+
+def test_a_full_disk_is_found_with_the_row_that_filled_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    part = tmp_path / ".report.part"
+    part.symlink_to("/dev/full")
+    monkeypatch.setattr("smearcount.images.writing._temporary", lambda path: part)
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode: opened(self, mode.replace("x", "w")))
+    with (
+        pytest.raises(ImageError, match=r"report\.csv: can't be written \(No space left"),
+        images.grow_text(tmp_path / "report.csv") as add,
+    ):
+        add("row\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_targets_are_checked_before_the_work(tmp_path: Path) -> None:
+    assert images.check_target(tmp_path / "new" / "r.csv") == tmp_path / "new" / "r.csv"
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(ImageError, match="taken: .*a folder has this name"):
+        images.check_target(tmp_path / "taken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "taken"]

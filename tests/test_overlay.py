@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from smearcount import outlines, overlay, panel
+from smearcount.images import ArraySource
+from smearcount.pipeline import Analysis
 from smearcount.records import Counts, Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.taxonomy import load_taxonomy
 
@@ -22,7 +26,7 @@ def rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour[1:]))
 
 
-def make(size_wh, cells=(), um_per_px=0.1, warnings=(), image_id="field.png"):
+def make(size_wh, cells=(), um_per_px=0.1, warnings=(), image_id="field.png", **changes):
     """A result of `cells`: (box, kind, name, counted)."""
     n = len(cells)
     detections = Detections(
@@ -31,7 +35,7 @@ def make(size_wh, cells=(), um_per_px=0.1, warnings=(), image_id="field.png"):
         np.array([cell[1] for cell in cells], "<U8"),
         np.zeros(n, np.bool_),
     )
-    return SmearResult(
+    result = SmearResult(
         image_id=image_id,
         slide_id="",
         size_wh=size_wh,
@@ -46,6 +50,7 @@ def make(size_wh, cells=(), um_per_px=0.1, warnings=(), image_id="field.png"):
         quality=Quality(1.0, 0.5, 0.1, tuple(warnings)),
         provenance=Provenance("1.2.3", ("detector", "classifier"), {}, "cpu", {}),
     )
+    return replace(result, **changes)
 
 
 def one(kind, name="unclassified", counted=True, box=(250, 200, 310, 280)):
@@ -198,6 +203,108 @@ def test_warnings_stand_in_the_panel():
     assert has(panel_of(make((640, 480), warnings=["The field is out of focus."])), panel.ALERT)
 
 
+def rows_of(result, lines=LINES, pixels=None, factor=1):
+    """Every row of the panel as (text, colour, small)."""
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        render = panel.render_rows
+        patch.setattr(overlay, "render_rows", lambda block, face: drawn.extend(block) or render(block, face))
+        pixels = blank(result.size_wh) if pixels is None else pixels
+        overlay.draw_overlay(pixels, result, TAXONOMY, lines, factor)
+    return [(" | ".join(span.text for span in row.spans), row.colour, row.small) for row in drawn]
+
+
+ESTIMATED = Scale(0.1, "estimated", 75.0, "estimated from the median red cell")
+
+
+@pytest.mark.parametrize(
+    ("scale", "warnings", "colour"),
+    [(ESTIMATED, (), panel.FAINT), (Scale(0.1, "assumed", note="no trust"), ("no trust",), panel.ALERT)],
+)
+def test_the_note_on_the_scale_stands_once_and_alerts_only_where_it_warns(scale, warnings, colour):
+    result = make((640, 480), warnings=warnings, scale=scale)
+    assert [row[1] for row in rows_of(result) if scale.note in row[0]] == [colour]
+
+
+def test_few_white_cells_of_a_differential_alert_and_a_missing_classifier_does_not():
+    plain = rows_of(make((640, 480)))
+    assert [row[1] for row in plain if "no classifier" in row[0]] == [panel.FAINT]
+    assert not [row for row in plain if "differential" in row[0]]
+    labels = Labels(np.ones((1, 1), np.float32), ("neutrophil",))
+    cell = [((20, 20, 80, 80), "wbc", "neutrophil", True)]
+    named = rows_of(make((640, 480), cell, labels=labels, counts=Counts({"neutrophil": 1})))
+    assert [row[1] for row in named if "a differential needs at least 100" in row[0]] == [panel.ALERT]
+    assert [row[1] for row in named if "blasts" in row[0]] == [panel.FAINT]
+
+
+def test_the_counts_have_headings_and_a_footnote():
+    rows = rows_of(make((640, 480)))
+    heading, foot = ("type | count | % of all cells (95 %)", "limits: sampling error only")
+    assert [row[1:] for row in rows if row[0] in (heading, foot)] == [(panel.FAINT, True)] * 2
+    texts = [row[0] for row in rows]
+    assert texts.index(heading) == texts.index(" | ".join(LINES[0])) - 1
+    assert texts.index(foot) == texts.index(" | ".join(LINES[-1])) + 1
+    nested = rows_of(make((640, 480)), [*LINES, ("  Neutrophil", "3", "50.0 (1 - 2)")])
+    assert any(row[0].startswith("indented: % of the named") and row[0].endswith(foot) for row in nested)
+    assert not any("limits" in row[0] for row in rows_of(make((640, 480)), []))
+
+
+class Recorder(ArraySource):
+    """A picture that remembers the rectangles read of it."""
+
+    def read(self, x, y, w, h):
+        self.notes.append((x, y, w, h))
+        return super().read(x, y, w, h)
+
+
+@pytest.mark.parametrize(("size_wh", "factor"), [((640, 480), 4), ((641, 483), 4), ((333, 70), 7), ((50, 40), 1)])
+def test_a_reduced_picture_is_the_mean_of_its_blocks(size_wh, factor, monkeypatch):
+    monkeypatch.setattr(overlay, "_BLOCK_PX", 130)
+    pixels = np.random.default_rng(0).integers(0, 256, (size_wh[1], size_wh[0], 3)).astype(np.uint8)
+    source = Recorder(pixels, notes=[])
+    reduced = overlay.read_reduced(source, factor)
+    h, w = (math.ceil(side / factor) for side in pixels.shape[:2])
+    padded = np.pad(pixels, ((0, h * factor - size_wh[1]), (0, w * factor - size_wh[0]), (0, 0)), "edge")
+    mean = padded.reshape(h, factor, w, factor, 3).mean(axis=(1, 3))
+    assert reduced.shape == (h, w, 3)
+    assert np.abs(reduced - mean).max() <= 0.5 + 1e-9
+    if factor > 1:
+        assert max(max(read[2:]) for read in source.notes) <= 130
+        assert sum(read[2] * read[3] for read in source.notes) == size_wh[0] * size_wh[1]
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "factor"),
+    [((640, 480), 1), ((10240, 5120), 1), ((7746, 7746), 2), ((20000, 9000), 2), ((100_000, 80_000), 12)],
+)
+def test_only_huge_pictures_are_reduced(size_wh, factor):
+    assert overlay.reduction(size_wh) == factor
+    assert size_wh[0] * size_wh[1] / factor**2 <= 60e6
+
+
+def test_outlines_lie_around_the_cells_of_a_reduced_picture():
+    result = make((2560, 1920), [((1000, 800, 1240, 1120), "rbc", "unclassified", True)])
+    source = ArraySource(blank((2560, 1920)))
+    sheet = overlay.draw_overlay(overlay.read_reduced(source, 4), result, TAXONOMY, LINES, 4)
+    small = make((640, 480), [((250, 200, 310, 280), "rbc", "unclassified", True)])
+    np.testing.assert_array_equal(sheet[:480, :640], outlined(small))
+    texts = [row[0] for row in rows_of(result, pixels=blank((640, 480)), factor=4)]
+    assert "Shown at 1/4 size" in texts
+    assert not [text for text in texts if "magnified" in text]
+    with pytest.raises(ValueError, match="pixels: expected uint8"):
+        overlay.draw_overlay(blank((2560, 1920)), result, TAXONOMY, LINES, 4)
+
+
+def test_an_analysis_reads_a_huge_picture_in_blocks(monkeypatch):
+    monkeypatch.setattr(overlay, "_MOST_PIXELS", 640 * 480)
+    monkeypatch.setattr(overlay, "_BLOCK_PX", 256)
+    source = Recorder(blank((2560, 1920)), notes=[])
+    sheet = Analysis(make((2560, 1920)), TAXONOMY, source).overlay()
+    assert np.all(sheet[:480, :640] == GREY)
+    assert max(sheet.shape) < 1400
+    assert max(max(read[2:]) for read in source.notes) <= 256
+
+
 @pytest.mark.parametrize(
     ("um_per_px", "room_px", "expected"),
     [(0.1, 300, (20, 200)), (0.1, 199.9, (10, 100)), (0.25, 4000, (500, 2000)), (0.07, 300, (20, 286)), (2, 0.1, None)],
@@ -307,33 +414,3 @@ def test_codes_of_one_kind_have_colours_of_their_own():
     for kind in TAXONOMY.kinds:
         colours = [TAXONOMY.codes[code].colour for code in TAXONOMY.codes_of(kind)]
         assert len(set(colours)) == len(colours)
-
-
-@pytest.mark.parametrize(("n", "columns", "side"), [(7, 3, 120), (1, 4, 100), (5, 5, 20)])
-def test_contact_sheet_shows_every_patch(n, columns, side):
-    rng = np.random.default_rng(1)
-    colours = rng.choice(np.arange(30, 220), (n, 3)).astype(np.uint8)
-    patches = [np.full((side, side, 3), colour, np.uint8) for colour in colours]
-    sheet = overlay.contact_sheet(patches, [LONG] * n, columns, "Gallery")
-    shown = side * -(-96 // side)
-    for colour in colours:
-        rows, cols = np.nonzero(np.all(sheet == colour, axis=2))
-        assert len(rows) >= shown**2
-        assert sheet[rows.min() : rows.min() + shown, cols.min() : cols.min() + shown].std(axis=(0, 1)).max() == 0
-
-
-def test_contact_sheet_without_cells_is_its_title():
-    assert has(overlay.contact_sheet([], [], 3, "No cells"), panel.INK)
-
-
-@pytest.mark.parametrize(
-    ("patches", "captions", "columns"),
-    [
-        ([np.zeros((9, 9, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)], ["a", "b"], 2),
-        ([np.zeros((9, 9, 3), np.uint8)], [], 2),
-        ([], [], 0),
-    ],
-)
-def test_contact_sheet_refuses_what_does_not_fit(patches, captions, columns):
-    with pytest.raises(ValueError, match="contact sheet"):
-        overlay.contact_sheet(patches, captions, columns, "title")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from smearcount.geometry import MATRIX_BELOW, areas, iou_matrix, overlapping_pairs
 from smearcount.quality import assess, sharpness
 from smearcount.records import Detections, Scale
 
@@ -64,7 +66,8 @@ def boxes_in_a_row(n: int, side: float, step: float) -> npt.NDArray[np.float32]:
 
 
 def words(draw: Draw, found: Detections, scale: Scale | None = None, size_wh: tuple[int, int] = (900, 200)) -> Any:
-    return assess(draw(size_wh, np.zeros((0, 3)), ()), scale or Scale(0.2, "flag"), found)
+    counted = np.ones(len(found), np.bool_)
+    return assess(draw(size_wh, np.zeros((0, 3)), ()), scale or Scale(0.2, "flag"), found, counted)
 
 
 def test_cover_and_overlap_of_known_boxes(draw_discs: Draw, cells: Cells) -> None:
@@ -87,7 +90,7 @@ def test_each_warning_has_its_cause(draw_discs: Draw, cells: Cells, field: Pixel
     assert [text.split(" (")[0] for text in crowded] == ["out of focus", "too dense"]
     assert "100% of the red cells overlap" in crowded[1]
     few = words(draw_discs, cells(boxes_in_a_row(19, 30, 31))).warnings
-    assert few[1] == "too sparse (19 red cells): count more fields"
+    assert few[1] == "too sparse (19 red cells counted): count more fields"
     noted = Scale(0.2, "assumed", note="the scale can't be trusted")
     assert words(draw_discs, cells(boxes_in_a_row(25, 30, 31)), noted).warnings[-1] == noted.note
 
@@ -101,10 +104,11 @@ def test_a_good_field_has_no_warning_and_a_blurred_one_has(scatter_discs: Draw, 
         np.zeros(len(smear.boxes), np.bool_),
     )
     scale = Scale(UM_PER_PX, "flag")
-    sharp = assess(type(smear)(field, smear.discs, smear.kinds), scale, red)
+    counted = np.ones(len(red), np.bool_)
+    sharp = assess(type(smear)(field, smear.discs, smear.kinds), scale, red, counted)
     assert sharp.warnings == ()
     blurred = cv2.GaussianBlur(field, (0, 0), 8).astype(np.uint8)
-    soft = assess(type(smear)(blurred, smear.discs, smear.kinds), scale, red)
+    soft = assess(type(smear)(blurred, smear.discs, smear.kinds), scale, red, counted)
     assert soft.sharpness < sharp.sharpness
     assert [text[:12] for text in soft.warnings] == ["out of focus"]
 
@@ -112,4 +116,52 @@ def test_a_good_field_has_no_warning_and_a_blurred_one_has(scatter_discs: Draw, 
 def test_nothing_at_all_is_sparse_and_out_of_focus(draw_discs: Draw, cells: Cells) -> None:
     found = words(draw_discs, Detections.empty(), size_wh=(1, 1))
     assert (found.sharpness, found.red_cell_cover, found.overlapping) == (0, 0, 0)
-    assert any("too sparse (0 red cells)" in text for text in found.warnings)
+    assert any("too sparse (0 red cells counted)" in text for text in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("red", "white", "left_out", "expected"),
+    [
+        (20, 0, 0, []),
+        (40, 0, 20, []),
+        (41, 0, 21, ["21 of 41 cells lie at the edge and are not counted: take a larger field"]),
+        (25, 0, 6, ["too sparse (19 red cells counted): count more fields"]),
+        (19, 30, 0, ["too sparse (19 red cells counted): count more fields"]),
+    ],
+)
+def test_advice_goes_by_the_cells_that_count(
+    draw_discs: Draw, cells: Cells, red: int, white: int, left_out: int, expected: list[str]
+) -> None:
+    found = cells(boxes_in_a_row(red + white, 9, 10), ["rbc"] * red + ["wbc"] * white)
+    counted = np.arange(red + white) >= left_out
+    quality = assess(draw_discs((900, 200), np.zeros((0, 3)), ()), Scale(0.2, "flag"), found, counted)
+    assert [text for text in quality.warnings if not text.startswith("out of focus")] == expected
+
+
+def random_boxes(n: int, seed: int = 5) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 12 * int(np.sqrt(n) + 1), (n, 2))
+    return np.concatenate([corner, corner + rng.integers(0, 25, (n, 2))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 60, MATRIX_BELOW - 1, MATRIX_BELOW, 700])
+def test_pairs_that_share_an_area_are_those_of_the_matrix(n: int) -> None:
+    boxes = random_boxes(n)
+    first, second, common = overlapping_pairs(boxes)
+    shared = iou_matrix(boxes, boxes) > 0
+    np.fill_diagonal(shared, val=False)
+    assert sorted(np.stack([first, second], axis=1).tolist()) == np.argwhere(shared).tolist()
+    union = areas(boxes[first]) + areas(boxes[second]) - common
+    np.testing.assert_allclose(common / union, iou_matrix(boxes, boxes)[first, second], rtol=1e-6)
+
+
+def test_pairs_of_many_boxes_need_little_memory() -> None:
+    overlapping_pairs(random_boxes(500))
+    boxes = random_boxes(8000)
+    tracemalloc.start()
+    pairs = len(overlapping_pairs(boxes)[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pairs > 8000
+    # The matrix of all pairs takes 256 MB a field.
+    assert peak < 40e6

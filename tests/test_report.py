@@ -94,7 +94,7 @@ def test_the_row_of_a_picture(result: SmearResult, taxonomy: Taxonomy) -> None:
         **{"image": "a/b.jpg", "slide": "a", "status": "ok", "error": "", "width": "640", "height": "480"},
         **{"um_per_px": "0.16", "um_per_px_source": "estimated", "n_rbc": "4", "n_wbc": "1", "n_nrbc": "1"},
         **{"n_platelet": "1", "n_unclassified": "1", "n_excluded": "1", "count_normocyte": "2"},
-        **{"count_target_cell": "1", "count_macrocyte": "0", "pct_normocyte": "66.67", "pct_macrocyte": "0"},
+        **{"count_target_cell": "1", "count_macrocyte": "", "pct_normocyte": "66.67", "pct_macrocyte": ""},
         **{"pct_neutrophil": "100", "pct_neutrophil_high": "100", "nrbc_per_100_wbc": "100"},
         **{"platelet_per_1000_rbc": "250", "model_ids": "discs", "version": "1.2.3", "image_sha256": "f" * 64},
     }
@@ -105,7 +105,7 @@ def test_the_row_of_a_picture(result: SmearResult, taxonomy: Taxonomy) -> None:
 
 def test_all_that_is_found_is_counted_or_excluded(result: SmearResult, taxonomy: Taxonomy) -> None:
     row = report.report_row(result, taxonomy)
-    named = sum(int(value) for key, value in row.items() if key.startswith("count_"))
+    named = sum(int(value or 0) for key, value in row.items() if key.startswith("count_"))
     counted = sum(int(row[f"n_{kind}"]) for kind in ("rbc", "wbc", "nrbc", "platelet"))
     assert counted == named + int(row["n_unclassified"])
     assert counted + int(row["n_excluded"]) == len(result.detections)
@@ -114,9 +114,12 @@ def test_all_that_is_found_is_counted_or_excluded(result: SmearResult, taxonomy:
 def test_an_empty_picture_has_empty_percentages(make_result: Make, taxonomy: Taxonomy) -> None:
     empty = make_result(Detections.empty())
     row = parsed(report.to_csv(report.report_columns(taxonomy), [report.report_row(empty, taxonomy)]))[0]
-    assert row["n_rbc"] == row["count_normocyte"] == "0"
+    assert row["n_rbc"] == row["n_wbc"] == row["count_platelet"] == "0"
     blank = {key for key, value in row.items() if value == ""}
-    assert blank == {key for key in row if key.startswith(("pct_", "nrbc_per", "platelet_per"))} | {"error"}
+    unknown = {key for key in row if key.startswith(("pct_", "nrbc_per", "platelet_per", "count_"))} - {
+        "count_platelet"
+    }
+    assert blank == unknown | {"error", "n_nrbc"}
     assert report.cells_csv(empty) == CELLS_HEADER + "\n"
 
 
@@ -195,11 +198,94 @@ def test_limits_as_text() -> None:
     assert report.limits_text(some, 0) == "10 - 15"
 
 
-def test_the_table_on_screen_says_what_was_left_out(result: SmearResult, taxonomy: Taxonomy) -> None:
+def on_screen(result: SmearResult, taxonomy: Taxonomy) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
     Console(file=stream, width=140, color_system=None).print(report.screen_table(result, taxonomy))
-    text = stream.getvalue()
-    said = ("a/b.jpg", "Normocyte", "66.7", "8 cells found, 1 at the edge not counted", "sampling error only", "sparse")
+    return " ".join(stream.getvalue().split())
+
+
+def test_the_table_on_screen_says_what_was_left_out(result: SmearResult, taxonomy: Taxonomy) -> None:
+    text = on_screen(result, taxonomy)
+    said = (
+        *("a/b.jpg", "Normocyte", "66.7", "8 cells found, 1 at the edge not counted", "sampling error only", "sparse"),
+        *(
+            "per cent: of all cells; of a type: of the named cells of its kind",
+            "platelets per 1,000 red cells: 250.0 (",
+        ),
+        *("nucleated red cells per 100 white cells: 100.0 (", "1 white cell counted: a differential needs at least"),
+    )
     assert [words for words in said if words not in text] == []
+    assert text.count("blasts, atypical lymphocytes and smudge cells are not recognised") == 1
+    assert "classifier" not in text
+
+
+UNNAMED = ["rbc"] * 30 + ["wbc"] * 5 + ["platelet"] * 2
+
+
+@pytest.fixture
+def found_only(cells: Cells, make_result: Make) -> SmearResult:
+    """Cells of a detector alone."""
+    boxes = np.array([[i * 15, 10, i * 15 + 12, 22] for i in range(len(UNNAMED))])
+    return make_result(cells(boxes, UNNAMED))
+
+
+def test_what_no_model_can_tell_is_empty_and_not_zero(found_only: SmearResult, taxonomy: Taxonomy) -> None:
+    row = parsed(report.to_csv(report.report_columns(taxonomy), [report.report_row(found_only, taxonomy)]))[0]
+    assert (row["n_rbc"], row["n_wbc"], row["n_nrbc"], row["n_platelet"]) == ("30", "5", "", "2")
+    assert {key for key, value in row.items() if key.startswith("count_") and value} == {"count_platelet"}
+    assert not any(value for key, value in row.items() if key.startswith(("pct_", "nrbc_per")))
+    assert float(row["platelet_per_1000_rbc"]) == pytest.approx(2000 / 30, rel=1e-3)
+    content = json.loads(report.json_report(found_only, taxonomy))
+    assert (content["counts"]["n_nrbc"], content["counts"]["n_wbc"]) == (None, 5)
+    assert content["rates"]["nrbc_per_100_wbc"] == {"value": None, "low": None, "high": None}
+    said = "no classifier installed: types are unclassified; nucleated red cells are among the white cells"
+    assert content["notes"] == [said]
+    text = on_screen(found_only, taxonomy)
+    assert text.count(said) == 1
+    assert not [words for words in ("differential", "blasts", "per 100 white", "of a type") if words in text]
+
+
+def test_a_code_that_was_looked_for_and_not_found_is_zero(make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
+    labels = Labels(np.array([[0.9, 0.1, 0], [0, 0, 0]], np.float32), ("neutrophil", "monocyte", "erythroblast"))
+    row = report.report_row(make_result(cells([[0, 0, 50, 50], [60, 0, 90, 30]], ["wbc", "rbc"]), labels), taxonomy)
+    assert (row["count_monocyte"], row["count_lymphocyte"], row["n_nrbc"], row["count_normocyte"]) == (0, "", 0, "")
+    assert (row["pct_monocyte"], row["pct_lymphocyte"], row["nrbc_per_100_wbc"]) == ("0", "", "0")
+
+
+def test_nucleated_red_cells_are_named_where_only_they_are_missing(
+    make_result: Make, cells: Cells, taxonomy: Taxonomy
+) -> None:
+    labels = Labels(np.array([[0.9, 0.1]], np.float32), ("neutrophil", "monocyte"))
+    content = json.loads(report.json_report(make_result(cells([[0, 0, 50, 50]], "wbc"), labels), taxonomy))
+    assert content["notes"] == [
+        "nucleated red cells are among the white cells",
+        "blasts, atypical lymphocytes and smudge cells are not recognised",
+    ]
+
+
+@pytest.mark.parametrize(("n", "warned"), [(0, True), (5, True), (99, True), (100, False)])
+def test_a_differential_of_few_white_cells_is_warned_of(
+    make_result: Make, cells: Cells, taxonomy: Taxonomy, n: int, *, warned: bool
+) -> None:
+    # The cells that do not count make no differential.
+    counted = np.arange(n + 60) < n
+    labels = Labels(np.tile(np.array([[0.9, 0.1]], np.float32), (n + 60, 1)), ("neutrophil", "lymphocyte"))
+    one = make_result(cells(np.tile([0, 0, 50, 50], (n + 60, 1)), "wbc"), labels, counted=counted)
+    said = f"{n} white cells counted: a differential needs at least 100"
+    assert (said in on_screen(one, taxonomy)) == warned
+    warnings = json.loads(report.json_report(one, taxonomy))["quality"]["warnings"]
+    assert warnings == ["too sparse", *[said] * warned]
+
+
+def test_a_file_name_is_no_markup(make_result: Make, taxonomy: Taxonomy) -> None:
+    one = make_result(Detections.empty(), image_id="[red]x[/red] [/nothing].jpg")
+    assert "[red]x[/red] [/nothing].jpg" in on_screen(one, taxonomy)
+
+
+def test_large_figures_have_separators_in_limits_too(make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
+    text = on_screen(make_result(cells(np.tile([0, 0, 9, 9], (40, 1))), counted_area_um2=4000.0), taxonomy)
+    # 40 in 0.004 mm2, Garwood: 28.58 to 54.47.
+    assert "10,000" in text
+    assert "7,144 - 13,617" in text

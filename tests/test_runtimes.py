@@ -9,7 +9,7 @@ import pytest
 
 from smearcount.cards import Model, find_model
 from smearcount.config import Settings
-from smearcount.errors import ModelError, RuntimeMissingError
+from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.probe import probe_errors
 from smearcount.runtimes import RuntimeChoice, make_runtime
 
@@ -69,6 +69,12 @@ def test_a_missing_library_is_an_error_with_its_install_command(model: Model, mo
 def test_cuda_with_a_cpu_runtime_is_refused(model: Model) -> None:
     with pytest.raises(RuntimeMissingError):
         make_runtime(model, RuntimeChoice("openvino", "cuda"))
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_precision_that_a_runtime_lacks_is_wrong_usage(model: Model, runtime: str) -> None:
+    with pytest.raises(UsageError, match=f"bf16.*not with {runtime}"):
+        make_runtime(model, RuntimeChoice(runtime, "cpu", "bf16"))
 
 
 @pytest.mark.parametrize("word", [{"runtime": "tensorflow"}, {"device": "tpu"}, {"precision": "f64"}])

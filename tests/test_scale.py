@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smearcount.datasets import RED_CELL_UM
 from smearcount.detector import Detector
-from smearcount.geometry import iou_matrix
+from smearcount.geometry import diameters, iou_matrix
 from smearcount.records import Detections, Scale
-from smearcount.scale import RED_CELL_UM, _plausible_scores, check_scale, isolated_red_diameters, settle_scale
+from smearcount.scale import _plausible_scores, check_scale, isolated_red_diameters, settle_scale
 
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
@@ -87,6 +88,22 @@ def test_metadata_stand_where_there_are_too_few_cells(scatter_discs: Draw, disc_
     assert "too few red cells" in scale.note
 
 
+@pytest.mark.parametrize(("red_um", "taken"), [(3.9, False), (5.4, True), (10.0, True), (12.5, False)])
+def test_metadata_unseen_in_the_middle_are_held_against_cells_elsewhere(
+    draw_discs: Draw, scatter_discs: Draw, disc_detector: Make, red_um: float, *, taken: bool
+) -> None:
+    corner = scatter_discs((700, 560), 50, 3)
+    smear = draw_discs((2300, 1900), corner.discs, corner.kinds)
+    scale = settle_scale(smear, disc_detector(**WINDOW), metadata=red_um / 50).scale
+    assert scale.red_cell_px == pytest.approx(50, rel=0.03)
+    if taken:
+        assert (scale.um_per_px, scale.source, scale.note) == (red_um / 50, "metadata", "")
+    else:
+        assert scale.source == "estimated"
+        assert scale.um_per_px == pytest.approx(RED_CELL_UM / 50, rel=0.03)
+        assert scale.note.startswith(f"metadata of {red_um / 50:.4g} um a pixel not used")
+
+
 def test_few_cells_are_assumed_and_said(scatter_discs: Draw, disc_detector: Make) -> None:
     smear = scatter_discs((250, 250), 60, 6)
     assert 1 <= len(smear.discs) < 10
@@ -122,9 +139,12 @@ def test_isolated_red_cells_are_preferred(cells: Cells) -> None:
 
 def test_many_cells_of_an_implausible_size_weigh_less_than_a_few_good_ones(cells: Cells) -> None:
     good, small = cells([[0, 0, 60, 60]] * 5), cells([[0, 0, 15, 15]] * 50)
-    assert _plausible_scores(good, 60) == pytest.approx(5 * 0.9)
+    assert _plausible_scores(good, 60) == pytest.approx(5 * 0.9 * 60)
     assert _plausible_scores(good, 60) > _plausible_scores(good, 50) > _plausible_scores(small, 60)
-    assert _plausible_scores(cells([[0, 0, 15, 15]] * 3, ["wbc", "platelet", "wbc"]), 60) == pytest.approx(1.8)
+    white = cells([[0, 0, 108, 108]] * 3, ["wbc", "platelet", "wbc"])
+    assert _plausible_scores(white, 60) == pytest.approx(2 * 0.9 * 108)
+    specks = cells([[0, 0, 15, 15]] * 16)
+    assert _plausible_scores(specks, 15) < _plausible_scores(good, 60)
 
 
 def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:
@@ -138,3 +158,15 @@ def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:
     assert check_scale(metadata, found) is metadata
     few = Scale(0.2, "flag")
     assert check_scale(few, found.take(np.arange(9))) is few
+
+
+@pytest.mark.parametrize("n", [150, 900])
+def test_isolated_cells_are_those_of_the_matrix(cells: Cells, n: int) -> None:
+    rng = np.random.default_rng(n)
+    corner = rng.uniform(0, 60 * np.sqrt(n), (n, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(20, 50, (n, 2))], axis=1)
+    found = cells(boxes, rng.choice(["rbc", "rbc", "wbc", "platelet"], n).tolist())
+    touched = (iou_matrix(found.boxes, found.boxes) > 0.05).sum(axis=1) > 1
+    expected = diameters(found.boxes[(found.kinds == "rbc") & ~touched])
+    assert 10 <= len(expected) < (found.kinds == "rbc").sum()
+    np.testing.assert_array_equal(isolated_red_diameters(found), expected)

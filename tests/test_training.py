@@ -54,12 +54,15 @@ def test_boxes_stay_on_their_cells_however_a_tile_is_turned(number: int) -> None
     tile = maker().make(number)
     assert len(tile.boxes) >= 1
     for x_min, y_min, x_max, y_max in tile.boxes.round().astype(int):
-        assert tile.pixels[y_min + 2 : y_max - 2, x_min + 2 : x_max - 2].mean() < 90
+        inner = tile.pixels[y_min + 1 : y_max - 1, x_min + 1 : x_max - 1]
+        assert inner.size
+        assert inner.mean() < 90
     dark = tile.pixels[..., 1] < 60
     inside = np.zeros_like(dark)
     for x_min, y_min, x_max, y_max in tile.boxes.round().astype(int):
         inside[max(y_min - 2, 0) : y_max + 2, max(x_min - 2, 0) : x_max + 2] = True
-    assert (dark & ~inside).sum() < 0.02 * dark.sum() + 30
+    # Slivers of squares cut to less than 8 % have no box.
+    assert (dark & ~inside).sum() < 0.15 * dark.sum()
 
 
 def test_the_same_number_gives_the_same_tile() -> None:
@@ -126,7 +129,7 @@ def sims(tmp_path: Path) -> Path:
     return folder
 
 
-def sources() -> dict[str, object]:
+def sources(datasets: Path | None = None) -> dict[str, object]:
     from smearcount.datasets import FieldSource
 
     kinds = {kind: kind for kind in KINDS}

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import io
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +17,8 @@ import typer
 from rich.console import Console
 
 from smearcount import __version__
-from smearcount.config import Settings, read_model
-from smearcount.errors import SmearcountError
+from smearcount.config import Settings, read_model, shipped
+from smearcount.errors import ConfigError, ModelError, RuntimeMissingError, SmearcountError, UsageError
 
 app = typer.Typer(
     help="Counts the cells of stained blood smears, with exact limits. Research use; no medical device.",
@@ -22,27 +28,59 @@ app = typer.Typer(
 )
 
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures of stained smears.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
-RuntimeName = Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")]
-Precision = Annotated[str | None, typer.Option(help="auto, f32 or bf16.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; 0 leaves it to the library.")]
 Scale = Annotated[float | None, typer.Option("--um-per-px", help="Micrometres a pixel, where known.")]
-MinScore = Annotated[float | None, typer.Option("--min-score", help="Detection threshold instead of the model's.")]
-EdgeRule = Annotated[str | None, typer.Option("--edge-rule", help="corner (unbiased frame) or all.")]
-MaxMegapixels = Annotated[float | None, typer.Option("--max-megapixels", help="Refuse larger pictures.")]
-Detector = Annotated[str | None, typer.Option("--detector", help="Model id or folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+
+_SETTINGS: dict[str, Any] = {
+    "um_per_px": Scale,
+    "min_score": Annotated[
+        float | None, typer.Option("--min-score", help="Detection threshold instead of the model's.")
+    ],
+    "edge_rule": Annotated[str | None, typer.Option("--edge-rule", help="corner (unbiased frame) or all.")],
+    "detector": Annotated[str | None, typer.Option("--detector", help="Model id or folder.")],
+    "device": Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")],
+    "runtime": Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")],
+    "precision": Annotated[str | None, typer.Option("--precision", help="auto, f32 or bf16.")],
+    "threads": Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")],
+    "max_megapixels": Annotated[float | None, typer.Option("--max-megapixels", help="Refuse larger pictures.")],
+    "page": Annotated[int | None, typer.Option("--page", help="Page of multi-page TIFFs, from 1.")],
+    "config": Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")],
+}
+"""The flags of every command that analyses pictures, by their names in `Settings`, and `--config`."""
 
 
 @app.callback(invoke_without_command=True)
 def main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Counts the cells of stained blood smears."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal can't show must not cost the result.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if version:
         typer.echo(__version__)
         raise typer.Exit
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `settings: Settings` the flags of `_SETTINGS` in its place."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        flags = {name: values.pop(name) for name in _SETTINGS}
+        settings = settings_from(flags.pop("config"), **flags)
+        with _stoppable():
+            command(**values, settings=settings)
+
+    signature = inspect.signature(command, eval_str=True)
+    kept = [each for each in signature.parameters.values() if each.name != "settings"]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = [inspect.Parameter(name, kind, default=None, annotation=of) for name, of in _SETTINGS.items()]
+    parameters = [each.replace(kind=kind) for each in (*kept, *added)]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
 def settings_from(config: Path | None, **flags: Any) -> Settings:
@@ -51,21 +89,56 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
         base = read_model(Settings, config).model_dump(exclude_unset=True) if config else {}
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return Settings(**(base | given))
+        settings = Settings(**(base | given))
     except ValueError as error:
         first = error.errors()[0] if hasattr(error, "errors") else {"loc": ("?",), "msg": str(error)}
         flag = "--" + str(first["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"{first['msg']}", param_hint=flag) from error
+    known_model(settings.detector)
+    return settings
+
+
+def known_model(model: str | None) -> str | None:
+    """The id or folder of a model as it was given, if any; without such a model the program ends as wrong usage."""
+    if model and not any((folder / model / "card.yaml").is_file() for folder in (shipped("weights"), Path())):
+        from smearcount.cards import find_model
+
+        with clear_errors(ModelError):
+            find_model(model)
+    return model
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Errors of smearcount end the program with one clear line and exit code 2."""
+def clear_errors(*usage: type[SmearcountError]) -> Iterator[None]:
+    """Errors of smearcount end the program with one clear line; exit code 2 for wrong usage, 1 for all else.
+
+    Args:
+        usage: kinds of errors that are wrong usage here, besides the usual ones.
+    """
+    wrong: tuple[type[SmearcountError], ...] = (UsageError, ConfigError, RuntimeMissingError, *usage)
     try:
         yield
     except SmearcountError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {plain(str(error))}")
-        raise typer.Exit(2) from error
+        errors().print(f"[red]error:[/red] {plain(str(error))}")
+        raise typer.Exit(2 if isinstance(error, wrong) else 1) from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, by which schedulers stop a program, ends it like Ctrl-C: nothing half-written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def errors() -> Console:
+    """Where errors are printed."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def plain(text: str) -> str:
@@ -75,14 +148,26 @@ def plain(text: str) -> str:
     return escape(text)
 
 
-def bar(quiet: bool, label: str) -> Callable[[Iterable[Path]], Iterable[Path]]:
-    """A progress bar on stderr around a list of pictures, or nothing at all."""
+def bar(quiet: bool, label: str, console: Console | None = None) -> Callable[[Iterable[Path]], Iterable[Path]]:
+    """Progress on stderr around a list of pictures, if that is a terminal and `quiet` is not set.
 
-    def wrap(items: Iterable[Path]) -> Iterable[Path]:
-        if quiet:
-            return items
-        from rich.progress import track
+    A single picture has a spinner and the time, several have a bar too.
+    """
 
-        return track(list(items), description=label, console=Console(stderr=True), transient=True)
+    def wrap(items: Iterable[Path]) -> Iterator[Path]:
+        from rich import progress
 
-    return wrap
+        listed = list(items)
+        columns = [progress.SpinnerColumn(), progress.TextColumn("{task.description}"), progress.TimeElapsedColumn()]
+        if len(listed) > 1:
+            columns[2:2] = [progress.BarColumn(), progress.MofNCompleteColumn()]
+        shown = console or Console(stderr=True)
+        # Rich would send what is printed meanwhile to stderr, even where stdout goes to a file.
+        redirect = sys.stdout.isatty()
+        with progress.Progress(*columns, console=shown, transient=True, redirect_stdout=redirect) as display:
+            yield from display.track(listed, description=label)
+
+    def silent(items: Iterable[Path]) -> Iterable[Path]:
+        return items
+
+    return silent if quiet or not (console or Console(stderr=True)).is_terminal else wrap

@@ -8,8 +8,13 @@ from typing import Annotated
 
 import typer
 
-from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors
+from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_model
 from smearcount.config import Settings
+from smearcount.errors import ModelError
+
+_DETECTOR = Settings().detector
+
+ModelName = Annotated[str, typer.Option("--model", callback=known_model, help="Model id or folder.")]
 
 models_app = typer.Typer(help="Shipped and own models.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a model of your own.", no_args_is_help=True)
@@ -36,18 +41,25 @@ def models_list(as_json: Json = False) -> None:
 
 
 @models_app.command("show")
-def models_show(model: Annotated[str, typer.Argument(help="Model id or folder.")], as_json: Json = False) -> None:
+def models_show(
+    model: Annotated[str, typer.Argument(callback=known_model, help="Model id or folder.")], as_json: Json = False
+) -> None:
     """The card of a model."""
     from smearcount.cards import as_yaml, find_model
 
     with clear_errors():
-        card = find_model(model)
-    typer.echo(json.dumps(as_yaml(card.card)) if as_json else (card.folder / "README.md").read_text(encoding="utf-8"))
+        found = find_model(model)
+        readme = found.folder / "README.md"
+        if not as_json and not readme.is_file():
+            raise ModelError(f"{readme}: missing; install smearcount again, or show the card with --json")
+    typer.echo(json.dumps(as_yaml(found.card)) if as_json else readme.read_text(encoding="utf-8"))
 
 
 @models_app.command("verify")
 def models_verify(
-    model: Annotated[str | None, typer.Argument(help="Model id or folder; all without one.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(callback=known_model, help="Model id or folder; all without one.")
+    ] = None,
 ) -> None:
     """Check every file against its card, and every runtime at hand against the probe."""
     from smearcount.cards import find_model, list_models
@@ -65,40 +77,53 @@ def models_verify(
 def train_detector(
     recipe: Annotated[Path, typer.Argument(help="A file like configs/train/detector.yaml.")],
     out: Out = Path("runs/detector"),
-    card: Annotated[Path | None, typer.Option(help="Words of the card; writes a model folder MODEL in OUT.")] = None,
-    start: Annotated[Path | None, typer.Option(help="Weights (safetensors) to go on from.")] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Words of the card; writes a model folder MODEL in OUT."),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Weights (safetensors) to go on from.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or a CUDA device number.")] = "cpu",
 ) -> None:
     """Train a detector from a YAML recipe on the collections of configs/datasets.yaml."""
+    from smearcount.images import make_folder
     from smearcount.training.detector import train
     from smearcount.training.packaging import package_run
 
     with clear_errors():
-        run = train(recipe, out, device=device, start=start)
+        run = train(recipe, make_folder(out), device=device, start=start)
         folder = package_run(run, recipe, card)
     typer.echo(f"model in {folder}; measure it with: smearcount evaluate detector --model {folder}")
 
 
 @train_app.command("labels")
 def train_labels(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures without boxes.")],
-    um_per_px: Annotated[float, typer.Option("--um-per-px", help="Their scale in micrometres a pixel.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Folder of pictures without boxes.")
+    ],
+    um_per_px: Annotated[
+        float, typer.Option("--um-per-px", min=0.02, max=2, help="Their scale in micrometres a pixel.")
+    ],
     out: Out = Path("runs/labels"),
-    listing: Annotated[Path | None, typer.Option("--list", help="File of stems to take, one a line.")] = None,
+    listing: Annotated[
+        Path | None, typer.Option("--list", exists=True, dir_okay=False, help="File of stems to take, one a line.")
+    ] = None,
     central: Annotated[bool, typer.Option("--central", help="Take only pictures with a cell in the middle.")] = False,
-    model: Annotated[str, typer.Option(help="The teacher: model id or folder.")] = Settings().detector,
+    model: Annotated[str, typer.Option(callback=known_model, help="The teacher: model id or folder.")] = _DETECTOR,
 ) -> None:
     """Label pictures with a detector, as a COCO collection for training."""
+    from smearcount.images import make_folder
     from smearcount.training.pseudo import LabelJob, label_folder
 
     with clear_errors():
-        taken, left_out = label_folder(LabelJob(folder, um_per_px, out, listing, central, model))
+        taken, left_out = label_folder(LabelJob(folder, um_per_px, make_folder(out), listing, central, model))
     typer.echo(f"{taken} pictures labelled, {left_out} left out; collection in {out}")
 
 
 @evaluate_app.command("detector")
 def evaluate_detector(
-    model: Annotated[str, typer.Option(help="Model id or folder.")] = Settings().detector,
+    model: ModelName = _DETECTOR,
     sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet,iml_malaria",
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
     scale: Annotated[str, typer.Option(help="labels (from the labelled red cells) or estimated.")] = "labels",
@@ -109,9 +134,11 @@ def evaluate_detector(
 ) -> None:
     """Average precision, agreement and counting error on labelled fields."""
     from smearcount.evaluate import EvaluationJob, evaluate
-    from smearcount.images import write_text_atomic
+    from smearcount.images import check_target, write_text_atomic
 
     with clear_errors():
+        if out:
+            check_target(out)
         job = EvaluationJob(model, tuple(sources.split(",")), split, scale, card, fit)
         figures = evaluate(job, bar(quiet, "evaluating"))
         text = json.dumps(figures, indent=2)
@@ -123,7 +150,7 @@ def evaluate_detector(
 
 @evaluate_app.command("magnification")
 def evaluate_magnification(
-    model: Annotated[str, typer.Option(help="Model id or folder.")] = Settings().detector,
+    model: ModelName = _DETECTOR,
     sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet",
     fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 40,
     quiet: Quiet = False,
@@ -138,7 +165,7 @@ def evaluate_magnification(
 
 @evaluate_app.command("runtimes")
 def evaluate_runtimes(
-    model: Annotated[str, typer.Option(help="Model id or folder.")] = Settings().detector,
+    model: ModelName = _DETECTOR,
     sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet,iml_malaria",
     fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 100,
     quiet: Quiet = False,
@@ -153,15 +180,16 @@ def evaluate_runtimes(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Model id or folder.")],
+    model: Annotated[str, typer.Argument(callback=known_model, help="Model id or folder.")],
     to: Annotated[str, typer.Option("--to", help="openvino or onnx.")] = "onnx",
     out: Annotated[Path, typer.Option("--out", help="Folder for the new model.")] = Path("exported"),
 ) -> None:
     """Write a copy of a model with the files of another runtime, checked against the probe."""
+    from smearcount.images import make_folder
     from smearcount.training.packaging import export_model
 
     if to not in ("openvino", "onnx"):
         raise typer.BadParameter("expected openvino or onnx", param_hint="--to")
     with clear_errors():
-        folder = export_model(model, to, out)
+        folder = export_model(model, to, make_folder(out))
     typer.echo(f"model in {folder}; use it with: smearcount analyze --detector {folder} --runtime {to} IMAGE")

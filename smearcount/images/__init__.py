@@ -7,16 +7,30 @@ returns an `ImageSource`, chosen in `opening.py`.
 
 from __future__ import annotations
 
-from smearcount.images.opening import find_images, open_image
+from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits
-from smearcount.images.writing import write_bytes_atomic, write_picture, write_text_atomic
+from smearcount.images.writing import (
+    check_target,
+    grow_text,
+    make_folder,
+    partial_path,
+    write_bytes_atomic,
+    write_picture,
+    write_text_atomic,
+)
 
 __all__ = [
     "ArraySource",
+    "FolderListing",
     "ImageSource",
     "ReadLimits",
+    "check_target",
     "find_images",
+    "grow_text",
+    "list_folder",
+    "make_folder",
     "open_image",
+    "partial_path",
     "write_bytes_atomic",
     "write_picture",
     "write_text_atomic",

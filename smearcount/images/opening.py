@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from smearcount.errors import ImageError
@@ -10,10 +11,27 @@ from smearcount.images.raster import open_raster
 from smearcount.images.source import DEFAULT_LIMITS, ImageSource, ReadLimits
 from smearcount.images.tiff import open_tiff
 
-__all__ = ["SUFFIXES", "find_images", "open_image"]
+__all__ = ["SUFFIXES", "FolderListing", "find_images", "list_folder", "open_image"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".svs", ".ndpi"})
 """Names that `find_images` takes for pictures; whether they are is seen when they are opened."""
+
+_RAW = dict.fromkeys(
+    (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"), "a camera's raw file"
+)
+
+_NAMES = _RAW | {
+    **dict.fromkeys((".heic", ".heif", ".hif"), "a HEIC photograph"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpf", ".jpx"), "a JPEG 2000 picture"),
+    **{".avif": "an AVIF picture", ".gif": "a GIF picture", ".jxl": "a JPEG XL picture", ".pdf": "a PDF document"},
+    **{".czi": "a Zeiss CZI file", ".nd2": "a Nikon ND2 file", ".lif": "a Leica LIF file"},
+    **{".mrxs": "a MIRAX slide", ".vsi": "an Olympus VSI slide", ".oib": "an Olympus OIB file"},
+    **{".dcm": "a DICOM file", ".psd": "a Photoshop document"},
+}
+"""Pictures of types that are not read: in a folder they are failures with a reason, not files of no concern."""
+
+_PREVIEWS = frozenset(_RAW) | {".mrxs", ".vsi"}
+"""Types whose first bytes are those of a TIFF or JPEG, which holds no more than a preview or an overview."""
 
 _PICTURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -31,6 +49,7 @@ _OTHERS = (
     (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL picture"),
     (b"\xff\x0a", "a JPEG XL picture"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
     (b"PK\x03\x04", "a ZIP archive or an office document"),
     (b"\x1aE\xdf\xa3", "a video"),
     (b"ZISRAWFILE", "a Zeiss CZI file"),
@@ -41,6 +60,12 @@ _OTHERS = (
     (b"<!DOCTYPE", "a web page"),
     (b"<html", "a web page"),
 )
+
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"mif1", b"msf1"), "a HEIC photograph"),
+    **{b"avif": "an AVIF picture", b"crx ": "a camera's raw file"},
+}
+"""What an ISO base media file is by its brand (ISO/IEC 14496-12, 4.3)."""
 
 _REMEDY = "expected a JPEG, PNG, TIFF, BMP or WebP picture: export it as one of these"
 
@@ -58,9 +83,11 @@ def open_image(path: Path, limits: ReadLimits = DEFAULT_LIMITS, page: int | None
     """
     path = Path(path)
     start = _first_bytes(path)
-    kind = _kind(start)
+    kind, suffix = _kind(start), path.suffix.lower()
+    if suffix in _PREVIEWS:
+        raise ImageError(f"{path}: {_NAMES[suffix]}, which is not read; {_REMEDY}")
     if not kind:
-        raise ImageError(f"{path}: not a picture but {_other(start)}; {_REMEDY}")
+        raise ImageError(f"{path}: {_other(start, suffix)}; {_REMEDY}")
     if kind == "TIFF":
         return open_tiff(path, limits, page)
     if page not in (None, 1):
@@ -73,14 +100,54 @@ def open_image(path: Path, limits: ReadLimits = DEFAULT_LIMITS, page: int | None
     return open_raster(path, kind, data, limits)
 
 
+@dataclass(frozen=True)
+class FolderListing:
+    """What is in a folder; hidden files and folders are not.
+
+    Attributes:
+        pictures: files named like pictures, sorted; those of a type that is not read as well.
+        overlays: number of annotated pictures, of an earlier run, that were left out.
+        others: number of files that are not named like pictures.
+    """
+
+    pictures: tuple[Path, ...]
+    overlays: int
+    others: int
+
+
 def find_images(folder: Path, recursive: bool) -> list[Path]:
-    """All files of a folder that are named like pictures, sorted; hidden files and folders are left out.
+    """The files of a folder that are named like pictures of a type that is read, sorted; no overlays.
+
+    Raises:
+        ImageError: the folder is missing or can't be listed.
+    """
+    return [path for path in list_folder(folder, recursive).pictures if path.suffix.lower() in SUFFIXES]
+
+
+def list_folder(folder: Path, recursive: bool, overlays: Path | None = None) -> FolderListing:
+    """What a folder holds; files named `*.overlay.jpg` and the pictures in the folder `overlays` are left out.
 
     A folder that symbolic links reach twice is listed once. A link to nowhere is listed: opening it says so.
 
     Raises:
         ImageError: the folder is missing or can't be listed.
     """
+    visible = _visible_files(folder, recursive)
+    pictures = [path for path in visible if path.suffix.lower() in SUFFIXES or path.suffix.lower() in _NAMES]
+    taken = [path for path in pictures if not _is_overlay(path, folder, overlays)]
+    return FolderListing(tuple(taken), len(pictures) - len(taken), len(visible) - len(pictures))
+
+
+def _is_overlay(path: Path, folder: Path, overlays: Path | None) -> bool:
+    name = path.name.lower()
+    if name.endswith((".overlay.jpg", ".overlay.png", ".overlay.tif")):
+        return True
+    if overlays is None or folder.resolve().is_relative_to(overlays.resolve()):
+        return False
+    return path.parent.resolve().is_relative_to(overlays.resolve())
+
+
+def _visible_files(folder: Path, recursive: bool) -> list[Path]:
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder; check the path")
     found: list[Path] = []
@@ -94,8 +161,7 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
         fresh = (status.st_dev, status.st_ino) not in seen
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if recursive and fresh and not name.startswith("."))
-        visible = (Path(root, name) for name in names if fresh and not name.startswith("."))
-        found += (path for path in visible if path.suffix.lower() in SUFFIXES)
+        found += (Path(root, name) for name in names if fresh and not name.startswith("."))
     return sorted(found)
 
 
@@ -115,7 +181,7 @@ def _first_bytes(path: Path) -> bytes:
         if path.exists() and not path.is_file():
             raise ImageError(f"{path}: neither a file nor a folder; give a picture file")
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(132)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file; check the path") from error
     except PermissionError as error:
@@ -133,13 +199,26 @@ def _kind(start: bytes) -> str:
     return next((kind for signature, kind in _PICTURES if start.startswith(signature)), "")
 
 
-def _other(start: bytes) -> str:
+def _other(start: bytes, suffix: str) -> str:
+    """What a file is instead of a picture that can be read, by its first bytes, else by its name."""
+    found = _known_content(start)
+    if found:
+        return f"not a picture but {found}"
+    if suffix in _NAMES:
+        return f"{_NAMES[suffix]}, which is not read"
+    text = all(byte >= 32 or byte in b"\t\r\n\f\x1b" for byte in start)
+    return f"not a picture but {'text' if text else 'data of an unknown format'}"
+
+
+def _known_content(start: bytes) -> str:
     if start[4:8] == b"ftyp":
-        return "a video or HEIC photograph"
+        return _BRANDS.get(start[8:12], "a video or HEIC photograph")
+    if start[128:132] == b"DICM":
+        return "a DICOM file"
     if start[:4] == b"RIFF":
         return "a video or sound"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     for signature, name in _OTHERS:
         if start.startswith(signature) or text.startswith(signature):
             return name
-    return "text" if all(byte >= 32 or byte in b"\t\r\n\f\x1b" for byte in start) else "data of an unknown format"
+    return ""

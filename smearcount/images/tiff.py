@@ -164,7 +164,7 @@ def _refuse_split_channels(path: Path, first: tifffile.TiffPage, pages: int) -> 
     if channels > 1 and first.samplesperpixel == 1 and pages >= channels:
         raise ImageError(
             f"{path}: {channels} channels on separate pages, not one colour picture; "
-            "export the bright-field picture as RGB, or name the page to read"
+            "export the bright-field picture as RGB, or name the page to read with --page N"
         )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -15,12 +16,49 @@ import tifffile
 from smearcount.errors import ImageError
 from smearcount.images.source import Rgb
 
-__all__ = ["JPEG_MAX_SIDE_PX", "write_bytes_atomic", "write_picture", "write_text_atomic"]
+__all__ = [
+    "JPEG_MAX_SIDE_PX",
+    "check_target",
+    "grow_text",
+    "make_folder",
+    "partial_path",
+    "write_bytes_atomic",
+    "write_picture",
+    "write_text_atomic",
+]
 
 JPEG_MAX_SIDE_PX = 65_500
 """The sides of a JPEG are 16-bit numbers (ITU-T T.81, B.2.2), of which libjpeg leaves the last 35 unused."""
 
 _TILE_PX = 512
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder for outputs, with those above it, and see that it takes files; returns it.
+
+    Raises:
+        ImageError: a file has this name or the place can't be written; names the path and the remedy.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        remedy = "a file is in the way: choose another folder" if _file_above(path) else "choose another folder"
+        raise ImageError(f"{path}: no folder that can be written ({error.strerror or error}); {remedy}") from error
+    return path
+
+
+def check_target(path: Path) -> Path:
+    """See, before the work, that a file can be written under this name; returns it.
+
+    Raises:
+        ImageError: a folder has this name, or its folder can't be written.
+    """
+    make_folder(path.parent)
+    if os.path.isdir(path):
+        raise ImageError(f"{path}: can't be written (Is a directory); {_remedy(path)}")
+    return path
 
 
 def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
@@ -69,7 +107,53 @@ def write_text_atomic(path: Path, text: str) -> None:
     Raises:
         ImageError: the folder can't be written or is full; nothing is left behind.
     """
-    write_bytes_atomic(path, text.encode("utf-8"))
+    write_bytes_atomic(path, _encode(text))
+
+
+def partial_path(path: Path) -> Path:
+    """Where `grow_text` leaves what was written when the user stopped it: `report.partial.csv`."""
+    return path.with_name(f"{path.stem}.partial{path.suffix}")
+
+
+@contextlib.contextmanager
+def grow_text(path: Path) -> Iterator[Callable[[str], None]]:
+    """A function that adds UTF-8 text to a file, which appears under its name when the block has ended well.
+
+    After a `KeyboardInterrupt` the text so far is kept as `partial_path(path)`; after any other exception nothing is.
+
+    Raises:
+        ImageError: the file can't be written; at once where that can be known.
+    """
+    temporary = _temporary(check_target(path))
+    with _named(path):
+        stream = temporary.open("xb")
+
+    def add(text: str) -> None:
+        with _named(path):
+            stream.write(_encode(text))
+            stream.flush()
+
+    target = None
+    try:
+        try:
+            yield add
+            target = path
+        except KeyboardInterrupt:
+            target = partial_path(path)
+            raise
+        finally:
+            with _named(path):
+                stream.close()
+                if target:
+                    os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _encode(text: str) -> bytes:
+    # A file name that is no Unicode must not cost the report of all others.
+    return text.encode("utf-8", errors="backslashreplace")
 
 
 def _write_tiff(path: Path, pixels: Rgb, jpeg_quality: int | None) -> None:
@@ -82,21 +166,38 @@ def _write_tiff(path: Path, pixels: Rgb, jpeg_quality: int | None) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> Path:
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.part")
+    temporary = _temporary(path)
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ImageError(f"{path}: can't be written ({error.strerror or error}); {_remedy(path)}") from error
+        with _named(path):
+            write(temporary)
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.part")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors of the file system that name the output and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageError(f"{path}: can't be written ({error.strerror or error}); {_remedy(path)}") from error
+
+
 def _remedy(path: Path) -> str:
-    if not path.parent.is_dir():
+    # Unlike Path.is_dir, os.path.isdir answers for a name that is too long as well.
+    if not os.path.isdir(path.parent):
         return f"make the folder {path.parent} first"
-    if path.is_dir():
+    if os.path.isdir(path):
         return "a folder has this name: choose another one"
-    return "check the permissions and the free space of the folder"
+    return "check the permissions and the free space of the folder, and the length of the name"
+
+
+def _file_above(path: Path) -> bool:
+    return any(os.path.lexists(each) and not os.path.isdir(each) for each in (path, *path.parents))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smearcount.errors import ConfigError
-from smearcount.images import write_picture, write_text_atomic
+from smearcount.images import make_folder, write_picture, write_text_atomic
 from smearcount.simulate.picture import SimulatedSmear, render, truth
 from smearcount.simulate.recipe import SmearRecipe
 
@@ -27,8 +27,7 @@ def write(smear: SimulatedSmear, folder: Path, stem: str, suffix: str = ".jpg", 
         ConfigError: the folder's truth.json is damaged.
         ImageError: the folder can't be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{stem}{suffix}"
+    path = make_folder(folder) / f"{stem}{suffix}"
     known = read_truth(folder)
     write_picture(path, smear.pixels, quality)
     write_text_atomic(folder / TRUTH_FILE, _as_json({**known, path.name: truth(smear)}))

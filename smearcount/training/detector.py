@@ -44,6 +44,7 @@ class DetectorRecipe(Strict):
     seed: int
     sources: dict[str, float]
     augment: Augmentation
+    box_weight: dict[str, float] = dict.fromkeys(KINDS, 1.0)
     architecture: dict[str, Any]
 
 
@@ -145,7 +146,21 @@ class KindMaskedBCE(nn.Module):
         return loss * counted
 
 
-def _masked_model(architecture: dict[str, Any], start: Path | None) -> Any:
+class KindWeightedBoxLoss(nn.Module):
+    """Ultralytics' box loss in which rare kinds weigh more, so that red cells do not drown the others."""
+
+    def __init__(self, inner: nn.Module, weights: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.weights = inner, weights
+
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The losses of boxes and distances; the fifth argument is `target_scores (B, anchors, kinds)`."""
+        weighted = given[4] * self.weights.to(given[4].device)
+        losses: tuple[torch.Tensor, torch.Tensor] = self.inner(*given[:4], weighted, *given[5:])
+        return losses
+
+
+def _masked_model(recipe: DetectorRecipe, start: Path | None) -> Any:
     """An ultralytics network whose loss leaves unlabelled kinds out; bf16 forward, float32 loss."""
     from ultralytics.nn.tasks import DetectionModel
 
@@ -156,11 +171,13 @@ def _masked_model(architecture: dict[str, Any], start: Path | None) -> Any:
             if getattr(self, "criterion", None) is None:
                 self.criterion = self.init_criterion()
                 self.criterion.bce = KindMaskedBCE()
+                weights = torch.tensor([recipe.box_weight[kind] for kind in KINDS])
+                self.criterion.bbox_loss = KindWeightedBoxLoss(self.criterion.bbox_loss, weights)
             self.criterion.bce.labelled = batch["labelled"]
             exact = {k: [f.float() for f in v] if isinstance(v, list) else v.float() for k, v in preds.items()}
             return self.criterion(exact, batch)
 
-    model = MaskedModel(deepcopy(architecture), ch=3, nc=len(KINDS), verbose=False)
+    model = MaskedModel(deepcopy(recipe.architecture), ch=3, nc=len(KINDS), verbose=False)
     if start:
         model.load_state_dict({key: value.float() for key, value in load_file(start).items()})
     return model
@@ -175,7 +192,7 @@ def _run(recipe: DetectorRecipe, maker: TileMaker, out: Path, device: str, start
             return {"train": "", "val": "", "nc": len(KINDS), "names": dict(enumerate(KINDS)), "channels": 3}
 
         def setup_model(self) -> None:
-            self.model = _masked_model(recipe.architecture, start)
+            self.model = _masked_model(recipe, start)
 
         def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
             tiles = _TileDataset(maker, recipe.tiles_per_epoch)
