@@ -24,6 +24,12 @@ app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 
 
+Datasets = Annotated[
+    Path | None,
+    typer.Option("--datasets", exists=True, dir_okay=False, help="Own collections, a file like configs/datasets.yaml."),
+]
+
+
 @models_app.command("list")
 def models_list(as_json: Json = False) -> None:
     """Ids, tasks and sizes of the installed models."""
@@ -79,20 +85,21 @@ def train_detector(
     out: Out = Path("runs/detector"),
     card: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Words of the card; writes a model folder MODEL in OUT."),
+        typer.Option(exists=True, dir_okay=False, help="Words of the card, a file like detector-card.yaml."),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Weights (safetensors) to go on from.")
     ] = None,
+    datasets: Datasets = None,
     device: Annotated[str, typer.Option(help="cpu or a CUDA device number.")] = "cpu",
 ) -> None:
-    """Train a detector from a YAML recipe on the collections of configs/datasets.yaml."""
+    """Train a detector from a YAML recipe; the model is written into the sub-folder `model` of the output folder."""
     from smearcount.images import make_folder
     from smearcount.training.detector import train
     from smearcount.training.packaging import package_run
 
     with clear_errors():
-        run = train(recipe, make_folder(out), device=device, start=start)
+        run = train(recipe, make_folder(out), device=device, start=start, datasets=datasets)
         folder = package_run(run, recipe, card)
     typer.echo(f"model in {folder}; measure it with: smearcount evaluate detector --model {folder}")
 
@@ -129,6 +136,7 @@ def evaluate_detector(
     scale: Annotated[str, typer.Option(help="labels (from the labelled red cells) or estimated.")] = "labels",
     card: Annotated[bool, typer.Option("--card", help="Write the figures on the model's card.")] = False,
     fit: Annotated[bool, typer.Option("--fit", help="First fit the thresholds on the card to the counts.")] = False,
+    datasets: Datasets = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -139,7 +147,7 @@ def evaluate_detector(
     with clear_errors():
         if out:
             check_target(out)
-        job = EvaluationJob(model, tuple(sources.split(",")), split, scale, card, fit)
+        job = EvaluationJob(model, tuple(sources.split(",")), split, scale, card, fit, datasets)
         figures = evaluate(job, bar(quiet, "evaluating"))
         text = json.dumps(figures, indent=2)
         if out:
