@@ -237,9 +237,11 @@ def canonical_size(size_wh: tuple[int, int], um_per_px: float, card: Card) -> tu
 def to_tensor(pixels: Pixels, card: Card) -> FloatArray:
     """`pixels (H, W, 3) uint8 RGB` as `(1, 3, H', W') float32`, padded right and below to the card's stride."""
     height, width = pixels.shape[:2]
-    pad_x, pad_y = -width % card.stride_px, -height % card.stride_px
-    padded = cv2.copyMakeBorder(pixels, 0, pad_y, 0, pad_x, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL))
-    blob = np.asarray(cv2.dnn.blobFromImage(padded, 1 / 255), np.float32)
+    padded_wh = width + -width % card.stride_px, height + -height % card.stride_px
+    blob = np.empty((1, 3, padded_wh[1], padded_wh[0]), np.float32)
+    blob[..., height:, :] = blob[..., width:] = FILL / 255
+    for plane, channel in zip(blob[0], cv2.split(pixels), strict=True):
+        np.multiply(channel, np.float32(1 / 255), out=plane[:height, :width])
     if card.mean == (0.0, 0.0, 0.0) and card.std == (1.0, 1.0, 1.0):
         return blob
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (card.mean, card.std))

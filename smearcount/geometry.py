@@ -78,12 +78,17 @@ def overlapping_pairs(boxes_xyxy: FloatArray) -> tuple[npt.NDArray[np.intp], npt
     Memory grows with the number of pairs, not with the square of the number of boxes.
     """
     if len(boxes_xyxy) < MATRIX_BELOW:
-        first, second = np.nonzero(~np.eye(len(boxes_xyxy), dtype=np.bool_))
-    else:
-        import shapely
+        x_min, y_min, x_max, y_max = boxes_xyxy.T
+        width = np.minimum(x_max[:, None], x_max) - np.maximum(x_min[:, None], x_min)
+        height = np.minimum(y_max[:, None], y_max) - np.maximum(y_min[:, None], y_min)
+        touching = (width > 0) & (height > 0)
+        np.fill_diagonal(touching, False)
+        first, second = np.nonzero(touching)
+        return first, second, width[touching] * height[touching]
+    import shapely
 
-        outlines = np.asarray(shapely.box(*boxes_xyxy.T))
-        first, second = shapely.STRtree(outlines).query(outlines)
+    outlines = np.asarray(shapely.box(*boxes_xyxy.T))
+    first, second = shapely.STRtree(outlines).query(outlines)
     a, b = boxes_xyxy[first], boxes_xyxy[second]
     sides = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
     common = sides[:, 0] * sides[:, 1]
@@ -119,10 +124,26 @@ def greedy_nms(
     by_kind = [np.flatnonzero(sorted_kinds == kind) for kind in np.unique(sorted_kinds)]
     kept = [rows[_one_kind_nms(sorted_boxes[rows], ranks[rows], same_kind_iou)] for rows in by_kind]
     survivors = np.sort(np.concatenate(kept))
-    overlaps = iou_matrix(sorted_boxes[survivors], sorted_boxes[survivors]) > cross_kind_iou
-    if (overlaps & (sorted_kinds[survivors][:, None] != sorted_kinds[survivors])).any():
-        survivors = _mixed_nms(sorted_boxes, sorted_kinds, same_kind_iou, cross_kind_iou)
+    alive = sorted_kinds[survivors]
+    rare = survivors[alive != np.bincount(alive).argmax()]
+    overlaps = iou_matrix(sorted_boxes[rare], sorted_boxes[survivors]) > cross_kind_iou
+    clash = overlaps & (sorted_kinds[rare][:, None] != alive)
+    if clash.any():
+        lowest = min(same_kind_iou, cross_kind_iou)
+        group = _connected(sorted_boxes, np.union1d(rare[clash.any(axis=1)], survivors[clash.any(axis=0)]), lowest)
+        joint = group[_mixed_nms(sorted_boxes[group], sorted_kinds[group], same_kind_iou, cross_kind_iou)]
+        survivors = np.union1d(np.setdiff1d(survivors, group), joint)
     return order[survivors]
+
+
+def _connected(boxes: FloatArray, seeds: npt.NDArray[np.intp], min_iou: float) -> npt.NDArray[np.intp]:
+    """Rows that overlap one of the seeds by more than `min_iou`, or another such row, ascending; the seeds included."""
+    group = newest = seeds
+    while len(newest):
+        near = np.flatnonzero((iou_matrix(boxes[newest], boxes) > min_iou).any(axis=0))
+        newest = np.setdiff1d(near, group)
+        group = np.union1d(group, newest)
+    return group
 
 
 def _one_kind_nms(boxes: FloatArray, ranks: npt.NDArray[np.intp], max_iou: float) -> npt.NDArray[np.intp]:

@@ -17,7 +17,7 @@ from smearcount.taxonomy import Taxonomy
 __all__ = ["NOT_RECOGNISED", "assess", "remarks", "sharpness", "warnings_of"]
 
 FOCUS_UM_PER_PX = 0.2
-FOCUS_SIDE_UM = 32.0
+FOCUS_SIDE_UM = 25.0
 SHARPEST_RATIO = 0.068
 """Ratio that a well focused field reaches: the median of 80 labelled validation photographs (5 %: 0.032)."""
 
