@@ -34,6 +34,8 @@ FILL = 214
 """Grey level outside the picture: the light of an empty background."""
 
 MIN_SIDE_PX = 3.0
+BLANK_RANGE = 8
+"""Grey levels; a view whose pixels differ by less is empty, whatever a network may see in it."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -189,6 +191,8 @@ class Detector:
         left, top = math.floor(view[0] * per_x), math.floor(view[1] * per_y)
         right, bottom = (min(math.ceil(view[2] * per_x), width), min(math.ceil(view[3] * per_y), height))
         region = source.read(left, top, right - left, bottom - top)
+        if np.ptp(region[::2, ::2]) < BLANK_RANGE:
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.intp)
         out_w, out_h = (max(1, round((right - left) / per_x)), max(1, round((bottom - top) / per_y)))
         tensor = to_tensor(resize_rgb(region, out_w, out_h), self.card)
         boxes, scores, kinds = decode(self._run(tensor)[0][0], self._min_scores, self.card)
