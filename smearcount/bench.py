@@ -104,6 +104,7 @@ def _times(job: BenchJob, fields: list[tuple[Path, float]], scratch: Path) -> di
             "field default": partial(usual.analyze, path, um_per_px=scale),
             "network default": partial(bare_usual, tensor),
             "predict, same pixels": partial(yolo, path, canonical_side, job.threads),
+            "predict, equal threads": partial(yolo, path, None, job.threads),
             "predict as it comes": partial(yolo, path, None, default_threads),
         }
         for name, values in _alternate(contenders, job.rounds).items():
@@ -114,6 +115,7 @@ def _times(job: BenchJob, fields: list[tuple[Path, float]], scratch: Path) -> di
         "network input over canonical field (pixels)": round(float(np.mean(pixels_ratio)), 3),
         "field over network, f32": round(ms["field f32"] / ms["network f32"], 3),
         "field over network, default precision": round(ms["field default"] / ms["network default"], 3),
+        "predict over field, f32, equal threads": round(ms["predict, equal threads"] / ms["field f32"], 2),
         "predict over field, f32, equal threads and pixels": round(ms["predict, same pixels"] / ms["field f32"], 2),
         "predict as it comes over field default": round(ms["predict as it comes"] / ms["field default"], 2),
     }

@@ -227,29 +227,34 @@ def percent_text(estimate: Estimate) -> str:
 
 def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
     """The table a technician reads at a glance: type, count, per cent, 95 % limits, density."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     lines = summary_lines(result.counts, result.counted_area_um2, taxonomy)
     # Text, not str: a file name may hold what rich would read as markup.
     title, caption = Text(result.image_id, "bold"), Text(_caption(result, taxonomy, lines))
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("type", no_wrap=True)
-    for heading in ("count", "per cent", "95 % limits", "per mm2", "95 % limits"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for line in lines:
-        share = "-" if math.isnan(line.share.value) else f"{line.share.value:.1f}"
-        density = "-" if math.isnan(line.density.value) else f"{line.density.value:,.0f}"
-        table.add_row(
-            "  " * line.level + line.name,
-            f"{line.count:,}",
-            share,
-            limits_text(line.share),
-            density,
-            limits_text(line.density, 0),
-            style="bold" if line.level == 0 else "",
-        )
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", caption=caption, caption_justify="left")
+    rows = [_cells_of(line) for line in lines]
+    table.add_column("type", overflow="fold")
+    for column, heading in enumerate(("count", "per cent", "95 % limits", "per mm2", "95 % limits"), start=1):
+        # In a narrow window the type may wrap, but no number is ever cut.
+        widest = max([len(heading), *(len(row[column]) for row in rows)])
+        table.add_column(heading, justify="right", no_wrap=True, min_width=widest)
+    for line, row in zip(lines, rows, strict=True):
+        table.add_row(*row, style="bold" if line.level == 0 else "")
     return table
+
+
+def _cells_of(line: Line) -> tuple[str, ...]:
+    return (
+        "  " * line.level + line.name,
+        f"{line.count:,}",
+        "-" if math.isnan(line.share.value) else f"{line.share.value:.1f}",
+        limits_text(line.share),
+        "-" if math.isnan(line.density.value) else f"{line.density.value:,.0f}",
+        limits_text(line.density, 0),
+    )
 
 
 def _caption(result: SmearResult, taxonomy: Taxonomy, lines: Sequence[Line]) -> str:

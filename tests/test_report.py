@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich.console
 
 from smearcount import report
 from smearcount.counting import Estimate
@@ -289,3 +290,14 @@ def test_large_figures_have_separators_in_limits_too(make_result: Make, cells: C
     # 40 in 0.004 mm2, Garwood: 28.58 to 54.47.
     assert "10,000" in text
     assert "7,144 - 13,617" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_number_of_the_table_is_ever_cut(width: int, make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
+    many = cells([[5, 5, 40, 40]] * 21_300)
+    result = make_result(many)
+    console = rich.console.Console(width=width, file=io.StringIO(), record=True)
+    console.print(report.screen_table(result, taxonomy))
+    shown = console.export_text()
+    assert "21,300" in shown
+    assert "\u2026" not in shown

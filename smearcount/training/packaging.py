@@ -180,7 +180,7 @@ def export_onnx(model: Model, opset: int = 17) -> bytes:
 
 
 def export_openvino(model: Model) -> dict[str, bytes]:
-    """The network as OpenVINO IR in float32, `model.xml` and `model.bin`: in half precision boxes shift by over a pixel.
+    """The network as OpenVINO IR, `model.xml` and `model.bin`, in float32: half precision shifts boxes by a pixel.
 
     Raises:
         ModelError: the weights are damaged or missing.
