@@ -122,14 +122,14 @@ def _times(job: BenchJob, fields: list[tuple[Path, float]], scratch: Path) -> di
 
 
 def _alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, round by round in turn; two rounds of warming up are not counted."""
+    """Seconds of each contender, round by round in turn; each timed call follows one of the same that is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 2):
+    for _ in range(rounds):
         for name, call in contenders.items():
+            call()
             start = time.perf_counter()
             call()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return seconds
 
 
