@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,6 +26,7 @@ __all__ = [
     "RED_CELL_UM",
     "FieldSource",
     "LabelledField",
+    "choose_sources",
     "data_root",
     "load_sources",
     "read_source",
@@ -38,7 +39,7 @@ KINDS = ("rbc", "wbc", "platelet")
 RED_CELL_UM = 7.5
 """Diameter of a normal red cell on a dry smear in micrometres (Bain, Blood Cells, 5th ed.: 6.7 to 7.7)."""
 
-_UNLABELLED_DIR = Path("shared/datasets")
+_BESIDE_CHECKOUT = Path("shared/datasets")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class FieldSource:
 def data_root() -> Path | None:
     """The folder of the labelled collections: `$SMEARCOUNT_DATA`, else `../shared/datasets` beside the checkout."""
     configured = os.environ.get("SMEARCOUNT_DATA")
-    root = Path(configured) if configured else Path(__file__).resolve().parents[2] / _UNLABELLED_DIR
+    root = Path(configured) if configured else Path(__file__).resolve().parents[2] / _BESIDE_CHECKOUT
     return root if root.is_dir() else None
 
 
@@ -119,6 +120,22 @@ def load_sources(config: Path | None = None) -> dict[str, FieldSource]:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: each source needs format, classes, labelled, red_cell_px ({error})") from error
+
+
+def choose_sources(names: Iterable[str], config: Path | None = None) -> tuple[Path, list[FieldSource]]:
+    """The data root and the collections of the given names, in that order.
+
+    Raises:
+        DatasetError: the data are not at hand, or a collection is unknown.
+        ConfigError: the file of the collections is malformed.
+    """
+    root, known, wanted = data_root(), load_sources(config), list(names)
+    if root is None:
+        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise DatasetError(f"unknown collections {unknown}; known: {', '.join(known)}")
+    return root, [known[name] for name in wanted]
 
 
 def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledField]:

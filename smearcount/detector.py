@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,7 +17,17 @@ import numpy.typing as npt
 
 from smearcount.cards import Card, Model
 from smearcount.errors import ModelError
-from smearcount.geometry import FloatArray, centres, clip_boxes, greedy_nms, iou_matrix, resize_rgb, touches_edge
+from smearcount.geometry import (
+    FloatArray,
+    areas,
+    centres,
+    clip_boxes,
+    greedy_nms,
+    iou_matrix,
+    overlapping_pairs,
+    resize_rgb,
+    touches_edge,
+)
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice, make_runtime
 
@@ -123,13 +133,11 @@ class Detector:
         """
         width, height = source.size_wh
         canonical_wh = canonical_size(source.size_wh, um_per_px, self.card)
-        margin = self._margin
-        parts = []
-        for window in plan_windows(*canonical_wh, self.card.window_px, margin):
-            parts.append(self._emit(source, window, canonical_wh, margin))
+        windows = plan_windows(*canonical_wh, self.card.window_px, self._margin)
+        parts = [self._emit(source, window, canonical_wh) for window in windows]
         boxes, scores, kinds = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         if len(parts) > 1:
-            keep = self._merge_seams(boxes, scores, kinds, margin)
+            keep = self._merge_seams(boxes, scores, kinds)
             boxes, scores, kinds = boxes[keep], scores[keep], kinds[keep]
         gain = np.array([width / canonical_wh[0], height / canonical_wh[1]] * 2, np.float32)
         boxes = clip_boxes(boxes * gain, width, height)
@@ -139,7 +147,7 @@ class Detector:
         return Detections(boxes, scores, self._kinds[kinds], touches_edge(boxes, width, height, slack))
 
     def _emit(
-        self, source: PixelSource, window: Window, canonical_wh: tuple[int, int], margin: int
+        self, source: PixelSource, window: Window, canonical_wh: tuple[int, int]
     ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.intp]]:
         """Cells of one window in canonical pixels of the whole picture."""
         boxes, scores, kinds = self._look(source, window.view, canonical_wh)
@@ -150,7 +158,7 @@ class Detector:
         inside = np.all((centre >= core[:2] - reach) & (centre < core[2:] + reach), axis=1)
         boxes, scores, kinds = boxes[inside], scores[inside], kinds[inside]
         for row in np.flatnonzero(self._cut(boxes, window.view, canonical_wh)):
-            boxes[row], scores[row] = self._reread(source, boxes[row], scores[row], canonical_wh, margin)
+            boxes[row], scores[row] = self._reread(source, boxes[row], scores[row], canonical_wh)
         return boxes, scores, kinds
 
     @staticmethod
@@ -169,7 +177,7 @@ class Detector:
         return cut
 
     def _reread(
-        self, source: PixelSource, box: FloatArray, score: np.float32, canonical_wh: tuple[int, int], margin: int
+        self, source: PixelSource, box: FloatArray, score: np.float32, canonical_wh: tuple[int, int]
     ) -> tuple[FloatArray, np.float32]:
         """The same cell seen in a window centred on it; unchanged where it is not found again."""
         centre, half = centres(box[None])[0], self.card.window_px // 2
@@ -202,34 +210,23 @@ class Detector:
         real = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= MIN_SIDE_PX
         return boxes[real] * gain + offset, scores[real], kinds[real]
 
-    def _merge_seams(
-        self, boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp], margin: int
-    ) -> npt.NDArray[np.intp]:
+    def _merge_seams(self, boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Rows that stay when cells emitted on both sides of a seam become one."""
-        import shapely
-
-        core_px, band = (self.card.window_px - 2 * margin, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px)
+        core_px, band = (self.card.window_px - 2 * self._margin, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px)
         # A cell larger than the margin is read again from both sides, however far from the seam its centre lies.
         reach = np.maximum(band, (boxes[:, 2:] - boxes[:, :2]) / 2)
         from_seam = centres(boxes) % core_px
         rows = np.flatnonzero(np.any((from_seam < reach) | (from_seam > core_px - reach), axis=1))
         order = rows[np.lexsort((kinds[rows], *boxes[rows].T[::-1], -scores[rows]))]
-        outlines = np.asarray(shapely.box(*boxes[order].T))
-        first, second = shapely.STRtree(outlines).query(outlines, predicate="intersects")
-        removed = np.zeros(len(order), bool)
-        overlap = _paired_iou(boxes[order][first], boxes[order][second])
-        same = kinds[order][first] == kinds[order][second]
+        first, second, common = overlapping_pairs(boxes[order])
+        area, kind = areas(boxes[order]), kinds[order]
+        overlap = common / (area[first] + area[second] - common)
+        same = kind[first] == kind[second]
         clash = (first < second) & (overlap > np.where(same, self.card.nms_iou, self.card.cross_kind_iou))
+        removed = np.zeros(len(order), bool)
         for better, worse in sorted(zip(first[clash].tolist(), second[clash].tolist(), strict=True)):
             removed[worse] |= not removed[better]
         return np.setdiff1d(np.arange(len(boxes)), order[removed])
-
-
-def _paired_iou(first: FloatArray, second: FloatArray) -> FloatArray:
-    sides = np.maximum(np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2]), 0)
-    common = sides.prod(axis=1)
-    both = (first[:, 2:] - first[:, :2]).prod(axis=1) + (second[:, 2:] - second[:, :2]).prod(axis=1)
-    return cast(FloatArray, common / np.maximum(both - common, 1e-9))
 
 
 def canonical_size(size_wh: tuple[int, int], um_per_px: float, card: Card) -> tuple[int, int]:

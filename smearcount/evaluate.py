@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from smearcount.cards import Metric, Model, find_model
 from smearcount.counting import counted_mask
-from smearcount.datasets import KINDS, LabelledField, data_root, load_sources, read_source
+from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError
 from smearcount.images import open_image
@@ -67,13 +66,8 @@ def labelled_fields(sources: Iterable[str], split: str, datasets: Path | None = 
     Raises:
         DatasetError: the data are not at hand, or a collection is unknown.
     """
-    root, known = data_root(), load_sources(datasets)
-    if root is None:
-        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
-    unknown = [name for name in sources if name not in known]
-    if unknown:
-        raise DatasetError(f"unknown collections {unknown}; known: {', '.join(known)}")
-    return [field for name in sources for field in read_source(root, known[name], split)]
+    root, chosen = choose_sources(sources, datasets)
+    return [field for source in chosen for field in read_source(root, source, split)]
 
 
 @dataclass(frozen=True)
@@ -198,11 +192,11 @@ def card_metrics(figures: dict[str, Any]) -> list[Metric]:
     metrics = []
     suffix = f"{figures['split']}, scale {'from labels' if figures['scale'] == 'labels' else 'estimated'}"
     for group, summary in figures["groups"].items():
-        data, by_kind = f"{group}, {suffix}", defaultdict(dict, summary["kinds"])
+        data = f"{group}, {suffix}"
         for name in ("pooled_map50", "pooled_map50_95"):
             if summary.get(name) is not None:
                 metrics.append(Metric(name=name, data=data, n=summary["n_fields"], value=summary[name]))
-        for kind, values in by_kind.items():
+        for kind, values in summary["kinds"].items():
             if values.get("f1") is None:
                 continue
             low, high = values["f1_interval"]

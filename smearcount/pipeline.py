@@ -32,7 +32,7 @@ from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import Counts, Detections, Labels, Provenance, Scale, SmearResult
 from smearcount.runtimes import RuntimeChoice
-from smearcount.scale import check_scale, settle_scale
+from smearcount.scale import find_at_scale
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -187,9 +187,7 @@ class Pipeline:
             source = open_image(Path(image), limits, self.settings.page)
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
-        settled = settle_scale(source, self.detector, flag, source.um_per_px)
-        found = settled.cells if settled.cells is not None else self.detector.find(source, settled.scale.um_per_px)
-        scale = check_scale(settled.scale, found)
+        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px)
         return Analysis(self._judge(source, found, scale, (name, slide_id)), self.taxonomy, source)
 
     def _judge(self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]) -> SmearResult:

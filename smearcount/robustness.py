@@ -17,7 +17,7 @@ from smearcount.geometry import iou_matrix
 from smearcount.images import ArraySource, open_image
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
-from smearcount.scale import settle_scale
+from smearcount.scale import find_at_scale
 
 __all__ = ["FACTORS", "across_magnifications", "across_runtimes", "spread_fields"]
 
@@ -47,12 +47,13 @@ def across_magnifications(model: str, fields: Sequence[LabelledField], progress:
         with the same number of white cells.
     """
     detector = Detector(find_model(model), RuntimeChoice())
-    counts = {factor: [] for factor in FACTORS}  # type: dict[float, list[tuple[int, int]]]
+    counts: dict[float, list[tuple[int, int]]] = {factor: [] for factor in FACTORS}
     for path in progress([field.path for field in fields]):
         source = open_image(path)
         pixels = source.read(0, 0, *source.size_wh)
         for factor in FACTORS:
-            kinds = _analysed(detector, _magnified(pixels, factor)).kinds.tolist()
+            _, cells = find_at_scale(ArraySource(_magnified(pixels, factor)), detector)
+            kinds = cells.kinds.tolist()
             counts[factor].append((kinds.count("rbc"), kinds.count("wbc")))
     table = {factor: np.array(rows) for factor, rows in counts.items()}
     base = table[1.0]
@@ -74,12 +75,6 @@ def _magnified(pixels: np.ndarray[Any, np.dtype[np.uint8]], factor: float) -> np
         return pixels
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=method).astype(np.uint8)
-
-
-def _analysed(detector: Detector, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Detections:
-    source = ArraySource(pixels)
-    settled = settle_scale(source, detector)
-    return settled.cells if settled.cells is not None else detector.find(source, settled.scale.um_per_px)
 
 
 def across_runtimes(model: str, fields: Sequence[LabelledField], progress: Progress = iter) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How many micrometres a pixel is: by flag, by metadata that the cells agree with, or estimated from the red cells.
 
-The estimate looks at a central crop at scales a factor of two apart, keeps the one with the highest sum of scores, and
-refines it once with the median diameter of the isolated red cells. It makes the median red cell 7.5 um by construction.
+The estimate looks at a central crop at scales a factor of two apart, keeps the one whose cells of plausible size
+explain most of it, and refines it once with the median diameter of the isolated red cells. It makes the median red
+cell 7.5 um by construction.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from smearcount.detector import Detector, PixelSource
 from smearcount.geometry import FloatArray, areas, diameters, overlapping_pairs
 from smearcount.records import Detections, Scale
 
-__all__ = ["ScaledCells", "check_scale", "isolated_red_diameters", "settle_scale"]
+__all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale"]
 
 PLAUSIBLE_RED_UM = (5.0, 11.0)
 CROP_PX = 1024
@@ -138,6 +139,22 @@ def _estimate_here(crop: _Crop, detector: Detector) -> tuple[float, Detections]:
     if abs(best_px / refined_px - 1) <= REUSE_WITHIN:
         return RED_CELL_UM / best_px, tried[best_px]
     return RED_CELL_UM / refined_px, detector.find(crop, RED_CELL_UM / refined_px)
+
+
+def find_at_scale(
+    source: PixelSource, detector: Detector, flag: float | None = None, metadata: float | None = None
+) -> tuple[Scale, Detections]:
+    """The scale of a picture and all its cells; what the search for the scale has found is not sought again.
+
+    Args:
+        source: the picture.
+        detector: finds the cells.
+        flag: what the user said, in micrometres a pixel.
+        metadata: what the file says.
+    """
+    settled = settle_scale(source, detector, flag, metadata)
+    cells = settled.cells if settled.cells is not None else detector.find(source, settled.scale.um_per_px)
+    return check_scale(settled.scale, cells), cells
 
 
 def check_scale(scale: Scale, cells: Detections) -> Scale:

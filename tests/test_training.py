@@ -109,7 +109,7 @@ def test_a_short_training_lowers_the_loss_and_ends_in_a_model(tmp_path: Path, mo
         {name: r.vary(width=320, height=240, um_per_px=0.16) for name, r in random_set(6, 1).items()}, sims(tmp_path)
     )
     monkeypatch.setenv("SMEARCOUNT_DATA", str(tmp_path))
-    monkeypatch.setattr("smearcount.training.detector.load_sources", sources)
+    monkeypatch.setattr("smearcount.datasets.load_sources", sources)
     content = yaml.safe_load(RECIPE.read_text())
     changes = {"sources": {"sims": 1.0}, "tiles_per_epoch": 12, "batch": 4, "epochs": 3, "tile_px": 192}
     recipe = tmp_path / "recipe.yaml"

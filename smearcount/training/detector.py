@@ -21,8 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from smearcount.config import Strict, read_model
-from smearcount.datasets import KINDS, LabelledField, data_root, load_sources, read_source, validation_fields
-from smearcount.errors import DatasetError
+from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source, validation_fields
 from smearcount.images import open_image
 from smearcount.offline import quiet_ultralytics
 from smearcount.training.leaks import near_duplicates, signature
@@ -65,17 +64,11 @@ def train(
         ConfigError: the recipe is wrong.
     """
     recipe = read_model(DetectorRecipe, recipe_path)
-    root = data_root()
-    if root is None:
-        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
+    root, sources = choose_sources(recipe.sources, datasets)
     out.mkdir(parents=True, exist_ok=True)
-    sources = load_sources(datasets)
-    unknown = [name for name in recipe.sources if name not in sources]
-    if unknown:
-        raise DatasetError(f"{recipe_path}: unknown sources {unknown}; known: {', '.join(sources)}")
     fields = _without_leaks(
-        _with_pixels(field for name in recipe.sources for field in read_source(root, sources[name], "train")),
-        _with_pixels(field for name in recipe.sources for field in validation_fields(root, sources[name])),
+        _with_pixels(field for source in sources for field in read_source(root, source, "train")),
+        _with_pixels(field for source in sources for field in validation_fields(root, source)),
         out,
     )
     maker = TileMaker(
