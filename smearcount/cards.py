@@ -11,11 +11,21 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from smearcount.config import Strict, read_model, shipped
-from smearcount.errors import ModelError
+from smearcount.config import Strict, load_yaml, read_model, shipped
+from smearcount.errors import ConfigError, ModelError
 from smearcount.records import KINDS
 
-__all__ = ["Card", "FileEntry", "Metric", "Model", "TrainingData", "find_model", "list_models"]
+__all__ = [
+    "Card",
+    "ClassifierCard",
+    "DetectorCard",
+    "FileEntry",
+    "Metric",
+    "Model",
+    "TrainingData",
+    "find_model",
+    "list_models",
+]
 
 
 class FileEntry(Strict):
@@ -48,22 +58,14 @@ class Metric(Strict):
 
 
 class Card(Strict):
-    """The machine-checked card of a model; section 6 of the design lists the fields."""
+    """What the cards of all models have; section 6 of the design lists the fields."""
 
     id: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
     task: Literal["detector", "classifier"]
     description: str
     codes: tuple[str, ...]
-    um_per_px: float = Field(gt=0.01, lt=5)
-    window_px: int = Field(ge=64)
-    stride_px: int = Field(ge=1)
-    largest_cell_um: float = Field(gt=0)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    min_score: dict[str, float]
-    min_score_from: str = "unknown"
-    nms_iou: float = Field(gt=0, lt=1)
-    cross_kind_iou: float = Field(gt=0, le=1)
     precision: Literal["f32", "bf16"] = "f32"
     probe_tolerance: float = Field(gt=0)
     licence: str
@@ -74,15 +76,77 @@ class Card(Strict):
     git_commit: str
     files: dict[str, FileEntry]
 
+
+class DetectorCard(Card):
+    """The card of a network that finds cells.
+
+    Attributes:
+        um_per_px: canonical scale that pictures are resampled to.
+        window_px: side of the network window.
+        stride_px: its sides are padded to multiples of this.
+        largest_cell_um: sets the margin of a window.
+        min_score: threshold of each kind.
+        min_score_from: what the thresholds were fitted on.
+        nms_iou: overlap above which two boxes of one kind are one cell.
+        cross_kind_iou: the same for boxes of two kinds.
+    """
+
+    task: Literal["detector"] = "detector"
+    um_per_px: float = Field(gt=0.01, lt=5)
+    window_px: int = Field(ge=64)
+    stride_px: int = Field(ge=1)
+    largest_cell_um: float = Field(gt=0)
+    min_score: dict[str, float]
+    min_score_from: str = "unknown"
+    nms_iou: float = Field(gt=0, lt=1)
+    cross_kind_iou: float = Field(gt=0, le=1)
+
     @model_validator(mode="after")
-    def _has_thresholds(self) -> Card:
+    def _has_thresholds(self) -> DetectorCard:
         unknown = [code for code in self.codes if code not in KINDS]
-        if self.task == "detector" and unknown:
+        if unknown:
             raise ValueError(f"codes: a detector finds {', '.join(KINDS)}, not {', '.join(unknown)}")
         missing = [code for code in self.codes if code not in self.min_score]
-        if self.task == "detector" and missing:
+        if missing:
             raise ValueError(f"min_score: no threshold for {', '.join(missing)}")
         return self
+
+
+class ClassifierCard(Card):
+    """The card of a network that names cells.
+
+    Attributes:
+        kinds: kinds of found cells it is asked about.
+        patch_um: physical side of the window around a cell.
+        input_px: side of the network input.
+        temperature: divides the logits before the softmax (Guo et al. 2017, arXiv 1706.04599).
+        min_label_score: a cell whose best probability is lower is `unclassified`.
+        painted: codes learned from painted cells only, without any test on real ones.
+        embedding: length of the feature vector, the second output of the network.
+        abstention: rows of threshold, share abstained and accuracy of the rest, on validation cells.
+    """
+
+    task: Literal["classifier"] = "classifier"
+    kinds: tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
+    patch_um: float = Field(gt=1, lt=200)
+    input_px: int = Field(ge=16, le=1024)
+    temperature: float = Field(gt=0)
+    min_label_score: float = Field(ge=0, lt=1)
+    painted: tuple[str, ...] = ()
+    embedding: int = Field(ge=1)
+    abstention: tuple[tuple[float, float, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _codes_are_distinct(self) -> ClassifierCard:
+        if len(set(self.codes)) != len(self.codes) or len(self.codes) < 2:
+            raise ValueError(f"codes: expected two or more, each once, got {list(self.codes)}")
+        unknown = [code for code in self.painted if code not in self.codes]
+        if unknown:
+            raise ValueError(f"painted: {', '.join(unknown)} are not among the codes")
+        return self
+
+
+_CARDS: dict[Any, type[Card]] = {"detector": DetectorCard, "classifier": ClassifierCard}
 
 
 class Model:
@@ -100,7 +164,33 @@ class Model:
         if not (folder / "card.yaml").is_file():
             raise ModelError(f"{folder}: no card.yaml; give the id of a shipped model or a folder that `export` wrote")
         self.folder = folder
-        self.card = read_model(Card, folder / "card.yaml")
+        content = load_yaml(folder / "card.yaml")
+        task = content.get("task") if isinstance(content, dict) else None
+        if task not in _CARDS:
+            raise ConfigError(f"{folder / 'card.yaml'}: task: expected detector or classifier, got {task!r}")
+        self.card: Card = read_model(_CARDS[task], folder / "card.yaml")
+
+    @property
+    def detector_card(self) -> DetectorCard:
+        """The card of a detector.
+
+        Raises:
+            ModelError: the model is something else.
+        """
+        if not isinstance(self.card, DetectorCard):
+            raise ModelError(f"{self.card.id}: a {self.card.task}, where a detector is needed; see `models list`")
+        return self.card
+
+    @property
+    def classifier_card(self) -> ClassifierCard:
+        """The card of a classifier.
+
+        Raises:
+            ModelError: the model is something else.
+        """
+        if not isinstance(self.card, ClassifierCard):
+            raise ModelError(f"{self.card.id}: a {self.card.task}, where a classifier is needed; see `models list`")
+        return self.card
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, checked against the card.

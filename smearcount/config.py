@@ -27,12 +27,14 @@ class Settings(Strict):
 
     Attributes:
         detector: id of a shipped model, or a folder.
+        classifiers: ids or folders of the models that name cells; empty for kinds only.
         runtime: inference library; `auto` is OpenVINO on the CPU and PyTorch on CUDA.
         device: `auto` takes CUDA where PyTorch sees a card.
         precision: `auto` is the one on the card.
         threads: CPU threads, 0 for the library's choice.
         um_per_px: scale of every picture, instead of metadata or an estimate.
         min_score: one detection threshold for all kinds instead of the card's.
+        min_label_score: one threshold for all classifiers instead of the cards'; below it a cell is unclassified.
         edge_rule: `corner`, an unbiased counting frame, or `all`.
         max_megapixels: larger pictures are refused, unless they are read by regions.
         page: which page of multi-page TIFFs, from 1, instead of the first one.
@@ -40,12 +42,14 @@ class Settings(Strict):
     """
 
     detector: str = "cells-yolo11-p4"
+    classifiers: tuple[str, ...] = ()
     runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: int = Field(default=0, ge=0)
     um_per_px: float | None = Field(default=None, ge=0.02, le=2)
     min_score: float | None = Field(default=None, gt=0, lt=1)
+    min_label_score: float | None = Field(default=None, ge=0, le=1)
     edge_rule: Literal["corner", "all"] = "corner"
     max_megapixels: float = Field(default=300, gt=0)
     page: int | None = Field(default=None, ge=1)

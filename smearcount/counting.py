@@ -76,8 +76,8 @@ def counted_mask(
     return mask, area_px * um_per_px**2
 
 
-def name_cells(kinds: Strings, labels: Labels, min_label_score: float) -> Strings:
-    """Final code of each cell: the most probable one, or `unclassified` where that is not probable enough.
+def name_cells(kinds: Strings, labels: Labels, min_label_score: float | FloatArray) -> Strings:
+    """Final code of each cell: the most probable one, or `unclassified` where that is below `min_label_score (N,)`.
 
     A platelet that no classifier was asked about is named `platelet`: the kind has one code only.
     """

@@ -29,7 +29,9 @@ __all__ = [
     "choose_sources",
     "data_root",
     "load_sources",
+    "picture_of",
     "read_source",
+    "stems_of",
     "validation_fields",
 ]
 
@@ -148,7 +150,7 @@ def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledFie
     fields, at = [], folder
     try:
         boxes_of = _READERS[source.format](folder)
-        for stem in _stems(folder, split):
+        for stem in stems_of(folder, split):
             at = folder / stem
             fields.append(_field(folder, stem, source, boxes_of))
     except (OSError, KeyError, IndexError, ValueError, ElementTree.ParseError) as error:
@@ -167,7 +169,7 @@ def validation_fields(root: Path, source: FieldSource) -> list[LabelledField]:
     return read_source(root, source, "val") if has_list else []
 
 
-def _stems(folder: Path, split: str) -> list[str]:
+def stems_of(folder: Path, split: str) -> list[str]:
     """Stems of a split list; rendered smears need none, they are all for training."""
     listing = folder / f"{split}.txt"
     if listing.is_file():
@@ -181,7 +183,7 @@ LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float,
 
 
 def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) -> LabelledField:
-    path = _picture(folder / "images" if (folder / "images").is_dir() else folder, stem)
+    path = picture_of(folder / "images" if (folder / "images").is_dir() else folder, stem)
     width, height = open_image(path).size_wh
     rows = [row for row in boxes_of(stem, width, height) if source.classes.get(row[0], row[0])]
     unknown = {row[0] for row in rows} - source.classes.keys()
@@ -211,7 +213,7 @@ def _red_cell_px(source: FieldSource, red_boxes: FloatArray, width: int, height:
     return source.red_cell_px.get(size) or source.red_cell_px["any"]
 
 
-def _picture(folder: Path, stem: str) -> Path:
+def picture_of(folder: Path, stem: str) -> Path:
     for suffix in (".jpg", ".JPG", ".jpeg", ".png", ".tif"):
         if (path := folder / f"{stem}{suffix}").is_file():
             return path

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.cards import Card, Model
+from smearcount.cards import DetectorCard, Model
 from smearcount.errors import ModelError
 from smearcount.geometry import (
     FloatArray,
@@ -104,7 +104,7 @@ class Detector:
     """
 
     def __init__(self, model: Model, choice: RuntimeChoice, min_score: float | None = None) -> None:
-        self.card: Card = model.card
+        self.card = model.detector_card
         self._margin = math.ceil((self.card.largest_cell_um / 2 + CELL_MARGIN_UM) / self.card.um_per_px)
         if self.card.window_px <= 2 * self._margin:
             raise ModelError(
@@ -229,13 +229,13 @@ class Detector:
         return np.setdiff1d(np.arange(len(boxes)), order[removed])
 
 
-def canonical_size(size_wh: tuple[int, int], um_per_px: float, card: Card) -> tuple[int, int]:
+def canonical_size(size_wh: tuple[int, int], um_per_px: float, card: DetectorCard) -> tuple[int, int]:
     """Width and height of a picture at the canonical scale of a detector."""
     factor = um_per_px / card.um_per_px
     return max(1, round(size_wh[0] * factor)), max(1, round(size_wh[1] * factor))
 
 
-def to_tensor(pixels: Pixels, card: Card) -> FloatArray:
+def to_tensor(pixels: Pixels, card: DetectorCard) -> FloatArray:
     """`pixels (H, W, 3) uint8 RGB` as `(1, 3, H', W') float32`, padded right and below to the card's stride."""
     height, width = pixels.shape[:2]
     padded_wh = width + -width % card.stride_px, height + -height % card.stride_px
@@ -250,7 +250,7 @@ def to_tensor(pixels: Pixels, card: Card) -> FloatArray:
 
 
 def decode(
-    output: FloatArray, min_scores: FloatArray, card: Card
+    output: FloatArray, min_scores: FloatArray, card: DetectorCard
 ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.intp]]:
     """Raw output `(4 + kinds, anchors)`, centre-size boxes and probabilities, to boxes `(N, 4)`, scores, kinds."""
     likely = np.flatnonzero((output[4:] >= min_scores[:, None]).any(axis=0))

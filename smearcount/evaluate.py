@@ -141,8 +141,9 @@ def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[P
         fitted = {kind: best_threshold(pairs.curve, index, CANDIDATES) for index, kind in enumerate(KINDS)}
         model = _with_thresholds(model, fitted, f"{', '.join(job.sources)}, {job.split} list")
         pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
-    thresholds = [model.card.min_score[kind] for kind in KINDS]
-    figures = {"model": model.card.id, "split": job.split, "scale": job.scale, "thresholds": model.card.min_score}
+    card = model.detector_card
+    thresholds = [card.min_score[kind] for kind in KINDS]
+    figures = {"model": card.id, "split": job.split, "scale": job.scale, "thresholds": card.min_score}
     figures |= _with_curve(
         evaluate_pairs(pairs.usual, KINDS, thresholds), evaluate_pairs(pairs.curve, KINDS, thresholds)
     )

@@ -92,7 +92,9 @@ def outline_style(result: SmearResult, taxonomy: Taxonomy, zoom: float = 1) -> O
     colours = np.array([palette[key] for key in keys], np.uint8).reshape(-1, 3)
     longest = max(result.size_wh) * zoom
     cell = float(np.median(diameters(result.detections.boxes))) * zoom if keys else longest / 10
-    line = max(1.6, min(max(0.03 * cell, longest / 2500), 0.08 * cell))
+    # More colours than the kinds have can be told apart on a wider line only.
+    share = 0.03 if len(palette) <= len(taxonomy.kinds) else 0.05
+    line = max(1.6, min(max(share * cell, longest / 2500), 0.08 * cell))
     return OutlineStyle(colours, line, max(1.0, 0.4 * line), zoom)
 
 

@@ -6,7 +6,9 @@ Legend, counts, scale bar and origin stand on paper added outside the picture, s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
@@ -17,9 +19,10 @@ import numpy.typing as npt
 from smearcount.detector import PixelSource
 from smearcount.geometry import resize_rgb
 from smearcount.outlines import WEIGHTS, Pen, colour_of, draw_outlines, label_keys, outline_style
-from smearcount.panel import ALERT, FAINT, PAPER, Face, Row, Span, face_for, render_rows
+from smearcount.panel import ALERT, FAINT, PAPER, Face, Row, Span, face_for, letters, render_rows
 from smearcount.quality import remarks, warnings_of
 from smearcount.records import UNCLASSIFIED, SmearResult
+from smearcount.report import percent_text, summary_lines
 from smearcount.taxonomy import Taxonomy
 
 __all__ = ["draw_overlay", "read_reduced", "reduction", "scale_bar"]
@@ -33,49 +36,101 @@ _MOST_PIXELS = 60_000_000
 """Beyond it a picture is shown reduced: a whole slide would fill the memory, and no screen shows it."""
 
 _BLOCK_PX = 2048
+_COLUMN = (26.0, 33.0)
+_SAMPLE = 2.4
+"""Least and greatest width of a column, and the room of a sample outline, in sizes of the text."""
+
 _HEADING = ("type", "count", "% of all cells (95 %)")
 _FOOTNOTE = "limits: sampling error only"
-_FOOTNOTE_OF_CODES = "indented: % of the named cells of their kind; "
+_FOOTNOTE_OF_CODES = "below a kind: % of its named cells; "
+_BLOCK_ROWS = (8, 30)
+"""A legend goes on in another block, which may stand in the next column, at a kind after 8 rows, anywhere after 30."""
 
 
-def _table(lines: Sequence[tuple[str, str, str]], face: Face) -> list[Row]:
-    if not lines:
-        return []
-    wide = [
-        max(face.small.getlength(_HEADING[n]), *(face.bold.getlength(line[n]) for line in lines)) + face.size / 2
-        for n in (1, 2)
-    ]
-    count, share = min(wide[0], 0.2 * face.inner), min(wide[1], 0.5 * face.inner)
-    kind = face.inner - count - share
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the legend: name and figures of a type, and kind and name of the cells it shows the outline of."""
 
-    def spans(line: tuple[str, str, str]) -> tuple[Span, ...]:
-        indent = min(len(line[0]) - len(line[0].lstrip()), 4) * face.size / 2
-        first = Span(line[0], indent, kind - indent)
-        return first, Span(line[1], kind, count, True), Span(line[2], kind + count, share, True)
-
-    nested = any(line[0].startswith(" ") for line in lines)
-    footnote = Span(_FOOTNOTE_OF_CODES * nested + _FOOTNOTE, 0, face.inner)
-    return [
-        Row(spans(_HEADING), small=True, colour=FAINT),
-        *(Row(spans(line), bold=not (line[1] or line[2])) for line in lines),
-        Row((footnote,), small=True, colour=FAINT),
-    ]
+    name: str
+    count: str
+    share: str
+    nested: bool = False
+    key: tuple[str, str] | None = None
+    pen: Pen | None = None
 
 
-def _legend(result: SmearResult, taxonomy: Taxonomy, face: Face) -> list[Row]:
+def _counted_entries(result: SmearResult, taxonomy: Taxonomy, present: Collection[tuple[str, str]]) -> list[_Entry]:
+    """The lines of the counts, each with the cells it stands for: those of a code, or of a kind without names."""
+    lines = summary_lines(result.counts, result.counted_area_um2, taxonomy)
+    entries, kind = [], ""
+    for line, after in zip(lines, [*lines[1:], None], strict=True):
+        kind = kind if line.level else line.key
+        only = taxonomy.codes_of(kind)[:1] if len(taxonomy.codes_of(kind)) == 1 else ()
+        names = (line.key,) if line.level else () if after and after.level else (*only, UNCLASSIFIED)
+        key = next(((kind, name) for name in names if (kind, name) in present), None)
+        entries.append(_Entry(line.name, f"{line.count:,}", percent_text(line.share), line.level > 0, key))
+    return entries
+
+
+def _entries(result: SmearResult, taxonomy: Taxonomy, line_px: float) -> list[_Entry]:
+    """The lines of the legend: those of the counts, then types of which no cell counts, then what a dashed line is."""
+    keys = label_keys(result)
+    present, counts = set(keys), Counter(key for key, counts in zip(keys, result.counted, strict=True) if counts)
+    entries = _counted_entries(result, taxonomy, present)
+    nested = any(entry.nested for entry in entries)
     kinds = {str(kind): entry.name for kind, entry in taxonomy.kinds.items()}
-    present = set(label_keys(result))
-    line, left = face.size / 7, 2.4 * face.size
-    samples = []
-    for key in [(kind, name) for kind in kinds for name in (*taxonomy.codes, UNCLASSIFIED) if (kind, name) in present]:
-        kind, name = key
-        alone = all(other == UNCLASSIFIED for of, other in present if of == kind)
-        unnamed = kinds[kind] if alone else f"{kinds[kind]}, unclassified"
-        pen = Pen(colour_of(key, taxonomy), line * WEIGHTS[kind], line / 2, False)
-        samples.append((unnamed if name == UNCLASSIFIED else taxonomy.codes[name].name, pen))
+    for key in product(kinds, (*taxonomy.codes, UNCLASSIFIED)):
+        if key in present and all(entry.key != key for entry in entries):
+            name = f"{kinds[key[0]]}, unclassified" if key[1] == UNCLASSIFIED else taxonomy.codes[key[1]].name
+            entries.append(_Entry(name, f"{counts[key]:,}", "", nested, key))
+    for n, entry in enumerate(entries):
+        if entry.key:
+            line = line_px * WEIGHTS[entry.key[0]]
+            entries[n] = replace(entry, pen=Pen(colour_of(entry.key, taxonomy), line, line_px / 2, False))
     if not result.counted.all():
-        samples.append(("not counted (dashed)", Pen(FAINT, line, line / 2, True)))
-    return [Row((Span(text, left, face.inner - left),), pen=pen) for text, pen in samples]
+        dashed = Pen(FAINT, line_px, line_px / 2, True)
+        entries.append(_Entry("not counted (dashed)", f"{int((~result.counted).sum()):,}", "", nested, None, dashed))
+    return entries
+
+
+def _widths(entries: Sequence[_Entry], face: Face) -> tuple[float, float, float]:
+    """Widths in pixels that names with their samples, counts and shares need."""
+    shown = [(entry.name, entry.count, entry.share) for entry in entries]
+    name, count, share = (
+        max(face.small.getlength(head), *(face.bold.getlength(letters(row[n], face)) for row in shown))
+        for n, head in enumerate(_HEADING)
+    )
+    return _SAMPLE * face.size + name + face.size / 2, count + face.size / 2, share + face.size
+
+
+def _face(entries: Sequence[_Entry], size: int) -> Face:
+    """Text of `size` pixels in columns as wide as the legend needs, within limits."""
+    narrow = face_for(size, round(_COLUMN[0] * size))
+    needed = math.ceil(sum(_widths(entries, narrow))) + 2 * narrow.margin
+    return replace(narrow, column=min(max(needed, narrow.column), round(_COLUMN[1] * size)))
+
+
+def _legend(entries: Sequence[_Entry], face: Face) -> list[list[Row]]:
+    """Rows of the legend in blocks: sample, type, count and share; the first block has the heading."""
+    _, count, share = _widths(entries, face)
+    count, share = min(count, 0.2 * face.inner), min(share, 0.5 * face.inner)
+    name, nested = face.inner - count - share, any(entry.nested for entry in entries)
+
+    def spans(texts: tuple[str, str, str], left: float) -> tuple[Span, ...]:
+        first, *figures = texts
+        places = ((name, count), (name + count, share))
+        return Span(first, left, name - left), *(Span(t, *at, True) for t, at in zip(figures, places, strict=True))
+
+    blocks = [[Row(spans(_HEADING, 0), small=True, colour=FAINT)]]
+    for entry in entries:
+        if len(blocks[-1]) > _BLOCK_ROWS[entry.nested]:
+            blocks.append([])
+        left = _SAMPLE * face.size if entry.pen or not nested else 0
+        texts = (entry.name, entry.count, entry.share)
+        blocks[-1].append(Row(spans(texts, left), bold=nested and not entry.nested, pen=entry.pen))
+    foot = Span(_FOOTNOTE_OF_CODES * nested + _FOOTNOTE, 0, face.inner)
+    blocks[-1].append(Row((foot,), small=True, colour=FAINT))
+    return blocks
 
 
 def reduction(size_wh: tuple[int, int]) -> int:
@@ -111,7 +166,7 @@ def scale_bar(um_per_px: float, room_px: float) -> tuple[float, int] | None:
 
 
 def _blocks(
-    result: SmearResult, taxonomy: Taxonomy, lines: Sequence[tuple[str, str, str]], zoom: float, face: Face
+    result: SmearResult, taxonomy: Taxonomy, entries: Sequence[_Entry], zoom: float, face: Face
 ) -> list[Pixels]:
     def text(words: str, rows: int = 4, **look: Any) -> Row:
         return Row((Span(words, 0, face.inner),), lines=rows, **look)
@@ -129,8 +184,7 @@ def _blocks(
     ruler = [Row(bar_px=bar[1]), text(f"{bar[0]:g} µm")] if bar else []
     parts = [
         head,
-        _table(lines, face),
-        _legend(result, taxonomy, face),
+        *_legend(entries, face),
         [*ruler, text(size, colour=FAINT)],
         advice,
         [text(words, 8, colour=FAINT) for words in origin],
@@ -158,11 +212,7 @@ def _layout(heights: list[int], photo_wh: tuple[int, int], column: int) -> tuple
 
 
 def draw_overlay(
-    pixels: Pixels,
-    result: SmearResult,
-    taxonomy: Taxonomy,
-    counts_lines: Sequence[tuple[str, str, str]],
-    factor: int = 1,
+    pixels: Pixels, result: SmearResult, taxonomy: Taxonomy, counts_lines: object = None, factor: int = 1
 ) -> Pixels:
     """The photograph with every cell outlined, and a panel beside or below it.
 
@@ -172,7 +222,7 @@ def draw_overlay(
         pixels: `(H, W, 3) uint8 RGB`, left as it is; reduced by `factor` as `read_reduced` does it.
         result: the cells of this picture.
         taxonomy: names and colours of kinds and codes.
-        counts_lines: rows of the counts panel: type (codes indented), count, percent with limits.
+        counts_lines: not used.
         factor: by how much the pixels are reduced.
 
     Returns:
@@ -189,8 +239,9 @@ def draw_overlay(
     style = outline_style(result, taxonomy, zoom)
     shown = (width * magnified, height * magnified)
     size = max(12, round(math.sqrt(shown[0] * shown[1]) / 48))
-    face = face_for(size, 26 * size)
-    blocks = _blocks(result, taxonomy, counts_lines, zoom, face)
+    entries = _entries(result, taxonomy, size / 6)
+    face = _face(entries, size)
+    blocks = _blocks(result, taxonomy, entries, zoom, face)
     canvas_wh, places = _layout([len(block) for block in blocks], shown, face.column)
     canvas = np.full((canvas_wh[1], canvas_wh[0], 3), PAPER, np.uint8)
     photo = canvas[: shown[1], : shown[0]]

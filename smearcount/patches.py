@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from smearcount.detector import FILL, PixelSource
 from smearcount.geometry import FloatArray, centres
 
-__all__ = ["PATCH_PX", "PATCH_SIDE_UM", "Patch", "cut_patches", "sample_window"]
+__all__ = ["PATCH_PX", "PATCH_SIDE_UM", "Patch", "cut_patches", "sample_window", "to_batch"]
 
 PATCH_PX = 452
 """Side of a patch in pixels, the format of the single-cell collections of Hospital Clinic, Barcelona."""
@@ -89,3 +89,17 @@ def sample_window(
     if finer > 1:
         sampled = cv2.resize(sampled, (out_px, out_px), interpolation=cv2.INTER_AREA)
     return cast(Pixels, sampled), round(filled, 4)
+
+
+def to_batch(views: Sequence[Pixels], mean: tuple[float, float, float], std: tuple[float, float, float]) -> FloatArray:
+    """Views of equal size, each `(S, S, 3) uint8 RGB`, as the network input `(N, 3, S, S) float32`.
+
+    The one preprocessing of a classifier, in training as in inference: scaled to [0, 1], then normalised.
+    """
+    shift, gain = np.array(mean, np.float32), 1 / np.array(std, np.float32)
+    batch = np.empty((len(views), 3, *views[0].shape[:2]), np.float32)
+    for planes, view in zip(batch, views, strict=True):
+        for channel in range(3):
+            np.multiply(view[..., channel], gain[channel] / np.float32(255), out=planes[channel])
+    batch -= (shift * gain).reshape(1, 3, 1, 1)
+    return batch

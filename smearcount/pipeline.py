@@ -5,9 +5,8 @@ picture -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,10 @@ import numpy.typing as npt
 import smearcount
 from smearcount import counting, report
 from smearcount.cards import find_model
+from smearcount.classifier import Classifier
 from smearcount.config import Settings
 from smearcount.detector import Detector
+from smearcount.errors import ConfigError
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -51,11 +52,13 @@ class Analysis:
         result: all numbers.
         taxonomy: names and colours of the codes.
         source: the picture.
+        patch_um: physical side of the patches of each kind.
     """
 
     result: SmearResult
     taxonomy: Taxonomy
     source: ImageSource
+    patch_um: Mapping[str, float] = field(default_factory=lambda: PATCH_SIDE_UM)
 
     @property
     def counts(self) -> Counts:
@@ -92,7 +95,7 @@ class Analysis:
     def patches(self) -> Iterator[Patch]:
         """The 452 x 452 cut-out of every cell, in the order of `cells`."""
         detections = self.result.detections
-        sides = np.array([PATCH_SIDE_UM[kind] for kind in detections.kinds.tolist()], np.float32)
+        sides = np.array([self.patch_um[kind] for kind in detections.kinds.tolist()], np.float32)
         return cut_patches(self.source, detections.boxes, sides, self.result.scale.um_per_px)
 
     def overlay(self) -> Pixels:
@@ -134,21 +137,37 @@ class Pipeline:
     def __init__(self, settings: Settings, weights: Path | None = None) -> None:
         self.settings = settings
         self.taxonomy = load_taxonomy(settings.taxonomy)
-        model = find_model(settings.detector, weights)
         choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
-        self.detector = Detector(model, choice, settings.min_score)
+        self.detector = Detector(find_model(settings.detector, weights), choice, settings.min_score)
+        self.classifiers = tuple(
+            Classifier(find_model(name, weights), choice, settings.min_label_score) for name in settings.classifiers
+        )
+        self._check_codes()
+        cards = [self.detector.card, *(each.card for each in self.classifiers)]
         self._provenance = Provenance(
             version=smearcount.__version__,
-            model_ids=(model.card.id,),
-            sha256=model.checksums(),
+            model_ids=tuple(card.id for card in cards),
+            sha256={f"{card.id}/{name}": entry.sha256 for card in cards for name, entry in card.files.items()},
             runtime=self.detector.runtime,
             settings={
                 "edge_rule": settings.edge_rule,
                 "min_score": self.detector.min_score,
-                "nms_iou": model.card.nms_iou,
+                "min_label_score": {each.card.id: each.min_label_score for each in self.classifiers},
+                "nms_iou": self.detector.card.nms_iou,
                 "um_per_px": settings.um_per_px,
             },
         )
+
+    def _check_codes(self) -> None:
+        """Every code has a name and a kind, and no kind of cell is asked about twice."""
+        asked: set[str] = set()
+        for card in (each.card for each in self.classifiers):
+            unknown = [code for code in card.codes if code not in self.taxonomy.codes]
+            if unknown:
+                raise ConfigError(f"{card.id}: gives {', '.join(unknown)}, which the taxonomy lacks; set `taxonomy`")
+            if twice := asked & set(card.kinds):
+                raise ConfigError(f"{card.id}: another classifier names {', '.join(sorted(twice))} already")
+            asked |= set(card.kinds)
 
     @classmethod
     def load(cls, settings: Settings | None = None, *, weights: Path | None = None) -> Pipeline:
@@ -188,12 +207,26 @@ class Pipeline:
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         scale, found = find_at_scale(source, self.detector, flag, source.um_per_px)
-        return Analysis(self._judge(source, found, scale, (name, slide_id)), self.taxonomy, source)
+        own = {kind: each.card.patch_um for each in self.classifiers for kind in each.card.kinds}
+        result = self._judge(source, found, scale, (name, slide_id))
+        return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | own)
+
+    def _name(self, source: ImageSource, found: Detections, um_per_px: float) -> tuple[Labels, npt.NDArray[np.float32]]:
+        """Ask each classifier about the cells of its kinds; the labels, and the probability that each cell needs."""
+        codes = tuple(dict.fromkeys(code for each in self.classifiers for code in each.card.codes))
+        probs = np.zeros((len(found), len(codes)), np.float32)
+        thresholds = np.ones(len(found), np.float32)
+        for each in self.classifiers:
+            rows = np.flatnonzero(np.isin(found.kinds, each.card.kinds))
+            columns = np.array([codes.index(code) for code in each.card.codes], np.intp)
+            probs[np.ix_(rows, columns)] = each.name(source, found.boxes[rows], um_per_px).probs
+            thresholds[rows] = each.min_label_score
+        return Labels(probs, codes), thresholds
 
     def _judge(self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]) -> SmearResult:
         """Name the cells, decide which count, and sum them."""
-        labels = Labels.none(len(found))
-        names = counting.name_cells(found.kinds, labels, min_label_score=math.inf)
+        labels, thresholds = self._name(source, found, scale.um_per_px)
+        names = counting.name_cells(found.kinds, labels, thresholds)
         kinds = counting.final_kinds(found.kinds, names, self.taxonomy)
         cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
         counted, area_um2 = counting.counted_mask(cells.boxes, source.size_wh, scale.um_per_px, self.settings.edge_rule)

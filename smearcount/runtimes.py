@@ -173,14 +173,33 @@ class TorchRuntime:
 
 
 def network_of(model: Model, *, fuse: bool = True) -> Any:
-    """The PyTorch module of a detector in evaluation mode, from safetensors and architecture YAML.
+    """The PyTorch module of a model in evaluation mode, from safetensors and architecture YAML.
 
     Raises:
         ModelError: a file is missing or damaged.
-        RuntimeMissingError: ultralytics is not installed.
+        RuntimeMissingError: PyTorch, torchvision or ultralytics is not installed.
     """
     from safetensors.torch import load
 
+    architecture = yaml.safe_load(model.read("architecture.yaml"))
+    net = _naming_net(model, architecture) if model.card.task == "classifier" else _finding_net(model, architecture)
+    net.load_state_dict({key: value.float() for key, value in load(model.read("model.safetensors")).items()})
+    net.eval()
+    return net.fuse(verbose=False) if fuse and model.card.task == "detector" else net
+
+
+def _naming_net(model: Model, architecture: Any) -> Any:
+    try:
+        from smearcount.naming_nets import NetSpec, build_net
+    except ImportError as error:
+        raise RuntimeMissingError("torchvision is not installed: pip install torchvision") from error
+    try:
+        return build_net(NetSpec.model_validate(architecture))
+    except ValueError as error:
+        raise ModelError(f"{model.folder / 'architecture.yaml'}: {error}") from error
+
+
+def _finding_net(model: Model, architecture: Any) -> Any:
     scratch = tempfile.TemporaryDirectory(prefix="smearcount-", ignore_cleanup_errors=True)
     try:
         quiet_ultralytics(Path(scratch.name))
@@ -189,11 +208,7 @@ def network_of(model: Model, *, fuse: bool = True) -> Any:
         raise RuntimeMissingError("ultralytics is not installed: pip install ultralytics") from error
     finally:
         scratch.cleanup()
-    architecture = yaml.safe_load(model.read("architecture.yaml"))
     extra = set(architecture) - {"nc", "scale", "scales", "backbone", "head"}
     if extra:  # ultralytics evaluates some of its other keys as code
         raise ModelError(f"{model.folder / 'architecture.yaml'}: keys {sorted(extra)} are not allowed")
-    net = DetectionModel(architecture, ch=3, nc=len(model.card.codes), verbose=False)
-    net.load_state_dict({key: value.float() for key, value in load(model.read("model.safetensors")).items()})
-    net.eval()
-    return net.fuse(verbose=False) if fuse else net
+    return DetectionModel(architecture, ch=3, nc=len(model.card.codes), verbose=False)

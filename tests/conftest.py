@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from smearcount import counting, detector
-from smearcount.cards import Card
+from smearcount.cards import DetectorCard
 from smearcount.detector import Detector
 from smearcount.records import Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.runtimes import RuntimeChoice
@@ -118,7 +118,7 @@ class DiscNetwork:
         return (out,)
 
 
-def card(**changes: Any) -> Card:
+def card(**changes: Any) -> DetectorCard:
     """The card of the disc network; 0.16 um a pixel, margin 63 px, windows of 256 px, cores of 130 px."""
     values: dict[str, Any] = {
         **{"id": "discs", "task": "detector", "description": "d", "codes": KINDS, "um_per_px": UM_PER_PX},
@@ -127,7 +127,7 @@ def card(**changes: Any) -> Card:
         **{"licence": "MIT", "intended_use": "tests", "limits": (), "training_data": (), "metrics": ()},
         **{"git_commit": "0", "files": {}},
     }
-    return Card(**{**values, **changes})
+    return DetectorCard(**{**values, **changes})
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def draw_discs() -> Callable[..., Drawing]:
 
 
 @pytest.fixture
-def make_card() -> Callable[..., Card]:
+def make_card() -> Callable[..., DetectorCard]:
     """A card of the disc network with some values changed."""
     return card
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from smearcount import detector
-from smearcount.cards import Card
+from smearcount.cards import DetectorCard
 from smearcount.detector import FILL, Detector, Window, decode, plan_windows, to_tensor
 from smearcount.errors import ModelError
 from smearcount.geometry import FloatArray, diameters, iou_matrix
@@ -179,7 +179,7 @@ def test_a_margin_that_leaves_no_core_is_refused(disc_detector: Make) -> None:
         disc_detector(window_px=128, largest_cell_um=12.4)
 
 
-def test_a_tensor_is_padded_to_the_stride_and_keeps_rgb(make_card: Callable[..., Card]) -> None:
+def test_a_tensor_is_padded_to_the_stride_and_keeps_rgb(make_card: Callable[..., DetectorCard]) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (33, 50, 3)).astype(np.uint8)
     tensor = to_tensor(pixels, make_card(stride_px=32))
@@ -192,7 +192,7 @@ def test_a_tensor_is_padded_to_the_stride_and_keeps_rgb(make_card: Callable[...,
     assert np.allclose(scaled[0, 2], tensor[0, 2] / 2, atol=1e-5)
 
 
-def test_decoding_of_a_known_output(make_card: Callable[..., Card]) -> None:
+def test_decoding_of_a_known_output(make_card: Callable[..., DetectorCard]) -> None:
     thresholds = np.array([0.3, 0.5, 0.3], np.float32)
     columns = [
         (50, 40, 20, 10, 0.9, 0.1, 0.0),  # a red cell

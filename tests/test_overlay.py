@@ -1,4 +1,4 @@
-"""The annotated picture: outlines where the boxes are, cells and photograph untouched, texts inside their panel."""
+"""The annotated picture: the photograph unhidden, a legend that stays readable, texts inside their panel."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from smearcount import outlines, overlay, panel
 from smearcount.images import ArraySource
 from smearcount.pipeline import Analysis
 from smearcount.records import Counts, Detections, Labels, Provenance, Quality, Scale, SmearResult
-from smearcount.taxonomy import load_taxonomy
+from smearcount.taxonomy import Taxonomy, load_taxonomy
 
 TAXONOMY = load_taxonomy()
 GREY = 190
-LINES = [("Cells", "", ""), ("Red blood cells", "12", ""), ("Neutrophil", "3", "57.1 % (18.4\u201390.1)")]
 LONG = "W" * 300 + " a_very-long.name \u00b5\u00fc\u00df\u2013 " * 40
 
 
@@ -77,88 +76,10 @@ def outlined(result, zoom=1):
     return photo
 
 
-def on_the_line(result, row=0):
-    """Pixel x, y in the middle of the line, right of the box at half its height."""
-    style = outlines.outline_style(result, TAXONOMY)
-    line = style.line_px * (1.5 if result.detections.kinds[row] in ("wbc", "nrbc") else 1)
-    _, y_min, x_max, y_max = result.detections.boxes[row]
-    return int(x_max + 1 + style.casing_px + line / 2), int((y_min + y_max) / 2)
-
-
-@pytest.mark.parametrize("kind", ["rbc", "wbc", "nrbc", "platelet"])
-def test_unnamed_cell_has_the_colour_of_its_kind_just_outside_its_box(kind):
-    result = one(kind)
-    x, y = on_the_line(result)
-    assert tuple(outlined(result)[y, x]) == rgb(TAXONOMY.kinds[kind].colour)
-
-
-@pytest.mark.parametrize("code", ["teardrop_cell", "sickle_cell", "neutrophil", "erythroblast"])
-def test_named_cell_has_the_colour_of_its_code(code):
-    result = one(TAXONOMY.kind_of[code], code)
-    x, y = on_the_line(result)
-    assert tuple(outlined(result)[y, x]) == rgb(TAXONOMY.codes[code].colour)
-
-
-@pytest.mark.parametrize("box", [(250, 200, 310, 280), (100, 100, 400, 300), (10.3, 20.7, 31.9, 41.2)])
-def test_inside_of_a_cell_stays_as_photographed(box):
-    photo = outlined(one("wbc", box=box))
-    y, x = np.mgrid[:480, :640] + 0.5
-    inside = ((2 * x - box[0] - box[2]) / (box[2] - box[0] - 2)) ** 2 + (
-        (2 * y - box[1] - box[3]) / (box[3] - box[1] - 2)
-    ) ** 2 < 1
-    assert np.all(photo[inside] == GREY)
-    far = (x < box[0] - 25) | (x > box[2] + 25) | (y < box[1] - 25) | (y > box[3] + 25)
-    assert np.all(photo[far] == GREY)
-    assert np.any(photo != GREY)
-
-
-def test_light_lines_have_a_dark_casing_and_dark_lines_a_light_one():
-    for kind, casing in (("platelet", 0), ("rbc", 255)):
-        photo = outlined(one(kind, box=(100, 100, 400, 300)))
-        assert np.any(np.all(photo == casing, axis=2))
-        assert not np.any(np.all(photo == 255 - casing, axis=2))
-
-
-def test_cell_not_counted_is_dashed():
-    colour = rgb(TAXONOMY.kinds["rbc"].colour)
-    solid, dashed = (np.all(outlined(one("rbc", counted=c)) == colour, axis=2) for c in (True, False))
-    assert 0.3 * solid.sum() < dashed.sum() < 0.7 * solid.sum()
-    assert not np.any(dashed & ~solid)
-
-
-@pytest.mark.parametrize("upper", ["wbc", "nrbc", "platelet"])
-def test_nucleated_cells_and_platelets_lie_over_red_cells(upper):
-    red = ((60, 100, 140, 180), "rbc", "unclassified", True)
-    other = ((100, 60, 180, 140), upper, "unclassified", True)
-    both = outlined(make((640, 480), [other, red]))
-    np.testing.assert_array_equal(both, outlined(make((640, 480), [red, other])))
-    colour = rgb(TAXONOMY.kinds[upper].colour)
-    line = np.all(outlined(make((640, 480), [other])) == colour, axis=2)
-    crossed = np.any(outlined(make((640, 480), [red])) != GREY, axis=2) & line
-    assert crossed.any()
-    assert np.all(both[line] == colour)
-
-
-@pytest.mark.parametrize("tile", [(400, 300), (64, 64), (37, 111), (7, 300)])
-def test_tiles_give_the_bytes_of_the_whole(tile):
-    result = scattered()
-    whole, parts = outlined(result), blank(result.size_wh)
-    style = outlines.outline_style(result, TAXONOMY)
-    for x, y in itertools.product(range(0, 400, tile[0]), range(0, 300, tile[1])):
-        outlines.draw_outlines(parts[y : y + tile[1], x : x + tile[0]], (x, y), result, style)
-    np.testing.assert_array_equal(parts, whole)
-
-
-def test_cell_at_the_border_keeps_a_closed_line_inside_the_picture():
-    photo = outlined(one("rbc", box=(0, 100, 40, 160)))
-    near_border = photo[115:145, :8]
-    assert np.all(np.any(np.all(near_border == rgb(TAXONOMY.kinds["rbc"].colour), axis=2), axis=1))
-
-
 @pytest.mark.parametrize("size_wh", [(1, 1), (64, 64), (300, 40), (640, 480), (1200, 300), (300, 1200)])
 def test_photograph_stands_unhidden_in_the_corner(size_wh):
     result = make(size_wh, [((0, 0, size_wh[0] / 2, size_wh[1] / 2), "rbc", "normocyte", True)])
-    sheet = overlay.draw_overlay(blank(size_wh), result, TAXONOMY, LINES)
+    sheet = overlay.draw_overlay(blank(size_wh), result, TAXONOMY)
     zoom = max(1, -(-500 // max(size_wh)))
     height, width = size_wh[1] * zoom, size_wh[0] * zoom
     np.testing.assert_array_equal(sheet[:height, :width], outlined(result, zoom))
@@ -168,14 +89,14 @@ def test_photograph_stands_unhidden_in_the_corner(size_wh):
 
 def test_empty_result_draws_and_leaves_its_input():
     pixels = blank((640, 480))
-    sheet = overlay.draw_overlay(pixels, make((640, 480)), TAXONOMY, [])
+    sheet = overlay.draw_overlay(pixels, make((640, 480)), TAXONOMY)
     assert np.all(pixels == GREY)
     np.testing.assert_array_equal(sheet[:480, :640], pixels)
 
 
 def test_same_input_same_bytes():
     result = scattered()
-    first, second = (overlay.draw_overlay(blank(result.size_wh), result, TAXONOMY, LINES) for _ in range(2))
+    first, second = (overlay.draw_overlay(blank(result.size_wh), result, TAXONOMY) for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
@@ -184,7 +105,7 @@ def has(panel, colour) -> bool:
 
 
 def panel_of(result):
-    sheet = overlay.draw_overlay(blank(result.size_wh), result, TAXONOMY, LINES)
+    sheet = overlay.draw_overlay(blank(result.size_wh), result, TAXONOMY)
     sheet[: result.size_wh[1], : result.size_wh[0]] = panel.PAPER
     return sheet
 
@@ -203,14 +124,14 @@ def test_warnings_stand_in_the_panel():
     assert has(panel_of(make((640, 480), warnings=["The field is out of focus."])), panel.ALERT)
 
 
-def rows_of(result, lines=LINES, pixels=None, factor=1):
+def rows_of(result, pixels=None, factor=1):
     """Every row of the panel as (text, colour, small)."""
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         render = panel.render_rows
         patch.setattr(overlay, "render_rows", lambda block, face: drawn.extend(block) or render(block, face))
         pixels = blank(result.size_wh) if pixels is None else pixels
-        overlay.draw_overlay(pixels, result, TAXONOMY, lines, factor)
+        overlay.draw_overlay(pixels, result, TAXONOMY, factor=factor)
     return [(" | ".join(span.text for span in row.spans), row.colour, row.small) for row in drawn]
 
 
@@ -235,18 +156,6 @@ def test_few_white_cells_of_a_differential_alert_and_a_missing_classifier_does_n
     named = rows_of(make((640, 480), cell, labels=labels, counts=Counts({"neutrophil": 1})))
     assert [row[1] for row in named if "a differential needs at least 100" in row[0]] == [panel.ALERT]
     assert [row[1] for row in named if "blasts" in row[0]] == [panel.FAINT]
-
-
-def test_the_counts_have_headings_and_a_footnote():
-    rows = rows_of(make((640, 480)))
-    heading, foot = ("type | count | % of all cells (95 %)", "limits: sampling error only")
-    assert [row[1:] for row in rows if row[0] in (heading, foot)] == [(panel.FAINT, True)] * 2
-    texts = [row[0] for row in rows]
-    assert texts.index(heading) == texts.index(" | ".join(LINES[0])) - 1
-    assert texts.index(foot) == texts.index(" | ".join(LINES[-1])) + 1
-    nested = rows_of(make((640, 480)), [*LINES, ("  Neutrophil", "3", "50.0 (1 - 2)")])
-    assert any(row[0].startswith("indented: % of the named") and row[0].endswith(foot) for row in nested)
-    assert not any("limits" in row[0] for row in rows_of(make((640, 480)), []))
 
 
 class Recorder(ArraySource):
@@ -285,14 +194,14 @@ def test_only_huge_pictures_are_reduced(size_wh, factor):
 def test_outlines_lie_around_the_cells_of_a_reduced_picture():
     result = make((2560, 1920), [((1000, 800, 1240, 1120), "rbc", "unclassified", True)])
     source = ArraySource(blank((2560, 1920)))
-    sheet = overlay.draw_overlay(overlay.read_reduced(source, 4), result, TAXONOMY, LINES, 4)
+    sheet = overlay.draw_overlay(overlay.read_reduced(source, 4), result, TAXONOMY, factor=4)
     small = make((640, 480), [((250, 200, 310, 280), "rbc", "unclassified", True)])
     np.testing.assert_array_equal(sheet[:480, :640], outlined(small))
     texts = [row[0] for row in rows_of(result, pixels=blank((640, 480)), factor=4)]
     assert "Shown at 1/4 size" in texts
     assert not [text for text in texts if "magnified" in text]
     with pytest.raises(ValueError, match="pixels: expected uint8"):
-        overlay.draw_overlay(blank((2560, 1920)), result, TAXONOMY, LINES, 4)
+        overlay.draw_overlay(blank((2560, 1920)), result, TAXONOMY, factor=4)
 
 
 def test_an_analysis_reads_a_huge_picture_in_blocks(monkeypatch):
@@ -318,7 +227,7 @@ def test_drawn_scale_bar_is_as_long_as_its_label_says(side, zoom, monkeypatch):
     rows = []
     render = panel.render_rows
     monkeypatch.setattr(overlay, "render_rows", lambda block, face: rows.extend(block) or render(block, face))
-    sheet = overlay.draw_overlay(blank((side, side)), make((side, side), um_per_px=0.13), TAXONOMY, [])
+    sheet = overlay.draw_overlay(blank((side, side)), make((side, side), um_per_px=0.13), TAXONOMY)
     label = next(after.spans[0].text for row, after in itertools.pairwise(rows) if row.bar_px)
     ink = np.all(sheet == panel.INK, axis=2)
     runs = [len(list(run)) for row in ink for is_ink, run in itertools.groupby(row.tolist()) if is_ink]
@@ -334,32 +243,18 @@ def font_kind(request, monkeypatch):
     panel.face_for.cache_clear()
 
 
-@pytest.mark.usefixtures("font_kind")
-@pytest.mark.parametrize("text", ["", "x", "Red blood cells", LONG, "W" * 5000, "\u7d30\u80de " * 200])
-def test_wrapped_text_fits_its_width_and_lines(text):
-    face = panel.face_for(13, 338)
-    for font, width in ((face.plain, 70.0), (face.bold, 200.0)):
-        shown = panel.wrap(panel.letters(text, face), font, width, 3)
-        assert 1 <= len(shown) <= 3
-        assert all(font.getlength(line) <= width for line in shown)
-        assert ("\u2026" in shown[-1]) == (len(text) > 100)
-
-
-def test_wrapping_loses_no_word():
-    face = panel.face_for(13, 338)
-    text = "one field of view holds about a hundred cells"
-    assert " ".join(panel.wrap(text, face.plain, 90, 9)) == text
-
-
 def test_long_texts_stay_in_the_margins_of_every_column(font_kind, monkeypatch):
     drawn = []
     render = panel.render_rows
     monkeypatch.setattr(
         overlay, "render_rows", lambda rows, face: drawn.append((render(rows, face), face)) or drawn[-1][0]
     )
-    result = make((640, 480), [((9, 9, 70, 70), "rbc", "normocyte", False)], warnings=[LONG, LONG], image_id=LONG)
-    overlay.draw_overlay(blank((640, 480)), result, TAXONOMY, [(LONG, LONG, LONG), *LINES])
-    assert len(drawn) == 6, font_kind
+    content = TAXONOMY.model_dump(mode="json")
+    content["codes"]["normocyte"]["name"] = content["kinds"]["wbc"]["name"] = LONG
+    cell = ((9, 9, 70, 70), "rbc", "normocyte", False)
+    result = make((640, 480), [cell, cell], warnings=[LONG, LONG], image_id=LONG, counts=Counts({"normocyte": 10**9}))
+    overlay.draw_overlay(blank((640, 480)), result, Taxonomy(**content))
+    assert len(drawn) == 5, font_kind
     for block, face in drawn:
         assert np.all(block[:, : face.margin - 2] == panel.PAPER)
         assert np.all(block[:, -(face.margin - 2) :] == panel.PAPER)
@@ -389,28 +284,4 @@ def test_panel_takes_more_columns_where_one_would_waste_paper():
 )
 def test_pixels_of_another_picture_are_refused(pixels):
     with pytest.raises(ValueError, match="pixels: expected uint8"):
-        overlay.draw_overlay(pixels, one("rbc"), TAXONOMY, LINES)
-
-
-def test_name_outside_the_taxonomy_is_refused():
-    with pytest.raises(ValueError, match="blob"):
-        outlines.outline_style(one("rbc", "blob"), TAXONOMY)
-
-
-# Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as seen without one kind of cone.
-PROTAN = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
-DEUTAN = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]])
-
-
-@pytest.mark.parametrize("vision", [np.eye(3), PROTAN, DEUTAN])
-def test_colours_of_kinds_differ_for_every_colour_vision(vision):
-    colours = np.array([rgb(kind.colour) for kind in TAXONOMY.kinds.values()]) / 255
-    seen = np.clip(colours**2.2 @ vision.T, 0, 1) ** (1 / 2.2)
-    distances = [np.abs(a - b).max() for a, b in itertools.combinations(seen, 2)]
-    assert min(distances) > 0.2
-
-
-def test_codes_of_one_kind_have_colours_of_their_own():
-    for kind in TAXONOMY.kinds:
-        colours = [TAXONOMY.codes[code].colour for code in TAXONOMY.codes_of(kind)]
-        assert len(set(colours)) == len(colours)
+        overlay.draw_overlay(pixels, one("rbc"), TAXONOMY)

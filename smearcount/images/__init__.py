@@ -1,13 +1,14 @@
 """Pictures in and out: the only place of smearcount where picture files are opened or written.
 
 `open_image` gives an `ImageSource`, whatever the format; `read` on it gives rectangles of RGB pixels. Formats are
-told apart by their first bytes, never by their names. A library for whole slides would be one more function that
-returns an `ImageSource`, chosen in `opening.py`.
+told apart by their first bytes, never by their names; which library reads which of them is said in `slides.py` and
+`opening.py`.
 """
 
 from __future__ import annotations
 
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
+from smearcount.images.slides import content_sha256
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits
 from smearcount.images.writing import (
     check_target,
@@ -25,6 +26,7 @@ __all__ = [
     "ImageSource",
     "ReadLimits",
     "check_target",
+    "content_sha256",
     "find_images",
     "grow_text",
     "list_folder",

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smearcount.errors import ImageError
+from smearcount.images.choice import PageChoice
 from smearcount.images.raster import open_raster
+from smearcount.images.slides import is_mirax, open_slide, slide_vendor
 from smearcount.images.source import DEFAULT_LIMITS, ImageSource, ReadLimits
-from smearcount.images.tiff import open_tiff
+from smearcount.images.tiff import open_tiff, scanner_of
 
 __all__ = ["SUFFIXES", "FolderListing", "find_images", "list_folder", "open_image"]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".svs", ".ndpi"})
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".btf", ".tf2", ".tf8")
+    + (".svs", ".ndpi", ".mrxs", ".scn", ".bif")
+)
 """Names that `find_images` takes for pictures; whether they are is seen when they are opened."""
 
 _RAW = dict.fromkeys(
@@ -25,12 +30,12 @@ _NAMES = _RAW | {
     **dict.fromkeys((".jp2", ".j2k", ".jpf", ".jpx"), "a JPEG 2000 picture"),
     **{".avif": "an AVIF picture", ".gif": "a GIF picture", ".jxl": "a JPEG XL picture", ".pdf": "a PDF document"},
     **{".czi": "a Zeiss CZI file", ".nd2": "a Nikon ND2 file", ".lif": "a Leica LIF file"},
-    **{".mrxs": "a MIRAX slide", ".vsi": "an Olympus VSI slide", ".oib": "an Olympus OIB file"},
+    **{".vsi": "an Olympus VSI slide", ".oib": "an Olympus OIB file"},
     **{".dcm": "a DICOM file", ".psd": "a Photoshop document"},
 }
 """Pictures of types that are not read: in a folder they are failures with a reason, not files of no concern."""
 
-_PREVIEWS = frozenset(_RAW) | {".mrxs", ".vsi"}
+_PREVIEWS = frozenset(_RAW) | {".vsi"}
 """Types whose first bytes are those of a TIFF or JPEG, which holds no more than a preview or an overview."""
 
 _PICTURES = (
@@ -67,37 +72,55 @@ _BRANDS = {
 }
 """What an ISO base media file is by its brand (ISO/IEC 14496-12, 4.3)."""
 
-_REMEDY = "expected a JPEG, PNG, TIFF, BMP or WebP picture: export it as one of these"
+_REMEDY = "expected a JPEG, PNG, TIFF, BMP or WebP picture or a slide: export it as one of these"
 
 
-def open_image(path: Path, limits: ReadLimits = DEFAULT_LIMITS, page: int | None = None) -> ImageSource:
+def open_image(
+    path: Path,
+    limits: ReadLimits = DEFAULT_LIMITS,
+    page: int | None = None,
+    *,
+    level: int | None = None,
+    channel: int | None = None,
+) -> ImageSource:
     """Open a picture of any supported format, told by its content.
 
     Args:
-        path: JPEG, PNG, TIFF, BMP or WebP file.
+        path: JPEG, PNG, TIFF, BMP or WebP file, or a slide that OpenSlide reads.
         limits: what is refused before decoding.
-        page: which page of a multi-page TIFF, from 1; None for the first one.
+        page: which page of a multi-page TIFF, from 1; None goes by rule: see `PageChoice`.
+        level: which level of a pyramid, from 0; None for the full resolution.
+        channel: which channel to show grey, from 1; None for all colours.
 
     Raises:
         ImageError: names the file, what is wrong with it, and what to do.
     """
-    path = Path(path)
+    path, choice = Path(path), PageChoice(page, level, channel)
     start = _first_bytes(path)
     kind, suffix = _kind(start), path.suffix.lower()
     if suffix in _PREVIEWS:
         raise ImageError(f"{path}: {_NAMES[suffix]}, which is not read; {_REMEDY}")
+    if is_mirax(path):
+        return open_slide(path, limits, choice, "MIRAX")
     if not kind:
         raise ImageError(f"{path}: {_other(start, suffix)}; {_REMEDY}")
     if kind == "TIFF":
-        return open_tiff(path, limits, page)
-    if page not in (None, 1):
-        raise ImageError(f"{path}: page {page} was asked for, but a {kind} has one page; leave the page out")
+        return _open_tiff(path, limits, choice)
+    choice.refuse(path, kind, "page", "level", "channel")
     try:
         _check_bytes(path, path.stat().st_size, limits)
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: can't be read ({error.strerror}); check the disk") from error
     return open_raster(path, kind, data, limits)
+
+
+def _open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource:
+    """A TIFF by the rule of `slides.py`: a scanner's own belongs to OpenSlide, unless a page of it was chosen."""
+    make = scanner_of(path) if choice.page is None else ""
+    if make and slide_vendor(path, make) not in ("", "generic-tiff"):
+        return open_slide(path, limits, choice, make)
+    return open_tiff(path, limits, choice)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import cv2
@@ -17,6 +18,8 @@ __all__ = [
     "composite_on_white",
     "grey_to_rgb",
     "orient",
+    "range_of",
+    "sampled_range",
     "stored_region",
     "to_uint8",
 ]
@@ -36,6 +39,9 @@ _HUGE = 1e150
 
 _SAMPLED = 4_000_000
 """Samples that the range of a picture is taken from."""
+
+_PATCHES, _PATCH_SIDE = 8, 128
+"""Rows and columns of patches that stand for a picture which is not held as a whole, and their side in pixels."""
 
 
 def orient(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
@@ -93,8 +99,12 @@ def cmyk_to_rgb(ink: npt.NDArray[np.uint8], inverted: bool = False) -> Rgb:
     return out
 
 
-def to_uint8(samples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], str]:
+def to_uint8(
+    samples: npt.NDArray[Any], low_high: tuple[float, float] | None = None
+) -> tuple[npt.NDArray[np.uint8], str]:
     """Samples of any number type as `uint8` of the same shape, and a note that says how.
+
+    The range is that of the samples, or `low_high` where they are a part of a larger picture.
 
     A bright-field picture is transmitted light: zero stays black and ratios are kept, so the range is scaled, never
     stretched from its minimum. Its end is the full scale of the bits in use, the smallest `2**k - 1` (k = 8 to 16)
@@ -105,7 +115,7 @@ def to_uint8(samples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], str]:
     if samples.dtype == np.uint8:
         return cast("npt.NDArray[np.uint8]", samples), ""
     floating = samples.dtype.kind == "f"
-    low, high = _range(samples, floating)
+    low, high = low_high or range_of(samples)
     out, lost = np.empty(samples.shape, np.uint8), 0
     for top in range(0, len(samples), _ROWS):
         rows = _exact(samples[top : top + _ROWS])
@@ -131,7 +141,9 @@ def _exact(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return samples.astype(np.float32 if samples.dtype.itemsize <= _FLOAT32_HOLDS_BYTES else np.float64)
 
 
-def _range(samples: npt.NDArray[Any], floating: bool) -> tuple[float, float]:
+def range_of(samples: npt.NDArray[Any]) -> tuple[float, float]:
+    """The stored values that become 0 and 255: see `to_uint8`."""
+    floating = samples.dtype.kind == "f"
     step = min(samples.size // _SAMPLED, len(samples) // 64)
     values = _exact(samples[:: max(1, step)]).astype(np.float64)
     values = values[np.isfinite(values)].clip(-_HUGE, _HUGE)
@@ -144,3 +156,22 @@ def _range(samples: npt.NDArray[Any], floating: bool) -> tuple[float, float]:
         bits = max(8, int(np.ceil(np.log2(high + 1))))
         return 0.0, float(2**bits - 1)
     return low, high if high > low else low + max(1.0, abs(low))
+
+
+def sampled_range(
+    read: Callable[[tuple[int, int, int, int]], npt.NDArray[Any]], size_wh: tuple[int, int]
+) -> tuple[float, float]:
+    """The range of a picture from 8 x 8 patches of it, or from all of a small one.
+
+    The patches lie at fixed places, so that a picture has one range, however it is read.
+
+    Args:
+        read: gives the samples of a rectangle x, y, w, h.
+        size_wh: width and height of the picture.
+    """
+    if size_wh[0] * size_wh[1] <= _PATCHES**2 * _PATCH_SIDE**2:
+        return range_of(read((0, 0, *size_wh)))
+    w, h = (min(_PATCH_SIDE, side) for side in size_wh)
+    places = ((np.arange(_PATCHES) + 0.5) / _PATCHES).tolist()
+    corners = [(int((size_wh[0] - w) * at_x), int((size_wh[1] - h) * at_y)) for at_y in places for at_x in places]
+    return range_of(np.concatenate([read((x, y, w, h)).reshape(-1) for x, y in corners]))

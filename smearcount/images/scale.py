@@ -8,16 +8,26 @@ from __future__ import annotations
 import html
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["MAX_UM_PER_PX", "MIN_UM_PER_PX", "PixelSize", "from_density", "from_description", "from_sizes"]
+__all__ = [
+    "MAX_DESCRIPTION",
+    "MAX_UM_PER_PX",
+    "MIN_UM_PER_PX",
+    "PixelSize",
+    "from_density",
+    "from_description",
+    "from_sizes",
+    "ome_pixels",
+]
 
 MIN_UM_PER_PX = 0.02
 MAX_UM_PER_PX = 2.0
 """Beyond these no light microscope shows a smear: 72 to 600 dots an inch are 353 to 42 um."""
 
 _MAX_ANISOTROPY = 0.02
-_MAX_DESCRIPTION = 4_000_000
+MAX_DESCRIPTION = 4_000_000
+"""Characters of a description that are searched."""
 
 _UM_PER_UNIT = {
     "pm": 1e-6,
@@ -57,6 +67,10 @@ class PixelSize:
     origin: str = ""
     note: str = ""
 
+    def times(self, factor: float) -> PixelSize:
+        """The size of a pixel of the same picture reduced by `factor`."""
+        return self if self.um_per_px is None else replace(self, um_per_px=self.um_per_px * factor)
+
 
 def from_sizes(x_um: float, y_um: float, origin: str) -> PixelSize:
     """The size of a pixel of `x_um` by `y_um` micrometres, if it is plausible and square."""
@@ -87,9 +101,9 @@ def from_description(text: str, density_xy: tuple[float, float]) -> PixelSize:
         text: the description.
         density_xy: XResolution and YResolution, which ImageJ gives in pixels a unit of its description.
     """
-    text = text[:_MAX_DESCRIPTION]
-    if pixels := re.search(r"<(?:\w{1,20}:)?Pixels\s[^<>]{0,4000}", text):
-        return _from_ome(pixels.group())
+    text = text[:MAX_DESCRIPTION]
+    if pixels := ome_pixels(text):
+        return _from_ome(pixels)
     if mpp := re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]{1,30})", text):
         size = _number(mpp.group(1))
         return from_sizes(size, size, "Aperio MPP")
@@ -100,8 +114,14 @@ def from_description(text: str, density_xy: tuple[float, float]) -> PixelSize:
     return PixelSize()
 
 
-def _from_ome(pixels: str) -> PixelSize:
-    values = {key: html.unescape(value) for key, value in re.findall(r"(\w+)\s*=\s*\"([^\"]{0,60})\"", pixels)}
+def ome_pixels(text: str) -> dict[str, str]:
+    """Attributes of the first `Pixels` of an OME-XML text; nothing where there is none."""
+    found = re.search(r"<(?:\w{1,20}:)?Pixels\s[^<>]{0,4000}", text[:MAX_DESCRIPTION])
+    pairs = re.findall(r"(\w+)\s*=\s*\"([^\"]{0,60})\"", found.group()) if found else []
+    return {key: html.unescape(value) for key, value in pairs}
+
+
+def _from_ome(values: dict[str, str]) -> PixelSize:
     x_um, y_um = (
         _number(values.get(f"PhysicalSize{axis}", "")) * _unit_um(values.get(f"PhysicalSize{axis}Unit", "um"))
         for axis in "XY"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +13,7 @@ import numpy.typing as npt
 
 from smearcount.errors import ImageError
 
-__all__ = ["DEFAULT_LIMITS", "ArraySource", "ImageSource", "ReadLimits", "Rgb", "check_region"]
+__all__ = ["DEFAULT_LIMITS", "ArraySource", "ImageSource", "ReadLimits", "Rgb", "check_region", "file_sha256"]
 
 Rgb = npt.NDArray[np.uint8]
 
@@ -21,7 +23,8 @@ class ReadLimits:
     """What is refused before a single pixel is decoded.
 
     Attributes:
-        max_megapixels: largest picture decoded as a whole; tiled TIFFs are read region by region and may be larger.
+        max_megapixels: largest picture decoded as a whole; TIFFs in tiles or short strips and slides of scanners are
+            read region by region and may be larger.
         min_side_px: shortest side of a picture.
     """
 
@@ -145,3 +148,20 @@ def check_region(region_xywh: tuple[int, int, int, int], size_wh: tuple[int, int
     x, y, w, h = region_xywh
     if x < 0 or y < 0 or w < 1 or h < 1 or x + w > size_wh[0] or y + h > size_wh[1]:
         raise ValueError(f"region: expected x, y, w, h inside {size_wh[0]} x {size_wh[1]} px, got {region_xywh}")
+
+
+def file_sha256(path: Path, parts: Iterable[Path] = ()) -> str:
+    """SHA-256 of the bytes of a file, or of a slide of several files: then of their names and bytes, in order of name.
+
+    Raises:
+        ImageError: a file can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256")
+        for part in sorted(parts):
+            with part.open("rb") as file:
+                whole.update(part.name.encode(errors="surrogateescape") + hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise ImageError(f"{path}: can't be read ({error.strerror}); check the disk") from error
+    return whole.hexdigest()

@@ -32,6 +32,7 @@ class Colour:
     Attributes:
         photometric: PhotometricInterpretation.
         base: number of colour samples.
+        first: the first of them; 0 but where one channel of several is shown.
         alpha: `""`, `straight` or `premultiplied`; the sample after the base.
         bits: bits a sample.
         palette: `(2**bits, 3) uint8` of a palette picture.
@@ -40,6 +41,7 @@ class Colour:
 
     photometric: int
     base: int
+    first: int
     alpha: str
     bits: int
     palette: Rgb | None
@@ -50,14 +52,23 @@ class Colour:
         """The stored value of white in 8 bits."""
         return 0 if self.photometric in (_MIN_IS_WHITE, _CMYK) else 255
 
-    def to_rgb(self, samples: npt.NDArray[Any]) -> tuple[Rgb, str]:
-        """RGB of stored samples, and a note on their range; regions of 8 bits do not depend on each other."""
-        colour, note = samples[..., : self.base], ""
+    def of_colour(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The samples that are colour, without alpha; a view."""
+        return samples[..., self.first : self.first + self.base]
+
+    def to_rgb(self, samples: npt.NDArray[Any], low_high: tuple[float, float] | None = None) -> tuple[Rgb, str]:
+        """RGB of stored samples, and a note on their range.
+
+        Args:
+            samples: `(h, w, s)` as stored.
+            low_high: range of the whole picture, where it has more than 8 bits.
+        """
+        colour, note = self.of_colour(samples), ""
         if self.bits < 8:
             full = 1 if self.palette is not None else 255 / (2**self.bits - 1)
             colour = np.rint(colour * full).astype(np.uint8)
         elif colour.dtype != np.uint8:
-            colour, note = to_uint8(colour)
+            colour, note = to_uint8(colour, low_high)
         rgb = self._convert(colour)
         if self.alpha:
             cover = alpha_to_uint8(samples[..., self.base])
@@ -78,8 +89,8 @@ class Colour:
         return grey_to_rgb(255 - grey if self.photometric == _MIN_IS_WHITE else grey)
 
 
-def colour_of(page: tifffile.TiffPage) -> Colour:
-    """How the samples of a page are meant.
+def colour_of(page: tifffile.TiffPage, channel: int | None = None) -> Colour:
+    """How the samples of a page are meant; `channel`, from 0, is shown grey instead of all of them.
 
     Raises:
         UnsupportedError: the samples are no grey, RGB, palette or CMYK picture.
@@ -87,7 +98,10 @@ def colour_of(page: tifffile.TiffPage) -> Colour:
     photometric, samples, bits = (int(page.photometric), int(page.samplesperpixel), int(page.bitspersample))
     base = _BASE_SAMPLES.get(photometric, 0)
     extra = tuple(int(value) for value in page.extrasamples)
-    if not base or not base <= samples <= base + 1 or page.dtype is None or page.dtype.kind not in "buif":
+    if channel is not None and photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR) and _is_number(page):
+        note = f"channel {channel + 1} of {samples} shown grey"
+        return Colour(min(photometric, _MIN_IS_BLACK), 1, channel, "", bits, None, (note,))
+    if not base or not base <= samples <= base + 1 or not _is_number(page):
         raise UnsupportedError(
             f"has {samples} channels of {bits} bits, photometric {photometric}; expected grey, RGB, RGBA or CMYK: "
             "export the bright-field picture as RGB"
@@ -100,7 +114,11 @@ def colour_of(page: tifffile.TiffPage) -> Colour:
         notes.append("CMYK converted without a colour profile")
     palette = _palette(page, bits) if photometric == _PALETTE else None
     decoded = photometric == _YCBCR and int(page.compression) in _DECODED_AS_RGB
-    return Colour(_RGB if decoded else photometric, base, alpha, bits, palette, tuple(notes))
+    return Colour(_RGB if decoded else photometric, base, 0, alpha, bits, palette, tuple(notes))
+
+
+def _is_number(page: tifffile.TiffPage) -> bool:
+    return page.dtype is not None and page.dtype.kind in "buif"
 
 
 def _palette(page: tifffile.TiffPage, bits: int) -> Rgb:

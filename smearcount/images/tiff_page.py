@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,48 @@ __all__ = ["StoredPage", "stored_page"]
 
 Region = tuple[int, int, int, int]
 
+_TILES_HELD = 32_000_000
+_STRIPS_HELD = 256_000_000
+"""Bytes of decoded blocks that are kept: neighbouring windows share tiles, and all windows of a row share strips."""
+
+_YCBCR = 6
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A decoded tile or strip: `samples (h, w, s)`, and where it begins in the page."""
+
+    samples: npt.NDArray[Any]
+    left: int
+    top: int
+    plane: int
+
+
+class _Blocks:
+    """The blocks decoded last, so that overlapping regions do not decode them again; safe between threads."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._held: OrderedDict[int, _Block] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, index: int) -> _Block | None:
+        """A block that is still held."""
+        with self._lock:
+            if index in self._held:
+                self._held.move_to_end(index)
+            return self._held.get(index)
+
+    def keep(self, index: int, block: _Block) -> None:
+        """Hold a block, and let go of those unused for longest."""
+        with self._lock:
+            if index in self._held or block.samples.nbytes > self._max_bytes:
+                return
+            self._held[index] = block
+            self._bytes += block.samples.nbytes
+            while self._bytes > self._max_bytes:
+                self._bytes -= self._held.popitem(last=False)[1].samples.nbytes
+
 
 @dataclass(frozen=True, eq=False)
 class StoredPage:
@@ -30,18 +74,25 @@ class StoredPage:
         decode: from the bytes of a tile or strip and its index to samples and their place.
         colour: what the samples mean.
         orientation: 1 to 8.
+        blocks: those decoded last.
     """
 
     page: tifffile.TiffPage
     decode: Callable[..., Any]
     colour: Colour
     orientation: int
+    blocks: _Blocks
 
     @property
     def upright_wh(self) -> tuple[int, int]:
         """Width and height after the orientation was applied."""
         stored = (self.page.imagewidth, self.page.imagelength)
         return stored[::-1] if self.orientation >= 5 else stored
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Number type of a sample, in the byte order of the machine."""
+        return np.dtype(self.page.dtype)
 
     @property
     def block_wh(self) -> tuple[int, int]:
@@ -52,9 +103,27 @@ class StoredPage:
         return page.imagewidth, min(page.rowsperstrip, page.imagelength)
 
     @property
-    def by_region(self) -> bool:
-        """Whether rectangles are decoded as they are asked for: tiles, whose samples are 8 bits or less."""
-        return bool(self.page.is_tiled) and self.page.dtype in (np.uint8, np.bool_)
+    def least_wh(self) -> tuple[int, int]:
+        """Width and height of the least part that can be read alone: a row where the samples lie bare in strips."""
+        return (self.block_wh[0], 1) if self.is_bare else self.block_wh
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the samples lie in the file as they are, row after row."""
+        page = self.page
+        plain = int(page.compression) == 1 and int(page.predictor) == 1 and int(page.fillorder) == 1
+        whole_bytes = int(page.bitspersample) == 8 * self.dtype.itemsize and int(page.photometric) != _YCBCR
+        return plain and whole_bytes and not page.is_tiled
+
+    @property
+    def is_light(self) -> bool:
+        """Whether rectangles are as quick to read as from memory: tiles, whose samples are 8 bits or less."""
+        return bool(self.page.is_tiled) and not self.is_deep
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the samples have more than 8 bits, so that the range of all must be known to show a part."""
+        return self.dtype not in (np.uint8, np.bool_)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -73,16 +142,38 @@ class StoredPage:
         """
         page = self.page
         x, y, w, h = stored_region(region_xywh, self.upright_wh, self.orientation)
-        out = np.full((h, w, page.samplesperpixel), self.colour.blank, page.dtype)
-        with path.open("rb") as file:
-            for index in self._blocks(x, y, w, h):
-                file.seek(page.dataoffsets[index])
-                data = file.read(page.databytecounts[index])
-                if data:
-                    self._paste(out, (x, y), index, data)
+        out = np.full((h, w, page.samplesperpixel), self.colour.blank, self.dtype)
+        with path.open("rb", buffering=0) as file:
+            if self.is_bare:
+                self._read_rows(file, out, (x, y))
+            else:
+                for index in self._blocks_of(x, y, w, h):
+                    if page.databytecounts[index]:
+                        _paste(out, (x, y), self.blocks.get(index) or self._decoded(file, index))
         return orient(out, self.orientation)
 
-    def _blocks(self, x: int, y: int, w: int, h: int) -> Iterator[int]:
+    def _read_rows(self, file: BinaryIO, out: npt.NDArray[Any], corner_xy: tuple[int, int]) -> None:
+        page, (x, y) = self.page, corner_xy
+        _, strips, planes = _grid(self)
+        samples = page.samplesperpixel // planes
+        stored = self.dtype.newbyteorder(page.parent.byteorder)
+        row_bytes = page.imagewidth * samples * stored.itemsize
+        for plane, row in np.ndindex(planes, len(out)):
+            strip, within = divmod(y + row, self.block_wh[1])
+            index = plane * strips + strip
+            if not page.databytecounts[index]:
+                continue
+            if page.databytecounts[index] < (within + 1) * row_bytes:
+                raise DamagedError(f"is corrupt: strip {index} is shorter than its rows")
+            wanted = out.shape[1] * samples * stored.itemsize
+            file.seek(page.dataoffsets[index] + within * row_bytes + x * samples * stored.itemsize)
+            data = file.read(wanted)
+            if len(data) < wanted:
+                raise DamagedError(f"is truncated: row {y + row} is not all there")
+            row_samples = np.frombuffer(data, stored).reshape(-1, samples)
+            out[row, :, plane : plane + samples] = row_samples
+
+    def _blocks_of(self, x: int, y: int, w: int, h: int) -> Iterator[int]:
         columns, rows, planes = _grid(self)
         block_w, block_h = self.block_wh
         for plane in range(planes):
@@ -90,23 +181,35 @@ class StoredPage:
                 for column in range(x // block_w, (x + w - 1) // block_w + 1):
                     yield (plane * rows + row) * columns + column
 
-    def _paste(self, out: npt.NDArray[Any], corner_xy: tuple[int, int], index: int, data: bytes) -> None:
+    def _decoded(self, file: BinaryIO, index: int) -> _Block:
+        file.seek(self.page.dataoffsets[index])
+        data = file.read(self.page.databytecounts[index])
         tables = {"jpegtables": self.page.jpegtables, "jpegheader": self.page.jpegheader}
         try:
-            block, (plane, _, top, left, _), _ = self.decode(data, index, **tables)
+            samples, (plane, _, top, left, _), _ = self.decode(data, index, **tables)
         except Exception as error:
             # Each of the two dozen codecs raises an error of its own, all of them mean the same.
             raise DamagedError(f"is corrupt: tile or strip {index} can't be decoded ({error})") from error
-        top, left = top - corner_xy[1], left - corner_xy[0]
-        inner = block[0, max(0, -top) : out.shape[0] - top, max(0, -left) : out.shape[1] - left]
-        rows = slice(max(0, top), max(0, top) + inner.shape[0])
-        columns = slice(max(0, left), max(0, left) + inner.shape[1])
-        channels = slice(plane, plane + inner.shape[2])
-        out[rows, columns, channels] = inner
+        block = _Block(samples[0], left, top, plane)
+        self.blocks.keep(index, block)
+        return block
 
 
-def stored_page(page: tifffile.TiffPage, file_bytes: int) -> StoredPage:
+def _paste(out: npt.NDArray[Any], corner_xy: tuple[int, int], block: _Block) -> None:
+    top, left = block.top - corner_xy[1], block.left - corner_xy[0]
+    inner = block.samples[max(0, -top) : out.shape[0] - top, max(0, -left) : out.shape[1] - left]
+    rows = slice(max(0, top), max(0, top) + inner.shape[0])
+    columns = slice(max(0, left), max(0, left) + inner.shape[1])
+    out[rows, columns, block.plane : block.plane + inner.shape[2]] = inner
+
+
+def stored_page(page: tifffile.TiffPage, file_bytes: int, channel: int | None = None) -> StoredPage:
     """A page whose structure was checked: every tile lies inside a file of `file_bytes`.
+
+    Args:
+        page: of an open file.
+        file_bytes: size of the file.
+        channel: sample to show grey, from 0; None for all colours.
 
     Raises:
         DamagedError: the file is truncated or its structure is broken.
@@ -117,7 +220,9 @@ def stored_page(page: tifffile.TiffPage, file_bytes: int) -> StoredPage:
     if min(page.imagewidth, page.imagelength) < 1:
         raise DamagedError("is corrupt: its header holds no picture")
     orientation = page.tags.valueof(274, default=1)
-    stored = StoredPage(page, page.decode, colour_of(page), orientation if orientation in ORIENTATIONS else 1)
+    orientation = orientation if orientation in ORIENTATIONS else 1
+    blocks = _Blocks(_TILES_HELD if page.is_tiled else _STRIPS_HELD)
+    stored = StoredPage(page, page.decode, colour_of(page, channel), orientation, blocks)
     expected = math.prod(_grid(stored))
     if min(len(page.dataoffsets), len(page.databytecounts)) < expected:
         raise DamagedError(f"is corrupt: {len(page.dataoffsets)} of {expected} tiles or strips are listed")

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import json
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from safetensors.torch import load_file, save
 
-from smearcount.cards import Card, FileEntry, Metric, Model, as_yaml, find_model
+from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Metric, Model, as_yaml, find_model
 from smearcount.config import load_yaml, shipped
 from smearcount.errors import ModelError
-from smearcount.offline import quiet_openvino
 from smearcount.probe import probe_errors
-from smearcount.runtimes import network_of
+from smearcount.training.exporting import export_onnx, export_openvino, make_probe
 
-__all__ = [
-    "export_model",
-    "export_onnx",
-    "export_openvino",
-    "package_detector",
-    "package_run",
-    "render_readme",
-    "update_card",
-]
+__all__ = ["export_model", "git_commit", "assemble", "package_detector", "package_run", "render_readme", "update_card"]
 
 LARGEST_CELL_UM = 24.0
 
@@ -48,29 +38,86 @@ def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], o
     Returns:
         The card, whose metrics are empty until `evaluate` has filled them in.
     """
+    card = DetectorCard.model_validate(
+        {
+            **about,
+            "um_per_px": recipe["canonical_um_per_px"],
+            "largest_cell_um": LARGEST_CELL_UM,
+            "mean": (0.0, 0.0, 0.0),
+            "std": (1.0, 1.0, 1.0),
+            "metrics": (),
+            "git_commit": git_commit(),
+            "files": {},
+        }
+    )
+    return assemble(run, card, out)
+
+
+def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
+    """Write the model folder `out` of a classifier; an existing one is replaced as a whole.
+
+    Args:
+        run: folder of a finished training, with `summary.json`.
+        about: the words of the card: id, description, kinds, painted, min_label_score, probe_tolerance, licence,
+            intended_use, limits, training_data.
+        out: target folder, normally `weights/<id>`.
+
+    Returns:
+        The card, whose metrics are empty until `evaluate classifier --card` has filled them in.
+    """
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    kept = {name: summary[name] for name in ("codes", "mean", "std", "input_px", "temperature")}
+    card = ClassifierCard.model_validate(
+        {
+            **about,
+            **kept,
+            "patch_um": summary["recipe"]["patch_um"],
+            "embedding": summary["embedding"],
+            "metrics": (),
+            "git_commit": git_commit(),
+            "files": {},
+        }
+    )
+    return assemble(run, card, out)
+
+
+def package_naming_run(run: Path, recipe_name: str, about_path: Path | None, kinds: Iterable[str]) -> Path:
+    """Package a classifier's run as `<run>/model`, with the words of `about_path`, or plain ones under its own id.
+
+    Raises:
+        ConfigError: the words are malformed.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
+    about = load_about(about_path) if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
+    package_classifier(run, {"kinds": tuple(kinds), **about}, run / "model")
+    return run / "model"
+
+
+_OWN_CLASSIFIER: dict[str, Any] = {
+    **{"description": "Names cells; trained by its user.", "licence": "not stated", "probe_tolerance": 0.05},
+    **{"intended_use": "Research use; no medical device.", "min_label_score": 0.5, "training_data": ()},
+    "limits": ["Not measured yet: run `smearcount evaluate classifier`."],
+}
+
+
+def assemble(run: Path, card: Card, out: Path) -> Card:
+    """Write the model folder `out` from the weights and the architecture of a run; an existing one is replaced.
+
+    Args:
+        run: folder with `model.safetensors` and `architecture.yaml`.
+        card: the card without its files.
+        out: target folder, normally `weights/<id>`.
+    """
     staging = Path(tempfile.mkdtemp(prefix=".packaging-", dir=out.parent))
     try:
         (staging / "model.safetensors").write_bytes(half_weights(run / "model.safetensors"))
         shutil.copyfile(run / "architecture.yaml", staging / "architecture.yaml")
-        card = Card.model_validate(
-            {
-                **about,
-                "task": "detector",
-                "um_per_px": recipe["canonical_um_per_px"],
-                "largest_cell_um": LARGEST_CELL_UM,
-                "mean": (0.0, 0.0, 0.0),
-                "std": (1.0, 1.0, 1.0),
-                "metrics": (),
-                "git_commit": _git_commit(),
-                "files": _entries(staging, {"model.safetensors": "torch", "architecture.yaml": "torch"}),
-            }
-        )
-        _write_card(staging, card)
-        runtimes = {name: "torch" for name in card.files}
+        runtimes = {"model.safetensors": "torch", "architecture.yaml": "torch"}
+        _write_card(staging, card.model_copy(update={"files": _entries(staging, runtimes)}))
         for name, content in export_openvino(Model(staging)).items():
             (staging / name).write_bytes(content)
             runtimes[name] = "openvino"
-        (staging / "probe.npz").write_bytes(_probe(Model(staging)))
+        (staging / "probe.npz").write_bytes(make_probe(Model(staging)))
         runtimes["probe.npz"] = "probe"
         card = card.model_copy(update={"files": _entries(staging, runtimes)})
         _write_card(staging, card)
@@ -139,7 +186,8 @@ def export_model(model: str, to: str, out: Path) -> Path:
 
 def update_card(folder: Path, **changes: Any) -> Card:
     """Replace fields of a card (metrics, thresholds) and render its README again."""
-    card = Card.model_validate({**as_yaml(Model(folder).card), **changes})
+    before = Model(folder).card
+    card = type(before).model_validate({**as_yaml(before), **changes})
     _write_card(folder, card)
     return card
 
@@ -153,65 +201,6 @@ def half_weights(path: Path) -> bytes:
     return bytes(save(tensors))
 
 
-def export_onnx(model: Model, opset: int = 17) -> bytes:
-    """The network as ONNX with free batch and picture size.
-
-    Raises:
-        ModelError: the weights are damaged or missing.
-    """
-    net = network_of(model)
-    net.model[-1].export = True
-    net.model[-1].format = "onnx"
-    net.model[-1].dynamic = True
-    side = 4 * model.card.stride_px
-    with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
-        path = Path(scratch) / "model.onnx"
-        torch.onnx.export(
-            net,
-            (torch.zeros(1, 3, side, side + model.card.stride_px),),
-            str(path),
-            dynamo=False,
-            opset_version=opset,
-            input_names=["pixels"],
-            output_names=["cells"],
-            dynamic_axes={"pixels": {0: "batch", 2: "height", 3: "width"}, "cells": {0: "batch", 2: "anchors"}},
-        )
-        return path.read_bytes()
-
-
-def export_openvino(model: Model) -> dict[str, bytes]:
-    """The network as OpenVINO IR, `model.xml` and `model.bin`, in float32: half precision shifts boxes by a pixel.
-
-    Raises:
-        ModelError: the weights are damaged or missing.
-    """
-    quiet_openvino()
-    import openvino
-
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx_path = Path(scratch) / "model.onnx"
-        onnx_path.write_bytes(export_onnx(model))
-        network = openvino.convert_model(onnx_path)
-        openvino.save_model(network, Path(scratch) / "model.xml", compress_to_fp16=False)
-        return {name: (Path(scratch) / name).read_bytes() for name in ("model.xml", "model.bin")}
-
-
-def _probe(model: Model) -> bytes:
-    """A seeded input and what the float32 network answers to it."""
-    rng = np.random.default_rng(0)
-    side = 10 * model.card.stride_px
-    low = rng.random((1, 3, side // 8, side // 8), np.float32)
-    pixels = (
-        torch.nn.functional.interpolate(torch.from_numpy(low), (side, side), mode="bicubic").clamp(0, 1).half().float()
-    )
-    net = network_of(model)
-    with torch.inference_mode():
-        expected = net(pixels)[0]
-    stream = io.BytesIO()
-    np.savez_compressed(stream, pixels=pixels.numpy().astype(np.float16), expected=expected.numpy())
-    return stream.getvalue()
-
-
 def _entries(folder: Path, runtimes: dict[str, str]) -> dict[str, FileEntry]:
     entries = {}
     for name, runtime in runtimes.items():
@@ -221,7 +210,7 @@ def _entries(folder: Path, runtimes: dict[str, str]) -> dict[str, FileEntry]:
     return entries
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Commit of the checkout that smearcount runs from; `unknown` for an installed wheel."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
@@ -244,9 +233,7 @@ def render_readme(card: Card) -> str:
         card.description,
         "",
         f"- Task: {card.task}; gives {', '.join(card.codes)}",
-        f"- Works at {card.um_per_px} um a pixel, in windows of {card.window_px} px",
-        f"- Thresholds: {', '.join(f'{kind} {score:g}' for kind, score in card.min_score.items())}, "
-        f"from {card.min_score_from}",
+        *_technical(card),
         f"- Licence: {card.licence}",
         f"- Intended use: {card.intended_use}",
         "",
@@ -266,6 +253,7 @@ def render_readme(card: Card) -> str:
         "|---|---|---|---|---|",
         *(f"| {m.name} | {m.data} | {m.n} | {m.value:.4g} | {_interval(m)} |" for m in card.metrics),
         "",
+        *_abstention(card),
         "## Files",
         "",
         "| file | runtime | bytes | sha256 |",
@@ -274,6 +262,38 @@ def render_readme(card: Card) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _technical(card: Card) -> list[str]:
+    """The lines that only one task has."""
+    if isinstance(card, DetectorCard):
+        scores = ", ".join(f"{kind} {score:g}" for kind, score in card.min_score.items())
+        return [
+            f"- Works at {card.um_per_px} um a pixel, in windows of {card.window_px} px",
+            f"- Thresholds: {scores}, from {card.min_score_from}",
+        ]
+    if not isinstance(card, ClassifierCard):
+        return []
+    return [
+        f"- Asked about: {', '.join(card.kinds)}",
+        f"- Sees a square of {card.patch_um:g} um around the cell at {card.input_px} x {card.input_px} px",
+        f"- Temperature {card.temperature:.3g}; below a probability of {card.min_label_score:g} a cell is unclassified",
+        *(
+            [f"- Learned from painted cells, without any test on real ones: {', '.join(card.painted)}"]
+            * bool(card.painted)
+        ),
+    ]
+
+
+def _abstention(card: Card) -> list[str]:
+    """Accuracy against the share of cells left unclassified."""
+    if not isinstance(card, ClassifierCard) or not card.abstention:
+        return []
+    return [
+        *("## Abstention", "", "| threshold | left unclassified | accuracy of the rest |", "|---|---|---|"),
+        *(f"| {at:.2f} | {100 * share:.1f} % | {accuracy:.4f} |" for at, share, accuracy in card.abstention),
+        "",
+    ]
 
 
 def _interval(metric: Metric) -> str:

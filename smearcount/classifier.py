@@ -1,0 +1,146 @@
+"""Names cells: windows of a fixed physical side around each box, sampled straight at the network's size, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.cards import Model
+from smearcount.detector import PixelSource
+from smearcount.geometry import FloatArray, centres
+from smearcount.patches import Pixels, sample_window, to_batch
+from smearcount.runtimes import RuntimeChoice, make_runtime
+
+__all__ = ["Classifier", "Named", "calibrated"]
+
+BATCH = 10
+"""Cells a network call: more is no faster on a CPU."""
+
+BLOCK_PX = 1024
+"""Side of the squares of a picture that are read at once, so that a compressed scan is decoded once only."""
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """What a classifier says of N cells.
+
+    Attributes:
+        probs: `(N, K) float32`, calibrated; rows sum to 1.
+        features: `(N, D) float32`, the embedding.
+    """
+
+    probs: FloatArray
+    features: FloatArray
+
+
+class Classifier:
+    """A network with its card: windows around cells in, probabilities per code out.
+
+    Args:
+        model: a model folder of task `classifier`.
+        choice: runtime, device and precision.
+        min_label_score: threshold below which a cell is unclassified, instead of the card's.
+
+    Raises:
+        ModelError: the model is no classifier, or a file is missing or damaged.
+    """
+
+    def __init__(self, model: Model, choice: RuntimeChoice, min_label_score: float | None = None) -> None:
+        self.card = model.classifier_card
+        self.min_label_score = self.card.min_label_score if min_label_score is None else min_label_score
+        self._run, self.runtime = make_runtime(model, choice)
+
+    def name(self, source: PixelSource, boxes: FloatArray, um_per_px: float) -> Named:
+        """Name the cells in `boxes (N, 4)` of a picture whose scale is `um_per_px`."""
+        if not len(boxes):
+            return self._join([])
+        middles = centres(boxes)
+        order: list[int] = []
+        named = self.name_views(self._windows(source, middles, self.card.patch_um / um_per_px, order))
+        back = np.argsort(np.array(order))
+        return Named(named.probs[back], named.features[back])
+
+    def _windows(self, source: PixelSource, middles: FloatArray, side_px: float, order: list[int]) -> Iterator[Pixels]:
+        """The window of each cell, block by block of the picture; `order` receives the row of each."""
+        for rows, block in _blocks(source, middles, side_px):
+            order += rows
+            for row in rows:
+                x, y = middles[row].tolist()
+                yield sample_window(block, (x, y), side_px, self.card.input_px)[0]
+
+    def name_pictures(self, pictures: Iterable[Pixels]) -> Named:
+        """Name ready-made single cells, each `(H, W, 3) uint8 RGB` of any size: the picture is the window."""
+        side = self.card.input_px
+        return self.name_views(fitted(picture, side) for picture in pictures)
+
+    def name_views(self, views: Iterable[Pixels]) -> Named:
+        """Name views `(S, S, 3) uint8 RGB` of the network's size."""
+        left = iter(views)
+        return self._join([self._name_batch(chunk) for chunk in iter(lambda: list(islice(left, BATCH)), [])])
+
+    def _name_batch(self, views: Sequence[Pixels]) -> tuple[FloatArray, FloatArray]:
+        logits, features = self._run(to_batch(views, self.card.mean, self.card.std))[:2]
+        return calibrated(logits, self.card.temperature), features
+
+    def _join(self, parts: Sequence[tuple[FloatArray, FloatArray]]) -> Named:
+        if not parts:
+            widths = (len(self.card.codes), self.card.embedding)
+            return Named(np.zeros((0, widths[0]), np.float32), np.zeros((0, widths[1]), np.float32))
+        probs, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return Named(probs, features)
+
+
+def calibrated(logits: FloatArray, temperature: float) -> FloatArray:
+    """Probabilities `(N, K)` of logits `(N, K)`: the softmax of the logits over the temperature.
+
+    Source: Guo et al. 2017, On calibration of modern neural networks, arXiv 1706.04599.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+
+
+def fitted(picture: Pixels, side: int) -> Pixels:
+    """A picture of any size as `(side, side, 3)`: its central square, resampled as a patch is."""
+    height, width = picture.shape[:2]
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    central = picture[top : top + square, left : left + square]
+    if square == side:
+        return central
+    how = cv2.INTER_AREA if square > side else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(central, (side, side), interpolation=how), np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A part of a picture in memory, in the coordinates of the whole."""
+
+    pixels: Pixels
+    left: int
+    top: int
+    size_wh: tuple[int, int]
+
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
+        """The rectangle at x, y of the whole picture."""
+        return self.pixels[y - self.top : y - self.top + h, x - self.left : x - self.left + w]
+
+
+def _blocks(source: PixelSource, middles: FloatArray, side_px: float) -> Iterator[tuple[list[int], PixelSource]]:
+    """Rows of the cells whose centre lies in one square of the picture, and the pixels that their windows need."""
+    width, height = source.size_wh
+    reach = int(side_px / 2) + 4
+    squares = (middles // BLOCK_PX).astype(np.intp)
+    order = np.lexsort((squares[:, 0], squares[:, 1]))
+    for _, members in groupby(order.tolist(), key=lambda row: tuple(squares[row])):
+        rows = list(members)
+        low, high = middles[rows].min(axis=0) - reach, middles[rows].max(axis=0) + reach
+        left, top = max(int(low[0]), 0), max(int(low[1]), 0)
+        right, bottom = min(int(high[0]) + 1, width), min(int(high[1]) + 1, height)
+        pixels: npt.NDArray[np.uint8] = source.read(left, top, right - left, bottom - top)
+        yield rows, _Block(pixels, left, top, (width, height))

@@ -1,0 +1,191 @@
+"""`smearcount classify`: names ready-made pictures of single cells, one row each; failures are rows too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from smearcount.cards import find_model
+from smearcount.classifier import Classifier, Named, fitted
+from smearcount.config import Settings
+from smearcount.detector import Detector
+from smearcount.errors import SmearcountError, UsageError
+from smearcount.geometry import FloatArray, centres
+from smearcount.images import ImageSource, check_target, find_images, grow_text, open_image
+from smearcount.mending.examples import Prototypes, extend, read_examples
+from smearcount.patches import Pixels, sample_window
+from smearcount.records import UNCLASSIFIED, Labels
+from smearcount.report import Row, to_csv
+from smearcount.runtimes import RuntimeChoice
+from smearcount.scale import find_at_scale
+from smearcount.taxonomy import load_taxonomy
+
+__all__ = [
+    "ClassifyJob",
+    "ClassifyOutcome",
+    "ClassifyRun",
+    "label_columns",
+    "listed_pictures",
+    "name_files",
+    "run_classify",
+]
+
+Progress = Callable[[Iterable[Path]], Iterable[Path]]
+
+Probabilities = Callable[[Named], FloatArray]
+
+
+@dataclass(frozen=True)
+class ClassifyJob:
+    """What is asked of single-cell pictures.
+
+    Attributes:
+        um_per_px: their scale; without it a picture is the window of the classifier.
+        find: a detector that finds the cell nearest to the middle first; without one the middle is the cell.
+        min_label_score: below it a cell is `unclassified`.
+        codes: of the columns of probabilities.
+        probabilities: of these codes, from what the network says; its own by default.
+    """
+
+    min_label_score: float
+    codes: tuple[str, ...]
+    um_per_px: float | None = None
+    find: Detector | None = None
+    probabilities: Probabilities = lambda named: named.probs
+
+
+def label_columns(codes: tuple[str, ...]) -> tuple[str, ...]:
+    """Columns of `labels.csv`."""
+    head = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score")
+    return (*head, *(f"p_{code}" for code in codes))
+
+
+def listed_pictures(paths: Iterable[Path]) -> list[Path]:
+    """Pictures given one by one, in folders with their sub-folders, or as lines of a `.txt` file.
+
+    Raises:
+        UsageError: there is no picture.
+        ImageError: a folder can't be listed.
+    """
+    listed: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            listed += find_images(path, recursive=True)
+        elif path.suffix.lower() == ".txt":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            listed += [path.parent / line.strip() for line in lines if line.strip()]
+        else:
+            listed.append(path)
+    if not listed:
+        raise UsageError("no pictures found in what was given")
+    return list(dict.fromkeys(listed))
+
+
+def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) -> Iterator[Row]:
+    """The row of each picture of one cell, in the order given."""
+    for path in paths:
+        try:
+            view = _view(open_image(path), classifier, job)
+        except (SmearcountError, OSError) as error:
+            yield {"image": str(path), "status": "failed", "error": str(error)}
+            continue
+        yield _row(path, job.probabilities(classifier.name_views([view]))[0], job)
+
+
+def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> Pixels:
+    """What the network is shown of a picture."""
+    width, height = picture.size_wh
+    card = classifier.card
+    um_per_px, middle = job.um_per_px, (width / 2, height / 2)
+    if job.find:
+        scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
+        um_per_px = scale.um_per_px
+        boxes = cells.boxes[np.isin(cells.kinds, card.kinds)]
+        if len(boxes):
+            points = centres(boxes)
+            nearest = points[np.hypot(points[:, 0] - middle[0], points[:, 1] - middle[1]).argmin()]
+            middle = (float(nearest[0]), float(nearest[1]))
+    if um_per_px is None:
+        return fitted(picture.read(0, 0, width, height), card.input_px)
+    return sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0]
+
+
+def _row(path: Path, probs: FloatArray, job: ClassifyJob) -> Row:
+    first, second = np.argsort(-probs, kind="stable")[:2].tolist()
+    sure = probs[first] >= job.min_label_score
+    row: Row = {
+        **{"image": str(path), "status": "ok", "error": "", "label": job.codes[first] if sure else UNCLASSIFIED},
+        **{"score": f"{probs[first]:.4f}", "runner_up": job.codes[second], "runner_up_score": f"{probs[second]:.4f}"},
+    }
+    return row | {f"p_{code}": f"{p:.4f}" for code, p in zip(job.codes, probs.tolist(), strict=True)}
+
+
+@dataclass(frozen=True)
+class ClassifyRun:
+    """What `smearcount classify` was asked for; the fields are its flags."""
+
+    model: str
+    um_per_px: float | None = None
+    find: bool = False
+    min_score: float | None = None
+    examples: Path | None = None
+
+
+@dataclass(frozen=True)
+class ClassifyOutcome:
+    """How it went: pictures named, the reasons of the others, and what the user should know."""
+
+    named: int
+    failed: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: Progress = iter) -> ClassifyOutcome:
+    """Name pictures of single cells, and write a row for each.
+
+    Raises:
+        UsageError: there is no picture, or there are too few examples.
+        ModelError: the model is no classifier.
+        ImageError: the output can't be written, or an example can't be read.
+    """
+    classifier = Classifier(find_model(run.model), RuntimeChoice(), run.min_score)
+    detector = Detector(find_model(Settings().detector), RuntimeChoice()) if run.find else None
+    job = ClassifyJob(classifier.min_label_score, classifier.card.codes, run.um_per_px, detector)
+    remarks: tuple[str, ...] = ()
+    if run.examples:
+        job, remarks = _with_examples(classifier, job, run.examples)
+    pictures, failed, named = listed_pictures(paths), [], 0
+    columns = label_columns(job.codes)
+    with grow_text(check_target(out)) as add:
+        add(to_csv(columns, []))
+        for row in name_files(classifier, progress(pictures), job):
+            add(to_csv(columns, [row], header=False))
+            if row["status"] == "ok":
+                named += 1
+            else:
+                failed.append(str(row["error"]))
+    return ClassifyOutcome(named, tuple(failed), remarks)
+
+
+def _with_examples(classifier: Classifier, job: ClassifyJob, folder: Path) -> tuple[ClassifyJob, tuple[str, ...]]:
+    """The job with the classes of some examples: added to the classifier's, or alone where none of them is its own."""
+    listed = read_examples(folder, load_taxonomy())
+    features = classifier.name_views(_view(open_image(path), classifier, job) for path, _ in listed).features
+    codes = tuple(dict.fromkeys(code for _, code in listed))
+    labels = np.array([codes.index(code) for _, code in listed], np.intp)
+    prototypes = Prototypes.from_examples(features, labels, codes)
+    low, high = prototypes.check.limits
+    told = f"the examples name one another right in {prototypes.check.accuracy:.0%} ({low:.0%} to {high:.0%})"
+    own = [code for code in codes if code in job.codes]
+    if not own or len(own) == len(codes):
+        probabilities: Probabilities = lambda named: prototypes.probs(named.features)  # noqa: E731
+        return replace(job, codes=codes, probabilities=probabilities), (*prototypes.warnings, told)
+
+    def extended(named: Named) -> FloatArray:
+        return extend(Labels(named.probs, classifier.card.codes), named.features, prototypes).labels.probs
+
+    every = (*job.codes, *(code for code in codes if code not in job.codes))
+    return replace(job, codes=every, probabilities=extended), (*prototypes.warnings, told)

@@ -1,0 +1,176 @@
+"""Commands about naming cells: classify, train classifier, train compare, train survey, evaluate classifier, mend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smearcount.cli.common import Out, Quiet, app, bar, clear_errors, errors, known_model, plain
+from smearcount.cli.models import evaluate_app, train_app
+from smearcount.config import Settings, read_model
+
+if TYPE_CHECKING:
+    from smearcount.cellsets import CellSet
+
+Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file like configs/train/thesis.yaml.")]
+Classifier = Annotated[str, typer.Option("--model", callback=known_model, help="Classifier: id or folder.")]
+Sources = Annotated[str, typer.Option("--sources", help="Only these sources of cells, comma-separated.")]
+
+
+@app.command()
+def classify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Pictures, folders, or lists (.txt).")],
+    model: Classifier = "red-cells",
+    out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("labels.csv"),
+    um_per_px: Annotated[
+        float | None, typer.Option("--um-per-px", min=0.02, max=2, help="Scale; else a picture is the patch.")
+    ] = None,
+    find: Annotated[bool, typer.Option("--find", help="Look for the cell instead of taking the middle.")] = False,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", min=0, max=1, help="Below it a cell is unclassified.")
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Folder of examples, five to twenty a class folder."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Name ready-made pictures of single cells, with the probability of every code."""
+    from smearcount.classify import ClassifyRun, run_classify
+
+    with clear_errors():
+        asked = ClassifyRun(model, um_per_px, find, min_score, examples)
+        outcome = run_classify(asked, paths, out, bar(quiet, "naming"))
+    for line in outcome.remarks if not quiet else ():
+        typer.echo(line)
+    for reason in outcome.failed:
+        errors().print(f"[red]failed:[/red] {plain(reason)}")
+    if not quiet:
+        typer.echo(f"{outcome.named} named, {len(outcome.failed)} failed; written: {out}")
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+@train_app.command("classifier")
+def train_classifier(
+    recipe: Recipe,
+    out: Out = Path("runs/classifier"),
+    card: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Words of the card, a file like red-cells-card.yaml."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a classifier from a YAML recipe, or go on with an interrupted training of the same folder."""
+    from smearcount.images import make_folder
+    from smearcount.training.classifier import train_classifier as train
+    from smearcount.training.naming_cells import data_of
+    from smearcount.training.naming_recipe import ClassifierRecipe
+    from smearcount.training.packaging import package_naming_run
+
+    with clear_errors():
+        asked = read_model(ClassifierRecipe, recipe)
+        data = data_of(asked)
+        cells = _checked_cells(asked, make_folder(out), quiet=quiet)
+        run = train(asked, cells, out, report=None if quiet else typer.echo)
+        folder = package_naming_run(run, recipe.stem, card, data.asked_of or data.kinds)
+    typer.echo(f"model in {folder}; judge it with: smearcount evaluate classifier {recipe} --model {folder}")
+
+
+@train_app.command("compare")
+def train_compare(
+    config: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A file like configs/train/compare.yaml.")
+    ],
+    out: Out = Path("runs/comparison"),
+    quiet: Quiet = False,
+) -> None:
+    """Train several backbones and optimisers by one recipe; ends in a table as CSV and Markdown."""
+    from smearcount.images import make_folder
+    from smearcount.training.comparison import Comparison, run_comparison
+
+    with clear_errors():
+        asked = read_model(Comparison, config)
+        cells = _checked_cells(asked.recipe, make_folder(out), quiet=quiet)
+        table = run_comparison(asked, cells, out, report=None if quiet else typer.echo)
+    typer.echo(table.read_text(encoding="utf-8"))
+
+
+@train_app.command("survey")
+def train_survey(recipe: Recipe, out: Out = Path("runs/survey"), quiet: Quiet = False) -> None:
+    """What a recipe would train on: faulty pictures, numbers and sizes of each class, a sheet of samples, leaks."""
+    from smearcount.images import make_folder, write_picture, write_text_atomic
+    from smearcount.training.naming_recipe import ClassifierRecipe
+    from smearcount.training.survey import sample_sheet, summary
+
+    with clear_errors():
+        asked = read_model(ClassifierRecipe, recipe)
+        cells = _checked_cells(asked, make_folder(out), quiet=quiet)
+        write_text_atomic(out / "classes.csv", summary(cells).as_csv())
+        written = write_picture(out / "samples.png", sample_sheet(cells, per_code=12, seed=asked.seed))
+    typer.echo(f"written: {out / 'classes.csv'}, {out / 'faults.csv'}, {out / 'leaks.txt'}, {written}")
+
+
+def _checked_cells(recipe: ClassifierRecipe, out: Path, *, quiet: bool) -> CellSet:
+    """The cells of a recipe without broken pictures and leaks, both listed in `out`; their summary on screen."""
+    from rich.console import Console
+
+    from smearcount.training.naming_cells import checked_cells
+    from smearcount.training.survey import summary
+
+    cells = checked_cells(recipe, out)
+    if not quiet:
+        Console(highlight=False).print(summary(cells).as_table())
+    return cells
+
+
+@evaluate_app.command("classifier")
+def evaluate_classifier(
+    recipe: Recipe,
+    model: Classifier = "red-cells",
+    split: Annotated[str, typer.Option(help="val, train, or all.")] = "val",
+    sources: Sources = "",
+    card: Annotated[bool, typer.Option("--card", help="Write the figures on the model's card.")] = False,
+    out: Out = Path("runs/judged"),
+    quiet: Quiet = False,
+) -> None:
+    """Judge a classifier on the labelled cells of a recipe: one HTML report with pictures, and CSV."""
+    from smearcount.evaluate_names import Judging, run_judging
+
+    with clear_errors():
+        job = Judging(recipe, model, split, tuple(filter(None, sources.split(","))), card, out)
+        figures = run_judging(job)
+    if not quiet:
+        kept = ("n", "accuracy", "macro_f1", "ece")
+        typer.echo(json.dumps({name: figures[name] for name in kept}, indent=2))
+    typer.echo(f"report in {out / 'report.html'}")
+
+
+@evaluate_app.command("names")
+def evaluate_names(
+    source: Annotated[str, typer.Option("--source", help="Collection of points or typed fields.")] = "chula_rbc12",
+    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    scale: Annotated[str, typer.Option(help="estimated, as for an unknown picture, or labels.")] = "estimated",
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Accuracy of names on whole fields: cells found and named by the pipeline, at the places that were labelled."""
+    from smearcount.evaluate_names import name_points, point_figures
+    from smearcount.pipeline import Pipeline
+    from smearcount.training.cells import load_cell_sources
+
+    with clear_errors():
+        settings = read_model(Settings, config) if config else Settings()
+        known = load_cell_sources()
+        if source not in known or scale not in ("estimated", "labels"):
+            raise typer.BadParameter(f"expected one of {', '.join(known)} and a scale of estimated or labels")
+        named = name_points(
+            Pipeline.load(settings),
+            (source, known[source]),
+            split,
+            own_scale=scale == "labels",
+            progress=bar(quiet, "evaluating"),
+        )
+    typer.echo(json.dumps({"source": source, "split": split, "scale": scale, **point_figures(named)}, indent=2))

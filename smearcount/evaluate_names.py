@@ -1,0 +1,253 @@
+"""Measures a classifier: on cells cut out as in training, and on whole fields as the pipeline finds and names them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.calibration import abstention_rows
+from smearcount.cards import Metric, Model, find_model
+from smearcount.cellsets import CellSet, Pixels
+from smearcount.classifier import Classifier
+from smearcount.config import read_model
+from smearcount.errors import UsageError
+from smearcount.images import make_folder
+from smearcount.judging import Judged, figures, heat_maps, write_report
+from smearcount.patches import to_batch
+from smearcount.pipeline import Analysis, Pipeline
+from smearcount.records import UNCLASSIFIED
+from smearcount.runtimes import RuntimeChoice, network_of
+from smearcount.training.cell_views import plain_view
+from smearcount.training.cells import CellSource, LabelledPoint, labelled_points
+from smearcount.training.naming_cells import cells_of
+from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.packaging import update_card
+
+__all__ = [
+    "Judging",
+    "NamedPoints",
+    "card_rows",
+    "heat_of",
+    "judge_cells",
+    "name_points",
+    "point_figures",
+    "run_judging",
+]
+
+MISSED = "missed"
+"""What is predicted for a labelled cell that was not found as a cell of the right kind."""
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(4, 20))
+"""Thresholds of abstention on a card."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Views:
+    """The views of a set, made when asked for."""
+
+    cells: CellSet
+    patch_um: float
+    side: int
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        return plain_view(self.cells.pixels[row], float(self.cells.um_per_px[row]), self.patch_um, self.side)
+
+
+def judge_cells(model: Model, cells: CellSet, choice: RuntimeChoice | None = None) -> Judged:
+    """What a classifier says of labelled cells; of those without a code that it can give, nothing."""
+    classifier = Classifier(model, choice or RuntimeChoice())
+    columns = [cells.codes.index(code) for code in classifier.card.codes if code in cells.codes]
+    shared = np.isin(classifier.card.codes, cells.codes)
+    targets = np.zeros((len(cells), len(classifier.card.codes)), bool)
+    targets[:, shared] = cells.targets[:, columns]
+    known = targets.any(axis=1)
+    kept = cells.take(known)
+    views: Sequence[Pixels] = _Views(kept, classifier.card.patch_um, classifier.card.input_px)  # type: ignore[assignment]
+    probs = classifier.name_views(views[i] for i in range(len(kept))).probs
+    return Judged(probs, targets[known], classifier.card.codes, kept.origins, kept.sources, views, kept.groups)
+
+
+def heat_of(model: Model, judged: Judged) -> Callable[[npt.NDArray[np.intp]], npt.NDArray[np.float32]]:
+    """Grad-CAM of what was predicted, for rows of judged cells."""
+    card = model.classifier_card
+
+    def heat(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        batch = to_batch([judged.views[int(row)] for row in rows], card.mean, card.std)
+        return heat_maps(network_of(model), batch, judged.predictions[rows])
+
+    return heat
+
+
+def card_rows(found: dict[str, Any], judged: Judged, where: str) -> tuple[list[Metric], list[tuple[float, ...]]]:
+    """The figures that belong on a card, and accuracy against the share left unclassified."""
+    metrics = [
+        Metric(name=name.replace("_", " "), data=where, n=found["n"], **found[name])
+        for name in ("accuracy", "macro_f1", "balanced_accuracy")
+    ]
+    metrics.append(Metric(name="expected calibration error", data=where, n=found["n"], value=found["ece"]))
+    for row in found["per_class"]:
+        if row["support"]:
+            metrics.append(Metric(name=f"F1 of {row['code']}", data=where, n=row["support"], value=row["f1"]))
+    rows = abstention_rows(judged.probs[judged.exact], judged.targets[judged.exact], THRESHOLDS)
+    return metrics, [tuple(round(value, 4) for value in row) for row in rows if not np.isnan(row[2])]
+
+
+@dataclass(frozen=True)
+class NamedPoints:
+    """Labelled cells of whole fields, and what the pipeline made of them.
+
+    Attributes:
+        truth: code of each labelled cell.
+        named: code given, `unclassified`, or `missed`.
+        best: the most probable code whatever its probability, or `missed`.
+        kinds: kind of the found cell, or `missed`.
+        fields: number of fields.
+    """
+
+    truth: list[str] = field(default_factory=list)
+    named: list[str] = field(default_factory=list)
+    best: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    fields: set[str] = field(default_factory=set)
+
+
+def name_points(
+    pipeline: Pipeline,
+    source: tuple[str, CellSource],
+    split: str,
+    *,
+    own_scale: bool,
+    progress: Callable[[Iterable[Path]], Iterable[Path]] = iter,
+) -> NamedPoints:
+    """Analyse every field of a collection, and look its labelled cells up in the result.
+
+    Args:
+        pipeline: finds and names.
+        source: name and entry of a collection of points or typed fields.
+        split: `train` or `val`.
+        own_scale: take the scale of the collection instead of estimating it as for an unknown picture.
+        progress: wraps the list of pictures.
+    """
+    by_path: dict[Path, list[LabelledPoint]] = {}
+    for point in labelled_points(*source, split):
+        by_path.setdefault(point.path, []).append(point)
+    out = NamedPoints()
+    for path in progress(list(by_path)):
+        points = by_path[path]
+        analysis = pipeline.analyze(path, um_per_px=points[0].um_per_px if own_scale else None)
+        out.fields.add(path.name)
+        for point in points:
+            _look_up(analysis, point, source[1].find, out)
+    return out
+
+
+def _look_up(analysis: Analysis, point: LabelledPoint, kind: str, out: NamedPoints) -> None:
+    """The cell whose box holds a point, of its kind as the detector saw it; the one whose centre is nearest."""
+    result = analysis.result
+    boxes = result.detections.boxes
+    asked = result.labels.probs.sum(axis=1) > 0 if result.labels.codes else np.isin(result.detections.kinds, (kind,))
+    kinds = result.detections.kinds
+    right = asked & ((kinds == kind) if kind == "rbc" else (kinds != "rbc"))
+    if point.xy is None:
+        held = np.flatnonzero(right)
+        size = (boxes[held, 2:] - boxes[held, :2]).prod(axis=1)
+        nearest = held[np.argsort(-size)]
+    else:
+        x, y = point.xy
+        inside = (boxes[:, 0] <= x) & (boxes[:, 1] <= y) & (boxes[:, 2] >= x) & (boxes[:, 3] >= y)
+        held = np.flatnonzero(inside & right)
+        middles = (boxes[held, :2] + boxes[held, 2:]) / 2
+        nearest = held[np.argsort(np.hypot(middles[:, 0] - x, middles[:, 1] - y))]
+    out.truth.append(point.code)
+    if not len(nearest):
+        out.named.append(MISSED)
+        out.best.append(MISSED)
+        out.kinds.append(MISSED)
+        return
+    row = int(nearest[0])
+    out.named.append(str(result.names[row]))
+    out.best.append(
+        result.labels.codes[int(result.labels.probs[row].argmax())] if result.labels.codes else UNCLASSIFIED
+    )
+    out.kinds.append(str(kinds[row]))
+
+
+def point_figures(points: NamedPoints) -> dict[str, Any]:
+    """Share found, accuracy and macro-F1 over the labelled codes; a missed or unclassified cell is a wrong one.
+
+    `at_best_guess` repeats both without abstention.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    codes = sorted(set(points.truth))
+
+    def both(said: list[str]) -> dict[str, float]:
+        f1 = f1_score(points.truth, said, labels=codes, average="macro", zero_division=0)
+        return {"accuracy": float(accuracy_score(points.truth, said)), "macro_f1": float(f1)}
+
+    n = len(points.truth)
+    per_code = f1_score(points.truth, points.named, labels=codes, average=None, zero_division=0)
+    return {
+        "cells": n,
+        "fields": len(points.fields),
+        "found": 1 - points.named.count(MISSED) / n,
+        "unclassified": points.named.count(UNCLASSIFIED) / n,
+        **both(points.named),
+        "at_best_guess": both(points.best),
+        "f1": dict(zip(codes, (round(float(value), 4) for value in per_code), strict=True)),
+        "support": {code: points.truth.count(code) for code in codes},
+    }
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What `smearcount evaluate classifier` was asked for; the fields are its flags."""
+
+    recipe: Path
+    model: str
+    split: str
+    sources: tuple[str, ...]
+    on_card: bool
+    out: Path
+
+    def __post_init__(self) -> None:
+        """Check the split."""
+        if self.split not in ("val", "train", "all"):
+            raise UsageError(f"--split: expected val, train or all, got {self.split!r}")
+
+
+def run_judging(job: Judging) -> dict[str, Any]:
+    """Judge a classifier on the cells of a recipe, and write the report.
+
+    Raises:
+        UsageError: no cell is left to judge on.
+        DatasetError: the labelled cells are not at hand.
+    """
+    recipe = read_model(ClassifierRecipe, job.recipe)
+    cells = cells_of(recipe, whole=True)
+    kept = np.isin(cells.sources, job.sources) if job.sources else np.ones(len(cells), bool)
+    cells = cells.take(kept & ((cells.splits == job.split) | (job.split == "all")))
+    if not len(cells):
+        raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
+    model = find_model(job.model)
+    judged = judge_cells(model, cells)
+    where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
+    write_report(judged, make_folder(job.out), f"{model.card.id} on {where}", heat_of(model, judged))
+    found = figures(judged)
+    if job.on_card:
+        metrics, abstention = card_rows(found, judged, where)
+        kept_metrics = [each for each in model.card.metrics if each.data != where]
+        update_card(
+            model.folder, metrics=[each.model_dump() for each in [*kept_metrics, *metrics]], abstention=abstention
+        )
+    return found

@@ -1,0 +1,227 @@
+"""A region of interest drawn by a person: GeoJSON in, which points lie in it, and the area that counts refer to.
+
+Coordinates are pixels of the picture at full resolution, x to the right and y downwards, as QuPath exports them.
+Source: RFC 7946 (GeoJSON), sections 3.1 to 3.3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX, counted_mask
+from smearcount.errors import ConfigError
+from smearcount.geometry import FloatArray
+
+__all__ = ["Region", "counted_in_region", "parse_region", "read_region"]
+
+Bools = npt.NDArray[np.bool_]
+
+_NUDGE_XY = (2.0**-20, 2.0**-21)
+"""Pixels a point is moved to the right and down: one on an outline belongs to the region right of or below it, and a
+point on the common edge of two regions to one of them. Far below the steps of `float32` in a picture."""
+
+_REMEDY = "export the outline as GeoJSON polygons, as QuPath does, in pixels at full resolution"
+_MOST_BYTES = 200_000_000
+_FARTHEST_PX = 1e9
+"""No picture is that large; what is no number at all is not below it either."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """The part of a picture that is counted.
+
+    Attributes:
+        outline: polygons in pixels, valid, with an area.
+        notes: what was done to the drawn outline and a reader should know of.
+    """
+
+    outline: shapely.Polygon | shapely.MultiPolygon
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that there is an area, and prepare it for many questions."""
+        if not self.outline.is_valid or not self.outline.area > 0:
+            raise ValueError(f"outline: expected valid polygons with an area, got {self.outline.wkt[:80]}")
+        shapely.prepare(self.outline)
+
+    def contains(self, points_xy: npt.NDArray[Any]) -> Bools:
+        """Which of the points `(N, 2)`, x and y in pixels, lie inside, `(N,)`.
+
+        A point on the outline belongs to the region to the right of it or below it.
+
+        Raises:
+            ValueError: the points are not `(N, 2)`.
+        """
+        if points_xy.ndim != 2 or points_xy.shape[1] != 2:
+            raise ValueError(f"points: expected (N, 2), got {points_xy.shape}")
+        x, y = (points_xy.astype(np.float64) + _NUDGE_XY).T
+        return cast(Bools, shapely.contains_xy(self.outline, x, y))
+
+    def area_px(self, size_wh: tuple[int, int]) -> float:
+        """Exact area in square pixels of what lies inside a picture of `size_wh`."""
+        return float(shapely.box(0, 0, *size_wh).intersection(self.outline).area)
+
+    def within(self, size_wh: tuple[int, int]) -> Region:
+        """The part that lies inside a picture of `size_wh`, with a note where that is not all of it.
+
+        Raises:
+            ConfigError: nothing lies inside.
+        """
+        inside = _polygons(shapely.box(0, 0, *size_wh).intersection(self.outline))
+        if inside is None:
+            bounds = " ".join(f"{value:.0f}" for value in self.outline.bounds)
+            raise ConfigError(
+                f"the region ({bounds}) lies outside the picture of {size_wh[0]} x {size_wh[1]} px; {_REMEDY}"
+            )
+        lost = 1 - inside.area / self.outline.area
+        if lost < 1e-9:
+            return self
+        return Region(inside, (*self.notes, f"{lost:.1%} of the region lies outside the picture and is left out"))
+
+    def intersection(self, other: Region) -> Region | None:
+        """What both have in common; None for nothing."""
+        common = _polygons(self.outline.intersection(other.outline))
+        notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
+        return None if common is None else Region(common, notes)
+
+
+def counted_in_region(
+    boxes: FloatArray, size_wh: tuple[int, int], um_per_px: float, region: Region | None, rule: str = "corner"
+) -> tuple[Bools, float]:
+    """Which cells of a region enter the counts, and the area in square micrometres that the counts refer to.
+
+    A cell counts when the top-left corner of its box lies in the region and in the counting frame of the picture (see
+    `counting.counted_mask`): the frame stays unbiased, since every cell has one such corner, wherever the region is
+    drawn. The area is that of the region within the frame.
+
+    Args:
+        boxes: `(N, 4) float32` x_min, y_min, x_max, y_max in pixels.
+        size_wh: width and height of the picture.
+        um_per_px: its scale.
+        region: where to count; None for nowhere.
+        rule: `corner`, or `all` for the whole picture as the frame.
+
+    Raises:
+        ValueError: the rule is unknown.
+    """
+    mask, _ = counted_mask(boxes, size_wh, um_per_px, rule)
+    if region is None:
+        return np.zeros(len(boxes), np.bool_), 0.0
+    frame = _frame(size_wh, um_per_px, rule)
+    area_px = 0.0 if frame is None else float(frame.intersection(region.outline).area)
+    return mask & region.contains(boxes[:, :2]), area_px * um_per_px**2
+
+
+def _frame(size_wh: tuple[int, int], um_per_px: float, rule: str) -> shapely.Polygon | None:
+    """The counting frame of a picture; None where the picture is too small to have one."""
+    if rule == "all":
+        return shapely.box(0, 0, *size_wh)
+    right, bottom = (side - EDGE_GUARD_UM / um_per_px for side in size_wh)
+    if min(right, bottom) <= EDGE_INSET_PX:
+        return None
+    return shapely.box(EDGE_INSET_PX, EDGE_INSET_PX, right, bottom)
+
+
+def read_region(path: Path) -> Region:
+    """The region of a GeoJSON file.
+
+    Raises:
+        ConfigError: the file is missing, no GeoJSON, or holds no polygon with an area; names the file.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size / 1e6:.0f} MB are no outline; {_REMEDY}")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: no GeoJSON ({error}); {_REMEDY}") from error
+    return parse_region(content, str(path))
+
+
+def parse_region(content: Any, name: str) -> Region:
+    """The region of parsed GeoJSON: the union of every polygon in it.
+
+    Args:
+        content: a Polygon, MultiPolygon, GeometryCollection, Feature or FeatureCollection, or a list of them.
+        name: of the file, for the errors.
+
+    Raises:
+        ConfigError: it is something else, or has no area.
+    """
+    try:
+        drawn = _geometries(content, name)
+    except RecursionError as error:
+        raise ConfigError(f"{name}: no GeoJSON (nested too deeply); {_REMEDY}") from error
+    mended = [shapely.make_valid(each, method="structure", keep_collapsed=False) for each in drawn]
+    crossing = sum(not each.is_valid for each in drawn)
+    whole = _polygons(shapely.union_all(mended))
+    if whole is None:
+        raise ConfigError(f"{name}: the region has no area; {_REMEDY}")
+    words = "outlines that cross themselves" if crossing > 1 else "outline that crosses itself"
+    return Region(whole, (f"{crossing} {words} mended",) if crossing else ())
+
+
+def _geometries(content: Any, name: str) -> list[shapely.Polygon]:
+    """Every polygon as it was drawn."""
+    if isinstance(content, list):
+        return [polygon for each in content for polygon in _geometries(each, name)]
+    kind = content.get("type") if isinstance(content, dict) else None
+    if kind == "Feature":
+        return _geometries(content.get("geometry"), name)
+    if kind in ("FeatureCollection", "GeometryCollection"):
+        members = content.get("features" if kind == "FeatureCollection" else "geometries")
+        if not isinstance(members, list):
+            raise ConfigError(f"{name}: a {kind} without a list of members; {_REMEDY}")
+        return _geometries(members, name)
+    if kind == "Polygon":
+        return [_polygon(content.get("coordinates"), name)]
+    if kind == "MultiPolygon":
+        polygons = content.get("coordinates")
+        if not isinstance(polygons, list):
+            raise ConfigError(f"{name}: a MultiPolygon without coordinates; {_REMEDY}")
+        return [_polygon(rings, name) for rings in polygons]
+    found = f"a {kind}" if isinstance(kind, str) else f"{json.dumps(content, default=str)[:40]}"
+    raise ConfigError(f"{name}: expected a Polygon, MultiPolygon, Feature or FeatureCollection, got {found}; {_REMEDY}")
+
+
+def _polygon(rings: Any, name: str) -> shapely.Polygon:
+    if not isinstance(rings, list) or not rings:
+        raise ConfigError(f"{name}: a Polygon without coordinates; {_REMEDY}")
+    outer, *holes = (_ring(ring, name) for ring in rings)
+    return shapely.Polygon(outer, holes)
+
+
+def _ring(points: Any, name: str) -> list[tuple[float, float]]:
+    if not isinstance(points, list) or not all(_is_point(point) for point in points):
+        raise ConfigError(f"{name}: a ring that is no list of points of two finite numbers; {_REMEDY}")
+    ring = [(float(point[0]), float(point[1])) for point in points]
+    if len(set(ring)) < 3:
+        raise ConfigError(f"{name}: a ring of {len(set(ring))} different points, expected at least 3; {_REMEDY}")
+    return ring
+
+
+def _is_point(point: Any) -> bool:
+    return (
+        isinstance(point, Sequence)
+        and len(point) >= 2
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in point[:2])
+        and all(abs(value) < _FARTHEST_PX for value in point[:2])
+    )
+
+
+def _polygons(shape: shapely.Geometry) -> shapely.Polygon | shapely.MultiPolygon | None:
+    """The parts of a shape that have an area; None for none: an intersection may leave points and lines."""
+    parts = [part for part in shapely.get_parts(shape, return_index=False) if part.geom_type.endswith("Polygon")]
+    flat = [each for part in parts for each in shapely.get_parts(part) if each.area > 0]
+    if not flat:
+        return None
+    return cast(shapely.Polygon, flat[0]) if len(flat) == 1 else shapely.MultiPolygon(flat)

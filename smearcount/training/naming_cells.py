@@ -1,0 +1,141 @@
+"""The `data` part of a classifier's recipe: which cells it learns from, what they may be called, what is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError, model_validator
+
+from smearcount.cards import find_model
+from smearcount.cellsets import CellSet
+from smearcount.config import Settings, Strict
+from smearcount.detector import Detector
+from smearcount.errors import ConfigError
+from smearcount.images import find_images, write_text_atomic
+from smearcount.mending.merging import merge_targets
+from smearcount.runtimes import RuntimeChoice
+from smearcount.taxonomy import Taxonomy, load_taxonomy
+from smearcount.training.cells import CellSource, load_cell_sources, read_cells
+from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.painted_cells import with_painted
+from smearcount.training.survey import folder_classes
+
+__all__ = ["CellData", "cells_of", "checked_cells", "data_of"]
+
+Kinds = tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
+
+
+class CellData(Strict):
+    """Where the cells of a training come from.
+
+    Attributes:
+        kinds: the classifier gives every code of these kinds that its cells have.
+        codes: these codes instead of all of the kinds.
+        asked_of: kinds of found cells that it is asked about; `kinds` by default.
+        collections: entries of the file of collections.
+        cells: that file, instead of `configs/cells.yaml`.
+        folder: a folder with one sub-folder a class, instead of collections.
+        classes: what the sub-folders are called in the taxonomy, where that can't be told from their names.
+        val_share: share of the folder's pictures kept for validation.
+        painted: training cells of each inclusion that are painted; 0 none.
+        leave_out: sources without any part in the training, to be judged on afterwards.
+        merge: codes that become one, `new: [old, old]`.
+        taxonomy: a taxonomy file instead of the shipped one.
+        detector: finds the cells in the pictures of the collections.
+    """
+
+    kinds: Kinds = ("rbc",)
+    codes: tuple[str, ...] = ()
+    asked_of: Kinds = ()
+    collections: tuple[str, ...] = ()
+    cells: Path | None = None
+    folder: Path | None = None
+    classes: dict[str, str | tuple[str, ...]] = {}
+    val_share: float = Field(default=0.2, gt=0, lt=1)
+    painted: int = Field(default=0, ge=0)
+    leave_out: tuple[str, ...] = ()
+    merge: dict[str, tuple[str, ...]] = {}
+    taxonomy: Path | None = None
+    detector: str = Settings().detector
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> CellData:
+        if bool(self.collections) == bool(self.folder):
+            raise ValueError("give either collections or a folder")
+        return self
+
+
+def data_of(recipe: ClassifierRecipe) -> CellData:
+    """The checked form of a recipe's `data`.
+
+    Raises:
+        ConfigError: a key is unknown or missing.
+    """
+    try:
+        return CellData.model_validate(recipe.data)
+    except ValidationError as error:
+        faults = "; ".join(f"data.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ConfigError(faults) from error
+
+
+def checked_cells(recipe: ClassifierRecipe, out: Path) -> CellSet:
+    """The cells of a recipe without training cells that show the same as a validation cell; these are in `leaks.txt`.
+
+    For a folder, pictures that can't be used are listed in `faults.csv`, with those that are merely suspicious.
+
+    Raises:
+        ConfigError: a collection, a code or a class is unknown.
+        DatasetError: the labelled cells are not at hand.
+    """
+    data = data_of(recipe)
+    faults = check_pictures(find_images(data.folder, recursive=True)) if data.folder else []
+    write_text_atomic(out / "faults.csv", faults_csv(faults))
+    cells, leaks = without_leaks(cells_of(recipe))
+    write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
+    return cells
+
+
+def cells_of(recipe: ClassifierRecipe, *, whole: bool = False) -> CellSet:
+    """The cells that a recipe asks for, cut out, split and painted; with `whole` also those it leaves out.
+
+    Raises:
+        ConfigError: a collection, a code or a class is unknown.
+        DatasetError: the labelled cells are not at hand.
+    """
+    data = data_of(recipe)
+    taxonomy = load_taxonomy(data.taxonomy)
+    codes = data.codes or tuple(code for kind in data.kinds for code in taxonomy.codes_of(kind))
+    sources = _sources(data, taxonomy)
+    if data.folder and not data.codes:
+        given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
+        codes = tuple(dict.fromkeys((*(code for code in taxonomy.codes if code in given), *given)))
+    detector = Detector(find_model(data.detector), RuntimeChoice())
+    cells = read_cells(sources, codes, detector, recipe.patch_um, recipe.input_px, recipe.seed)
+    if not whole:
+        cells = cells.take(~np.isin(cells.sources, data.leave_out))
+    if data.painted:
+        cells = with_painted(cells, data.painted, recipe.seed)
+    if data.merge:
+        targets, merged = merge_targets(cells.targets, cells.codes, data.merge)
+        cells = CellSet(
+            cells.pixels, cells.um_per_px, targets, merged, cells.sources, cells.groups, cells.splits, cells.origins
+        )
+    return cells
+
+
+def _as_tuple(meant: str | tuple[str, ...]) -> tuple[str, ...]:
+    return () if not meant else (meant,) if isinstance(meant, str) else meant
+
+
+def _sources(data: CellData, taxonomy: Taxonomy) -> dict[str, CellSource]:
+    if data.folder:
+        entry: dict[str, Any] = {"format": "folders", "folder": data.folder, "val_share": data.val_share}
+        classes = folder_classes(data.folder, taxonomy, data.classes)
+        return {"folder": CellSource.model_validate({**entry, "classes": classes})}
+    known = load_cell_sources(data.cells)
+    unknown = [name for name in data.collections if name not in known]
+    if unknown:
+        raise ConfigError(f"data.collections: {', '.join(unknown)} unknown; known: {', '.join(known)}")
+    return {name: known[name] for name in data.collections}

@@ -1,0 +1,74 @@
+"""Adds painted cells to a set: inclusions on real red cells of every source, and the same cells with harmless traces.
+
+The cells that carry the paint have no label of their own but "anything without an inclusion", or are normal ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.cellsets import CellSet, join
+from smearcount.training.paint import PAINTED_CODES, paint, retouch
+
+__all__ = ["with_painted"]
+
+
+def with_painted(cells: CellSet, per_code: int, seed: int) -> CellSet:
+    """The set with `per_code` painted training cells of each painted code, and a sixth as many for validation.
+
+    As many cells again get harmless traces of the painter's hand and keep what is known of them, so that the paint is
+    not what gives an inclusion away. Cells are taken evenly from every source; `sources` become `painted:<source>`.
+    """
+    codes = [code for code in PAINTED_CODES if code in cells.codes]
+    rng = np.random.default_rng(seed)
+    parts = [cells]
+    for split, n in (("train", per_code), ("val", max(per_code // 6, 1))):
+        for code in codes:
+            parts.append(_painted(cells, _spread(cells, split, rng), (code, n), rng))
+        parts.append(_retouched(cells, _spread(cells, split, rng)[: n * len(codes)], rng))
+    return join([part for part in parts if len(part)])
+
+
+def _spread(cells: CellSet, split: str, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    """Rows that can carry paint, shuffled, the sources taking turns."""
+    plain = ~cells.targets[:, [cells.codes.index(code) for code in PAINTED_CODES if code in cells.codes]].any(axis=1)
+    if "sickle_cell" in cells.codes:
+        plain &= ~(cells.exact & (cells.labels == cells.codes.index("sickle_cell")))
+    rows = rng.permutation(np.flatnonzero(plain & (cells.splits == split)))
+    turn = np.zeros(len(rows), np.intp)
+    for source in np.unique(cells.sources[rows]):
+        members = cells.sources[rows] == source
+        turn[members] = np.arange(members.sum())
+    return np.asarray(rows[np.argsort(turn, kind="stable")], np.intp)
+
+
+def _painted(cells: CellSet, rows: npt.NDArray[np.intp], wanted: tuple[str, int], rng: np.random.Generator) -> CellSet:
+    code, n = wanted
+    windows, kept = [], []
+    for row in rows.tolist():
+        if len(kept) == n:
+            break
+        picture = paint(cells.pixels[row], float(cells.um_per_px[row]), code, rng)
+        if picture is not None:
+            windows.append(picture)
+            kept.append(row)
+    targets = np.zeros((len(kept), len(cells.codes)), bool)
+    targets[:, cells.codes.index(code)] = True
+    return _renamed(replace(cells.take(np.array(kept, np.intp)), pixels=tuple(windows), targets=targets), code)
+
+
+def _retouched(cells: CellSet, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> CellSet:
+    part = cells.take(rows)
+    pairs = zip(part.pixels, part.um_per_px.tolist(), strict=True)
+    return _renamed(replace(part, pixels=tuple(retouch(window, scale, rng) for window, scale in pairs)), "retouched")
+
+
+def _renamed(part: CellSet, what: str) -> CellSet:
+    return replace(
+        part,
+        sources=np.array([f"painted:{name}" for name in part.sources.tolist()], "<U80"),
+        origins=np.array([f"{origin} {what}" for origin in part.origins.tolist()], "<U200"),
+    )

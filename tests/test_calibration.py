@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount.calibration import TEMPERATURES, abstention_rows, fit_temperature
+
+
+def one_hot(labels: npt.NDArray[np.intp], k: int) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.eye(k, dtype=np.bool_)[labels])
+
+
+def two_way(n: int, right: int) -> npt.NDArray[np.bool_]:
+    return one_hot(np.where(np.arange(n) < right, 0, 1), 2)
+
+
+@pytest.mark.parametrize(("gap", "right"), [(4.0, 90), (1.0, 60), (0.3, 99)])
+def test_temperature_of_two_codes_is_the_closed_form(gap: float, right: int) -> None:
+    # The likelihood is best where sigmoid(gap / T) is the share that is right.
+    logits = np.tile(np.float32([gap, 0]), (100, 1))
+    expected = gap / math.log(right / (100 - right))
+    assert fit_temperature(logits, two_way(100, right)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("true_t", [0.4, 1.0, 2.5])
+def test_temperature_recovers_a_known_scaling(true_t: float) -> None:
+    rng = np.random.default_rng(3)
+    z = rng.normal(0, 2, (20_000, 5))
+    # The largest of z + Gumbel noise is a draw from softmax(z).
+    labels = (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+    assert fit_temperature((true_t * z).astype(np.float32), one_hot(labels, 5)) == pytest.approx(true_t, rel=0.03)
+
+
+def test_temperature_of_partial_labels_is_the_closed_form() -> None:
+    # 30 of 100 cells are "the second or the third": 2 / (exp(a / T) + 2) of the softmax.
+    targets = np.zeros((100, 3), np.bool_)
+    targets[:70, 0], targets[70:, 1:] = True, True
+    logits = np.tile(np.float32([3, 0, 0]), (100, 1))
+    assert fit_temperature(logits, targets) == pytest.approx(3 / math.log(2 * 0.7 / 0.3), rel=1e-4)
+
+
+def test_cells_that_may_be_anything_have_no_influence() -> None:
+    logits = np.tile(np.float32([2, 0]), (100, 1))
+    targets = two_way(100, 80)
+    more = np.concatenate([logits, np.float32([[9, -9]] * 50)]), np.concatenate([targets, np.ones((50, 2), np.bool_)])
+    assert fit_temperature(*more) == fit_temperature(logits, targets)
+
+
+def test_temperature_does_not_change_with_a_shift_or_large_logits() -> None:
+    logits, targets = np.tile(np.float32([2, 0]), (100, 1)), two_way(100, 80)
+    assert fit_temperature(logits + 3000, targets) == pytest.approx(fit_temperature(logits, targets), rel=1e-4)
+
+
+@pytest.mark.parametrize(("right", "limit"), [(100, TEMPERATURES[0]), (20, TEMPERATURES[1])])
+def test_temperature_ends_at_its_limits(right: int, limit: float) -> None:
+    logits = np.tile(np.float32([2, 0]), (100, 1))
+    assert fit_temperature(logits, two_way(100, right)) == pytest.approx(limit)
+
+
+def test_wrong_arrays_are_refused() -> None:
+    logits, targets = np.zeros((3, 2), np.float32), two_way(3, 2)
+    with pytest.raises(ValueError, match="rule some code out"):
+        fit_temperature(logits, np.ones((3, 2), np.bool_))
+    with pytest.raises(ValueError, match="without any code"):
+        fit_temperature(logits, np.zeros((3, 2), np.bool_))
+    with pytest.raises(ValueError, match="finite"):
+        fit_temperature(np.full((3, 2), np.nan, np.float32), targets)
+    with pytest.raises(ValueError, match="targets"):
+        abstention_rows(np.zeros((3, 3), np.float32), targets, (0.5,))
+    with pytest.raises(ValueError, match="at least one cell"):
+        abstention_rows(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.bool_), (0.5,))
+
+
+def test_abstention_by_hand() -> None:
+    probs = np.float32([[0.9, 0.1, 0], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.4, 0.3, 0.3]])
+    targets = one_hot(np.array([0, 1, 1, 0]), 3)
+    targets[3] = [False, True, True]
+    rows = abstention_rows(probs, targets, (0, 0.7, 0.8, 0.95))
+    # A cell at the threshold itself keeps its name.
+    assert rows[:3] == [(0.0, 0.0, 0.5), (0.7, 0.5, 1.0), (0.8, 0.75, 1.0)]
+    assert rows[3][:2] == (0.95, 1.0)
+    assert math.isnan(rows[3][2])
+
+
+def test_abstention_is_monotone_and_accuracy_grows_where_probabilities_are_true() -> None:
+    rng = np.random.default_rng(4)
+    z = rng.normal(0, 2, (20_000, 4))
+    probs = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    labels = (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+    rows = abstention_rows(probs.astype(np.float32), one_hot(labels, 4), np.linspace(0, 0.95, 20))
+    assert (np.diff([share for _, share, _ in rows]) >= 0).all()
+    assert (np.diff([accuracy for _, _, accuracy in rows]) > -0.003).all()
+    assert rows[-1][2] > rows[0][2] + 0.2

@@ -1,0 +1,227 @@
+"""Planted groups of codes are found in made-up embeddings, and targets and probabilities follow a merge."""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+
+from smearcount.errors import ConfigError, UsageError
+from smearcount.mending.merging import (
+    CodePair,
+    MergeProposal,
+    merge_probs,
+    merge_targets,
+    plot_merges,
+    propose_merges,
+    unit_rows,
+)
+
+CODES = ("burr_cell", "ovalocyte", "elliptocyte", "target_cell", "stomatocyte", "macrocyte", "sickle_cell")
+PLANTED = {
+    "ovalocyte_or_elliptocyte": ("ovalocyte", "elliptocyte"),
+    "target_cell_or_macrocyte": ("target_cell", "macrocyte"),
+}
+CLUSTER_OF = np.array([0, 1, 1, 2, 3, 2, 4])
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.intp]
+
+
+def planted(seed: int = 0, counts: tuple[int, ...] = (40, 60, 20, 30, 30, 15, 25)) -> tuple[Floats, Rows]:
+    """Seven codes in five well separated directions, as many cells of each as `counts` says."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(CODES)), counts)
+    directions = np.linalg.qr(rng.normal(size=(64, 5)))[0].T
+    points = directions[CLUSTER_OF[labels]] + rng.normal(0, 0.03, (len(labels), 64))
+    lengths = rng.uniform(1, 20, (len(labels), 1))  # which the clusters must not see
+    return (points * lengths).astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def proposal() -> MergeProposal:
+    return propose_merges(*planted(), CODES, range(2, 9), seed=3)
+
+
+def test_planted_groups_are_found(proposal: MergeProposal) -> None:
+    assert proposal.best_k == 5
+    assert proposal.silhouettes[5] == max(proposal.silhouettes.values()) > 0.5
+    assert list(proposal.silhouettes) == list(range(2, 9))
+    assert proposal.merges() == PLANTED
+
+
+def test_table_counts_every_cell_once(proposal: MergeProposal) -> None:
+    np.testing.assert_array_equal(proposal.table.sum(axis=1), (40, 60, 20, 30, 30, 15, 25))
+    # Clusters are in the order of their main code: burr, oval, target, stomatocyte, sickle.
+    np.testing.assert_array_equal(proposal.table.argmax(axis=1), CLUSTER_OF)
+    for seed in range(4):
+        other = propose_merges(*planted(), CODES, (5,), seed)
+        np.testing.assert_array_equal(other.table, proposal.table)
+
+
+def test_pairs_are_scored_whatever_the_numbers_of_cells(proposal: MergeProposal) -> None:
+    assert len(proposal.pairs) == 21
+    assert {pair.overlap for pair in proposal.pairs[:2]} == {1}
+    overlaps = {(pair.first, pair.second): pair.overlap for pair in proposal.pairs}
+    assert {pair for pair, overlap in overlaps.items() if overlap == 1} == set(PLANTED.values())
+    assert all(overlap == 0 for pair, overlap in overlaps.items() if pair not in PLANTED.values())
+    assert all(np.isnan(pair.confusion) for pair in proposal.pairs)
+
+
+def test_overlap_is_the_intersection_of_the_shares() -> None:
+    # a: 6 of 8 on the left; b: 1 of 4 on the left. min(3/4, 1/4) + min(1/4, 3/4) = 1/2.
+    left, right = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    points = np.array([left] * 6 + [right] * 2 + [left] + [right] * 3)
+    noise = np.random.default_rng(0).normal(0, 0.01, points.shape)
+    result = propose_merges(
+        (points + noise).astype(np.float32), np.repeat([0, 1], (8, 4)), ("ovalocyte", "elliptocyte"), (2,), 0
+    )
+    assert result.pairs[0].overlap == pytest.approx(0.5)
+    assert result.merges(min_overlap=0.5) == {"ovalocyte_or_elliptocyte": ("ovalocyte", "elliptocyte")}
+    assert result.merges(min_overlap=0.51) == {}
+
+
+def test_codes_the_classifier_tells_apart_stay_apart() -> None:
+    features, labels = planted()
+    given = labels.copy()
+    given[(labels == 1).nonzero()[0][:12]] = 2  # 12 of 60 oval cells are named elliptic, 5 of 20 the other way
+    given[(labels == 2).nonzero()[0][:5]] = 1
+    probs = np.eye(7, dtype=np.float32)[given]
+    result = propose_merges(features, labels, CODES, (5,), 0, probs)
+    confusion = {(pair.first, pair.second): pair.confusion for pair in result.pairs}
+    assert confusion["ovalocyte", "elliptocyte"] == pytest.approx((12 / 60 + 5 / 20) / 2)
+    assert confusion["target_cell", "macrocyte"] == 0
+    assert list(result.merges()) == ["ovalocyte_or_elliptocyte"]
+    assert result.merges(min_confusion=0) == PLANTED
+
+
+def test_nothing_is_proposed_without_clusters() -> None:
+    # One shapeless cloud: two halves of it share out every code, which says nothing of the codes.
+    rng = np.random.default_rng(6)
+    result = propose_merges(rng.normal(size=(200, 32)).astype(np.float32), np.arange(200) % 4, tuple("abcd"), (2, 3), 0)
+    assert max(pair.overlap for pair in result.pairs) > 0.5
+    assert not result.clustered
+    assert result.as_yaml() == "merge: {}"
+
+
+def test_chains_do_not_join_codes_that_are_not_alike() -> None:
+    # b lies half with a and half with c, which share nothing.
+    rng = np.random.default_rng(2)
+    axes = np.eye(4)
+    points = np.concatenate([np.repeat(axes[[0]], 20, 0), np.repeat(axes[[0, 1]], 10, 0), np.repeat(axes[[1]], 20, 0)])
+    features = (points + rng.normal(0, 0.02, points.shape)).astype(np.float32)
+    result = propose_merges(features, np.repeat([0, 1, 2], 20), ("a", "b", "c"), (2,), 0)
+    assert result.merges(min_overlap=0.4) in ({"a_or_b": ("a", "b")}, {"b_or_c": ("b", "c")})
+    assert result.merges(min_overlap=0) == {"a_or_b_or_c": ("a", "b", "c")}
+
+
+def test_order_of_cells_and_of_codes_changes_nothing(proposal: MergeProposal) -> None:
+    features, labels = planted()
+    rng = np.random.default_rng(5)
+    cells, names = rng.permutation(len(labels)), rng.permutation(len(CODES))
+    place = np.argsort(names)
+    other = propose_merges(features[cells], place[labels[cells]], tuple(CODES[i] for i in names), range(2, 9), seed=3)
+    assert other.silhouettes == pytest.approx(proposal.silhouettes, abs=1e-9)
+    assert {frozenset(group) for group in other.merges().values()} == {frozenset(g) for g in PLANTED.values()}
+
+
+def test_same_cells_give_the_same_proposal_when_shuffled_and_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smearcount.mending.merging._MOST_CELLS", 70)
+    features, labels = planted()
+    features += np.random.default_rng(8).normal(0, 1.5, features.shape).astype(np.float32)
+    cells = np.random.default_rng(9).permutation(len(labels))
+    one = propose_merges(features, labels, CODES, (3, 4), seed=1)
+    other = propose_merges(features[cells], labels[cells], CODES, (3, 4), seed=1)
+    np.testing.assert_array_equal(one.table, other.table)
+    assert one.pairs == other.pairs
+    # Ten cells of each code, common or rare.
+    assert one.table.sum(axis=1).tolist() == [10] * 7
+
+
+def test_the_line_for_the_recipe_reads_back(proposal: MergeProposal) -> None:
+    line = proposal.as_yaml()
+    assert "\n" not in line
+    assert yaml.safe_load(line) == {"merge": {new: list(old) for new, old in PLANTED.items()}}
+    assert proposal.as_yaml(min_overlap=1.1) == "merge: {}"
+
+
+def test_the_line_keeps_the_order_of_the_codes(proposal: MergeProposal) -> None:
+    pairs = (CodePair("b", "a", 1.0, np.nan), CodePair("z", "y", 1.0, np.nan))
+    assert (
+        replace(proposal, codes=("z", "y", "b", "a"), pairs=pairs).as_yaml()
+        == "merge: {z_or_y: [z, y], b_or_a: [b, a]}"
+    )
+
+
+def test_the_proposal_goes_straight_into_the_targets(proposal: MergeProposal) -> None:
+    targets = np.eye(7, dtype=np.bool_)
+    merged, after = merge_targets(targets, CODES, yaml.safe_load(proposal.as_yaml())["merge"])
+    assert after == ("burr_cell", "ovalocyte_or_elliptocyte", "target_cell_or_macrocyte", "stomatocyte", "sickle_cell")
+    assert [after[i] for i in merged.argmax(axis=1)] == [
+        next((new for new, old in PLANTED.items() if code in old), code) for code in CODES
+    ]
+    np.testing.assert_array_equal(merged.sum(axis=1), 1)
+
+
+def test_a_coarse_label_becomes_exact_where_its_codes_are_merged() -> None:
+    targets = np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1]], np.bool_)
+    merged, after = merge_targets(targets, ("a", "b", "c"), {"ab": ("a", "b")})
+    assert after == ("ab", "c")
+    np.testing.assert_array_equal(merged, np.array([[1, 0], [1, 1], [0, 1]], np.bool_))
+
+
+def test_probabilities_are_summed() -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(4), 50).astype(np.float32)
+    merged, after = merge_probs(probs, ("a", "b", "c", "d"), {"b": ("d", "b")})
+    assert after == ("a", "b", "c")
+    np.testing.assert_allclose(merged.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(merged[:, 1], probs[:, 1] + probs[:, 3], atol=1e-6)
+    same, unchanged = merge_probs(probs, ("a", "b", "c", "d"), {})
+    assert unchanged == ("a", "b", "c", "d")
+    np.testing.assert_array_equal(same, probs)
+
+
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ({"x": ("a", "z")}, "got z"),
+        ({"x": ()}, "got none"),
+        ({"x": ("a", "b"), "y": ("b", "c")}, "b can be merged only once"),
+        ({"x": ("a", "a")}, "only once"),
+        ({"c": ("a", "b")}, "c is the name of another code"),
+    ],
+)
+def test_merges_that_do_not_fit_are_refused(merge: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        merge_targets(np.eye(3, dtype=np.bool_), ("a", "b", "c"), merge)
+
+
+def test_too_few_cells_or_codes_are_refused() -> None:
+    features, labels = planted()
+    with pytest.raises(UsageError, match="two codes"):
+        propose_merges(features, np.zeros_like(labels), CODES, range(2, 4), 0)
+    with pytest.raises(UsageError, match="two clusters"):
+        propose_merges(features, labels, CODES, range(1, 4), 0)
+    with pytest.raises(UsageError, match="more than 8 different cells, got 8"):
+        propose_merges(features[:8].repeat(4, 0), np.arange(32) % 2, CODES, (8,), 0)
+    with pytest.raises(ValueError, match="expected features"):
+        propose_merges(features[1:], labels, CODES, range(2, 4), 0)
+    features[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        propose_merges(features, labels, CODES, range(2, 4), 0)
+
+
+def test_rows_get_length_one_and_zeros_stay() -> None:
+    units = unit_rows(np.array([[3, 4], [0, 0]], np.float32))
+    np.testing.assert_allclose(units, [[0.6, 0.8], [0, 0]])
+
+
+def test_plot_shows_each_code_in_its_colour(proposal: MergeProposal) -> None:
+    colours = {code: f"#{40 * index:02x}0a{250 - 30 * index:02x}" for index, code in enumerate(CODES)}
+    picture = plot_merges(proposal, colours)
+    assert picture.shape == (600, 1300, 3)
+    assert picture.dtype == np.uint8
+    for index in range(len(CODES)):
+        assert (picture == (40 * index, 10, 250 - 30 * index)).all(axis=2).any()
+    assert plot_merges(proposal).std() > 0
