@@ -145,7 +145,7 @@ class _Run:
             self.phase, self.phase_done = number, False
             self._train_phase(self.recipe.phases[number], resumes=resumes)
             self.phase_done = True
-            if is_first():
+            if is_first() and number + 1 < len(self.recipe.phases):
                 self._save({"net": self.net.state_dict(), "run": self._state()})
 
     def _train_phase(self, phase: Phase, *, resumes: bool) -> None:
@@ -265,7 +265,7 @@ class _Run:
         part = self.out / "summary.json.part"
         part.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
         part.replace(self.out / "summary.json")
-        self.file.unlink()
+        self.file.unlink(missing_ok=True)
 
     def _summary(self) -> dict[str, Any]:
         logits, targets = self._validation_logits()

@@ -44,7 +44,8 @@ ALIKE = 0.85
 SAME_DETAIL = 0.75
 """Correlation of the aligned detail of two cells above which they are one cell.
 
-On copies known by name (PBC, Raabin) 97 % lie above; of different cells that look alike none was above 0.77.
+Of the copies that are known by name (PBC), at other scales and cut out at other places, 96 % lie above, of those of
+Raabin all; of different cells that look alike, one in some thousand red cells.
 """
 
 _RIVALS = 5
@@ -70,7 +71,11 @@ def signature(pixels: Pixels) -> Floats:
 
     Resampling, compression and a change of light leave it nearly as it is.
     """
-    small = cv2.resize(pixels[..., 1], (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
+    return _unit(pixels[..., 1])
+
+
+def _unit(green: npt.NDArray[np.uint8] | Floats) -> Floats:
+    small = cv2.resize(green, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     centred = small - small.mean()
     length = float(np.linalg.norm(centred))
     return np.asarray(centred / length if length > 0 else centred, np.float32)
@@ -214,8 +219,7 @@ class _Bodies:
         self.bodies = np.concatenate([np.zeros((0, 3), np.float32), *blocks])
         self.signatures = np.zeros((len(windows), SIDE * SIDE), np.float32)
         for row, radius in enumerate(self.bodies[:, 2]):
-            view = self.view(row, 8 * float(radius), _THUMB_PX).astype(np.uint8)
-            self.signatures[row] = signature(np.repeat(view[..., None], 3, axis=2))
+            self.signatures[row] = _unit(self.view(row, 8 * float(radius), _THUMB_PX))
 
     def view(self, row: int, share: float, out_px: int) -> Floats:
         """A square of `share` of the window's side, centred on the dark body, as `(out_px, out_px) float32`."""

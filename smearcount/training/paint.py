@@ -185,11 +185,11 @@ def _stippling(cell: RedCell, rng: np.random.Generator) -> list[Body]:
     coarseness = rng.uniform(0, 1)
     wanted = int(rng.integers(12, 61 - round(24 * coarseness)))
     # A distance between dots that only just leaves room for all of them spreads them evenly.
-    spacing = 0.6 * cell.diameter_um * math.sqrt(math.pi / 4 / wanted)
+    spacing = rng.uniform(0.4, 0.6) * cell.diameter_um * math.sqrt(math.pi / 4 / wanted)
     dots = np.zeros((wanted, 3), np.float32)
     found = 0
     for place in rng.permutation(_places(cell, MARGIN_UM + 0.2, np.inf)):
-        radius = float(np.clip((0.095 + 0.08 * coarseness) * math.exp(0.2 * rng.standard_normal()), 0.075, 0.225))
+        radius = float(np.clip((0.095 + 0.1 * coarseness) * math.exp(0.2 * rng.standard_normal()), 0.075, 0.225))
         x, y = place + rng.uniform(-0.06, 0.06, 2)
         others = dots[:found]
         if (np.hypot(others[:, 0] - x, others[:, 1] - y) > np.maximum(others[:, 2] + radius + 0.12, spacing)).all():

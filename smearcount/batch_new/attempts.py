@@ -1,0 +1,81 @@
+"""One picture after the other through a pipeline; one that fails costs only itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+
+from smearcount.errors import SmearcountError
+from smearcount.pipeline import Analysis, Pipeline
+
+__all__ = ["Failure", "Progress", "analyze_each", "attempt"]
+
+Progress = Callable[[Iterable[Path]], Iterable[Path]]
+Finished = TypeVar("Finished")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a picture has no result.
+
+    Attributes:
+        reason: names the file, what is wrong and what to do.
+        lasting: the picture itself is at fault, so the same bytes fail again.
+    """
+
+    reason: str
+    lasting: bool = False
+
+
+def analyze_each(
+    pipeline: Pipeline,
+    paths: Iterable[Path],
+    ids: Callable[[Path], tuple[str, str]],
+    finish: Callable[[Path, Analysis], Finished],
+) -> Iterator[tuple[Path, Finished | Failure]]:
+    """Each picture with what `finish` made of its analysis; a picture that fails, there too, costs only itself.
+
+    Args:
+        pipeline: finds and counts.
+        paths: pictures.
+        ids: names of picture and slide in reports.
+        finish: writes what is wanted of a picture, and returns what the caller needs.
+    """
+    try:
+        for path in paths:
+            yield path, attempt(pipeline, path, ids(path), finish)
+    finally:
+        # A progress bar that is closed later than this wipes the words that say why the run was stopped.
+        if isinstance(paths, Generator):
+            paths.close()
+
+
+def attempt(
+    pipeline: Pipeline, path: Path, ids: tuple[str, str], finish: Callable[[Path, Analysis], Finished]
+) -> Finished | Failure:
+    """What `finish` made of the analysis of one picture, or why there is none."""
+    analysis = None
+    try:
+        analysis = pipeline.analyze(path, image_id=ids[0], slide_id=ids[1])
+        return finish(path, analysis)
+    except (SmearcountError, MemoryError, OSError, cv2.error) as error:
+        transient = isinstance(error, MemoryError | OSError) or _no_memory(error)
+        return Failure(_reason(path, error), lasting=analysis is None and not transient)
+
+
+def _no_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or getattr(error, "code", None) == cv2.Error.StsNoMem
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, SmearcountError):
+        return str(error)
+    if _no_memory(error):
+        return f"{path}: not enough memory for this picture; analyse it on a larger machine or lower its size"
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}; check the disk"
+    return f"{path}: can't be processed ({getattr(error, 'err', '') or error}); save it as PNG or TIFF and try again"

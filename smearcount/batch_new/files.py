@@ -1,0 +1,136 @@
+"""Outputs of a batch on the disk: one run at a time, whole or absent, also when the power goes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from smearcount.errors import ImageError, UsageError
+
+__all__ = ["locked", "replacing", "sweep"]
+
+_PART = re.compile(r"\..{0,40}\.[0-9a-f]{16}\.part", re.DOTALL)
+
+
+@contextlib.contextmanager
+def locked(paths: Iterable[Path]) -> Iterator[None]:
+    """Keep other runs from these outputs. The system drops the lock of a process that died, however it died.
+
+    Raises:
+        UsageError: another run writes one of them; says which process on which machine.
+        ImageError: a lock file can't be made.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in sorted({path.resolve() for path in paths}):
+            stack.enter_context(_locked(path))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    name = f".{target.name[:100]}.lock"
+    lock = target / ".smearcount.lock" if target.is_dir() else target.with_name(name)
+    file = _take(lock, target)
+    try:
+        owner = {"process": os.getpid(), "machine": socket.gethostname()}
+        file.truncate(0)
+        file.write(json.dumps(owner).encode())
+        file.flush()
+        yield
+    finally:
+        # Removed while it is held, so that nobody waits for a file that has no name any more.
+        with contextlib.suppress(OSError):
+            lock.unlink()
+        file.close()
+
+
+def _take(lock: Path, target: Path) -> BinaryIO:
+    while True:
+        try:
+            file = lock.open("a+b")
+        except OSError as error:
+            raise ImageError(f"{lock}: can't be made ({error.strerror}); check the permissions") from error
+        if not _hold(file):
+            owner = _owner(file)
+            file.close()
+            raise UsageError(f"{target}: another run{owner} is writing it; wait for its end, or give another name")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                return file
+        file.close()  # its owner removed it between the two calls
+
+
+def _hold(file: BinaryIO) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0x7FFFFFFF)  # beyond the content, which others may then read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _owner(file: BinaryIO) -> str:
+    try:
+        file.seek(0)
+        owner = json.loads(file.read(1000))
+        return f" (process {int(owner['process'])} on {str(owner['machine'])[:100]})"
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to; the file takes its place under `path` when the block has ended well, and is on the disk.
+
+    Raises:
+        ImageError: it can't be written; what was under `path` before is still there.
+    """
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.part")
+    try:
+        yield temporary
+        _to_disk(temporary)
+        os.replace(temporary, path)
+        _to_disk(path.parent)
+    except OSError as error:
+        raise ImageError(
+            f"{path}: can't be written ({error.strerror or error}); free some space or check the permissions, and run "
+            "it again: what is finished is kept"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _to_disk(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders can't be opened there
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path, *, below: bool) -> None:
+    """Remove what a run that was killed left half-written; only while the lock is held."""
+    for root, _, names in os.walk(folder):
+        for name in filter(_PART.fullmatch, names):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(root, name))
+        if not below:
+            return

@@ -1,0 +1,120 @@
+"""What a batch is asked for, and how it went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from smearcount.batch.tables import ENDINGS
+from smearcount.errors import UsageError
+from smearcount.images import check_target, make_folder
+
+__all__ = ["BatchJob", "Interrupted", "Outcome", "check_job"]
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What `smearcount batch` was asked for.
+
+    Attributes:
+        folder: where the pictures are; names in the report are relative to it.
+        report: the table to write, a row a picture: .csv, .parquet or .xlsx, as are the others.
+        cells: a table of every cell, if wanted.
+        overlays: a folder for the annotated pictures, if wanted.
+        recursive: sub-folders too.
+        slide_report: a table with the totals of every slide, if wanted.
+        galleries: a folder for the sheets of cells, if wanted.
+        globs: patterns of which a picture must match one, unless there are none.
+        excluded: patterns of which it must match none.
+        listed: a text file with one picture a line instead of all in the folder.
+        slides: `folder`, `none`, or a regular expression with a group: how a picture's slide is told from its name.
+        fresh: begin a new journal instead of going on with an old one.
+    """
+
+    folder: Path
+    report: Path
+    cells: Path | None = None
+    overlays: Path | None = None
+    recursive: bool = False
+    slide_report: Path | None = None
+    galleries: Path | None = None
+    globs: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    listed: Path | None = None
+    slides: str = "folder"
+    fresh: bool = False
+
+    @property
+    def journal(self) -> Path:
+        """Where the finished rows are kept: beside the report, also after the run."""
+        return self.report.with_name(f"{self.report.name}.journal")
+
+    @property
+    def tables(self) -> dict[str, Path]:
+        """The tables to write by the flags that ask for them."""
+        wanted = {"--out": self.report, "--cells": self.cells, "--slide-report": self.slide_report}
+        return {flag: path for flag, path in wanted.items() if path}
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders to write pictures to."""
+        return tuple(folder for folder in (self.overlays, self.galleries) if folder)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a batch went.
+
+    Attributes:
+        done: pictures with a result.
+        failed: (picture, reason) of the others.
+        overlays: annotated pictures of an earlier run, left out.
+        others: files that are no pictures, left out.
+        unmatched: pictures left out by patterns, or listed twice.
+        linked: folders that symbolic links reach a second time, left out there.
+        reused: pictures whose rows were in the journal, of `done` and `failed`.
+        seconds: of the whole run.
+    """
+
+    done: int
+    failed: tuple[tuple[str, str], ...]
+    overlays: int = 0
+    others: int = 0
+    unmatched: int = 0
+    linked: int = 0
+    reused: int = 0
+    seconds: float = 0.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a batch; `journal` has the rows of the `done` pictures finished by then, out of `total`."""
+
+    def __init__(self, done: int, total: int, journal: Path) -> None:
+        super().__init__(
+            f"stopped with {done} of {total} pictures done; their rows are in {journal}: the same command goes on "
+            "from there"
+        )
+        self.done = done
+        self.total = total
+        self.journal = journal
+
+
+def check_job(job: BatchJob, pictures: set[Path]) -> None:
+    """Refuse, before the first picture, what would end badly after the last one.
+
+    Raises:
+        UsageError: an output would replace another or a picture, or has an ending that is no table's.
+        ImageError: an output can't be written.
+    """
+    taken: dict[Path, str] = {}
+    for flag, path in job.tables.items():
+        if path.suffix.lower() not in ENDINGS:
+            raise UsageError(f"{path}: {flag} takes a name that ends in {', '.join(ENDINGS)}")
+        if taken.setdefault(path.resolve(), flag) != flag:
+            raise UsageError(f"{path}: {taken[path.resolve()]} and {flag} are one file; give them different names")
+        if path.resolve() in pictures:
+            raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
+    for path in job.tables.values():
+        check_target(path)
+    for folder in job.folders:
+        make_folder(folder)

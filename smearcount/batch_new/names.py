@@ -1,0 +1,43 @@
+"""Names of output files: never shared, never too long."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain, count
+from pathlib import Path
+
+__all__ = ["shortened", "unique_stems"]
+
+_NAME_BYTES = 200
+"""Longest stem in bytes: file systems take names of 255, and up to 50 are added to it."""
+
+
+def shortened(name: str) -> str:
+    """A name of at most 200 bytes; a long one ends in a digest, so that no two become the same."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _NAME_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    return f"{encoded[: _NAME_BYTES - 13].decode('utf-8', 'ignore')}-{digest}"
+
+
+def unique_stems(paths: Iterable[Path]) -> dict[Path, str]:
+    """Stem for the output files of each picture; pictures of one stem keep their full file names.
+
+    Stems of more than 200 bytes are shortened, so that there is room for the endings of the outputs. Case makes no
+    difference: files that differ in nothing else are one file on Windows and macOS.
+    """
+    listed = list(dict.fromkeys(paths))
+    shared = Counter(path.stem.casefold() for path in listed)
+    out: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in listed:
+        wanted = shortened(path.stem if shared[path.stem.casefold()] == 1 else path.name)
+        numbered = (f"{wanted}-{i}" for i in count(2))
+        stem = next(name for name in chain([wanted], numbered) if name.casefold() not in taken)
+        taken.add(stem.casefold())
+        out[path] = stem
+    return out

@@ -1,0 +1,214 @@
+"""A batch from its listing to its tables: what is in the journal is not done again, what is done is in the journal.
+
+The tables are written once, at the end, from the journal alone and in the order of the listing: every picture has one
+row, and neither the engine nor an interruption has an effect on a single byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smearcount import report
+from smearcount.batch.attempts import Failure
+from smearcount.batch.files import locked, sweep
+from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, check_job
+from smearcount.batch.journal import Journal, Record
+from smearcount.batch.listing import Listing, Picture, list_pictures
+from smearcount.batch.slides import slide_columns, slide_rows
+from smearcount.batch.tables import check_writer, write_table
+from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record
+from smearcount.engines import Engine, Lost, run_here
+from smearcount.errors import ImageError
+from smearcount.images import content_sha256
+from smearcount.report import Row
+
+__all__ = ["Progress", "Stage", "run_batch"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a batch is.
+
+    Attributes:
+        label: what is being done: `checking` the journal, `analysing`, or `writing` the tables.
+        done: pictures.
+        total: pictures; 0 where it is not known.
+    """
+
+    label: str
+    done: int
+    total: int
+
+
+Progress = Callable[[Stage], None]
+
+
+def run_batch(
+    maker: Maker, job: BatchJob, engine: Engine = run_here, progress: Progress = lambda stage: None
+) -> Outcome:
+    """Analyse every picture that the journal does not have, and write the tables.
+
+    Args:
+        maker: makes the pipeline in every worker.
+        job: what is wanted.
+        engine: maps the work over the pictures; workers of this machine, or of a cluster.
+        progress: is told of every step.
+
+    Raises:
+        UsageError: there is no picture, an output would replace another or a picture, another run is writing it, or
+            the journal is of another version or runtime.
+        ImageError: the folder can't be listed, or an output or the journal can't be written; what is finished stays.
+        Interrupted: the user stopped it; what is finished is in the journal.
+    """
+    start = time.perf_counter()
+    listing = list_pictures(job)
+    check_job(job, {picture.path.resolve() for picture in listing.pictures})
+    for path in job.tables.values():
+        check_writer(path)
+    with locked((*job.tables.values(), *job.folders)):
+        for folder, below in {path.parent: False for path in job.tables.values()} | dict.fromkeys(job.folders, True):
+            sweep(folder, below=below)
+        with contextlib.closing(Journal(job.journal, maker.identity(), fresh=job.fresh)) as journal:
+            batch = _Batch(maker, job, listing, journal, progress)
+            reused = batch.analyse(engine)
+            failed = batch.write()
+    done = len(listing.pictures) - len(failed)
+    left_out = (listing.overlays, listing.others, listing.unmatched, listing.linked)
+    return Outcome(done, tuple(failed), *left_out, reused, time.perf_counter() - start)
+
+
+class _Batch:
+    """One run: its pictures, its journal, and what is wanted of them."""
+
+    def __init__(
+        self, maker: Maker, job: BatchJob, listing: Listing, journal: Journal, progress: Progress
+    ) -> None:
+        self.taxonomy, self.job, self.journal, self.progress = maker.taxonomy(), job, journal, progress
+        self.pictures = listing.pictures
+        # Absolute, since a worker may have another working directory.
+        folders = [folder.absolute() if folder else None for folder in (job.overlays, job.galleries)]
+        self.wishes = Wishes(job.cells is not None, *folders)
+        self.work = BatchWork(maker, self.wishes)
+
+    def analyse(self, engine: Engine) -> int:
+        """Fill the journal; returns the number of pictures that were in it already."""
+        total = len(self.pictures)
+        reused = 0
+        try:
+            waiting = self._waiting()
+            reused = total - len(waiting)
+            done = reused
+            self.progress(Stage("analysing", done, total))
+            tasks = [Task(picture.path.absolute(), picture.image_id, picture.slide_id) for picture in waiting]
+            with contextlib.closing(_generator(engine(self.work, tasks))) as results:
+                for found in results:
+                    self.journal.add(self._named(tasks, found))
+                    done += len(found)
+                    self.progress(Stage("analysing", done, total))
+        except KeyboardInterrupt as stop:
+            kept = sum(self.journal.find(picture.image_id, cells=False) is not None for picture in self.pictures)
+            raise Interrupted(kept, total, self.job.journal) from stop
+        return reused
+
+    def _waiting(self) -> list[Picture]:
+        """The pictures that must be analysed; those that can't be have their row at once."""
+        waiting: list[Picture] = []
+        for number, picture in enumerate(self.pictures):
+            self.progress(Stage("checking", number, len(self.pictures)))
+            if picture.fault:
+                task = Task(picture.path, picture.image_id, picture.slide_id)
+                record = failed_record(task, Failure(picture.fault), self.taxonomy)
+                self.journal.add([(picture.image_id, record)])
+            elif not self._reusable(picture):
+                waiting.append(picture)
+        return waiting
+
+    def _reusable(self, picture: Picture) -> bool:
+        """Whether the journal has all that is wanted of a picture, of the same bytes.
+
+        A failure is tried again unless the picture itself was at fault: the disk may have room by now.
+        """
+        record = self.journal.find(picture.image_id, cells=False)
+        if record is None or not record.lasting:
+            return False
+        try:
+            row, _, files = record.content()
+            complete = tuple(row) == report.report_columns(self.taxonomy)
+            if record.status == "ok":
+                complete &= not (self.wishes.cells and record.cells is None)
+                complete &= all(self._has(folder, files) for folder in (self.wishes.overlays, self.wishes.galleries))
+            return complete and content_sha256(picture.path) == record.sha256
+        except (ValueError, TypeError, ImageError, OSError):
+            return False  # it is analysed, and the reason, if there still is one, becomes its row
+
+    def _has(self, wanted: Path | None, files: Sequence[Any]) -> bool:
+        """Whether every picture that was written for this folder is still there, whole; a folder not wanted has all."""
+        if wanted is None:
+            return True
+        written = [(Path(folder) / name, size) for folder, name, size in files if folder == str(wanted)]
+        return bool(written) and all(path.is_file() and path.stat().st_size == size for path, size in written)
+
+    def _named(self, tasks: Sequence[Task], found: Sequence[tuple[int, Any]]) -> Iterator[tuple[str, Record]]:
+        for number, result in found:
+            task = tasks[number]
+            if isinstance(result, Lost):
+                reason = (
+                    f"{task.path}: its worker ended twice while it was being analysed ({result.reason}), often for lack "
+                    "of memory; run it again with fewer --workers, or on a larger machine"
+                )
+                result = failed_record(task, Failure(reason), self.taxonomy)
+            yield task.image_id, result
+
+    def write(self) -> list[tuple[str, str]]:
+        """Write the tables; returns name and reason of the pictures that failed."""
+        failed: list[tuple[str, str]] = []
+
+        def rows() -> Iterator[Row]:
+            for row, _ in self._rows("writing"):
+                if row["status"] != "ok":
+                    failed.append((str(row["image"]), str(row["error"])))
+                yield row
+
+        job, taxonomy = self.job, self.taxonomy
+        if job.cells:
+            write_table(job.cells, report.CELL_COLUMNS, self._cells())
+        if job.slide_report:
+            write_table(job.slide_report, slide_columns(taxonomy), slide_rows(self._rows(""), taxonomy))
+        # Last: where there is a report, the others are there as well.
+        write_table(job.report, report.report_columns(taxonomy), rows())
+        return failed
+
+    def _rows(self, label: str) -> Iterator[tuple[Row, Mapping[str, Any]]]:
+        """Row and counts of every picture, in the order of the listing."""
+        for number, (picture, record) in enumerate(self._records(cells=False), start=1):
+            row, counts, _ = record.content()
+            yield row | {"image": picture.image_id, "slide": picture.slide_id}, counts
+            if label:
+                self.progress(Stage(label, number, len(self.pictures)))
+
+    def _cells(self) -> Iterator[Row]:
+        for picture, record in self._records(cells=True):
+            if record.status == "ok":
+                for line in csv.reader(record.cell_lines().decode().splitlines()):
+                    yield dict(zip(report.CELL_COLUMNS, (picture.image_id, picture.slide_id, *line), strict=True))
+
+    def _records(self, *, cells: bool) -> Iterator[tuple[Picture, Record]]:
+        for picture in self.pictures:
+            record = self.journal.find(picture.image_id, cells=cells)
+            if record is None:
+                raise ImageError(f"{self.job.journal}: has no row of {picture.image_id}; run the same command again")
+            yield picture, record
+
+
+def _generator(results: Iterator[Any]) -> Any:
+    """The results as a generator, which can be closed; engines are generators, a list of a test is not."""
+    if hasattr(results, "close"):
+        return results
+    return (each for each in results)

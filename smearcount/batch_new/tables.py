@@ -1,0 +1,131 @@
+"""Tables of any length by file ending: CSV, which is the reference, Parquet and Excel with typed columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from smearcount.batch.files import replacing
+from smearcount.errors import ImageError, RuntimeMissingError
+from smearcount.report import Row, to_csv
+
+__all__ = ["ENDINGS", "check_writer", "number_type", "write_table"]
+
+_ROWS = 2000
+_SHEET_ROWS = 1_048_576
+"""Rows of a sheet of Excel (ECMA-376 part 1, 18.3.1.73, as Excel reads it)."""
+
+_ENDLESS = (float("inf"), float("-inf"))
+
+_WHOLE = ("width", "height", "cell_id", "at_edge", "counted", "images", "failed")
+_REAL = (
+    *("um_per_px", "counted_area_mm2", "score", "label_score", "runner_up_score", "diameter_um"),
+    *("x_min", "y_min", "x_max", "y_max", "nrbc_per_100_wbc", "platelet_per_1000_rbc"),
+)
+
+
+def number_type(column: str) -> type:
+    """Whether the values of a column are `int`, `float` or `str`; those without a value are empty."""
+    if column in _WHOLE or column.startswith(("n_", "count_")):
+        return int
+    return float if column in _REAL or column.startswith("pct_") or column.endswith(("_low", "_high")) else str
+
+
+class _TooLongError(Exception):
+    """A format can't hold so many rows."""
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    """Write rows as the ending of the path says, a few at a time; the file is whole or absent.
+
+    Raises:
+        ImageError: it can't be written, or has more rows than the format takes.
+        RuntimeMissingError: the library for this format is not installed.
+    """
+    check_writer(path)
+    with replacing(path) as temporary:
+        try:
+            ENDINGS[path.suffix.lower()](temporary, columns, _chunks(rows))
+        except _TooLongError as error:
+            raise ImageError(f"{path}: {error}") from error
+
+
+def check_writer(path: Path) -> None:
+    """See that the library that writes this format is there.
+
+    Raises:
+        RuntimeMissingError: it is not.
+    """
+    library = {".parquet": "pyarrow", ".xlsx": "openpyxl"}.get(path.suffix.lower())
+    try:
+        if library:
+            __import__(library)
+    except ImportError as error:
+        raise RuntimeMissingError(f"{path}: needs {library}: python -m pip install {library}; or give .csv") from error
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    left = iter(rows)
+    while chunk := list(islice(left, _ROWS)):
+        yield chunk
+
+
+def _csv(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
+    with path.open("xb") as file:
+        file.write(to_csv(columns, []).encode())
+        for rows in chunks:
+            # A file name that is no Unicode must not cost the report of all others.
+            file.write(to_csv(columns, rows, header=False).encode("utf-8", "backslashreplace"))
+
+
+def _parquet(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    types = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+    schema = pyarrow.schema([(column, types[number_type(column)]) for column in columns])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for rows in chunks:
+            values = {column: [_value(column, row[column]) for row in rows] for column in columns}
+            writer.write_table(pyarrow.table(values, schema))
+
+
+def _xlsx(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet("smearcount")
+    sheet.append(list(columns))
+    written = 1
+    for rows in chunks:
+        written += len(rows)
+        if written > _SHEET_ROWS:
+            raise _TooLongError(f"a sheet of Excel has {_SHEET_ROWS:,} rows, which are too few; give .csv or .parquet")
+        for row in rows:
+            values = [_value(column, row[column]) for column in columns]
+            words = [ILLEGAL_CHARACTERS_RE.sub("?", each) if isinstance(each, str) else each for each in values]
+            cells = [WriteOnlyCell(sheet, str(each) if each in _ENDLESS else each) for each in words]
+            for cell in cells:
+                # A file name that begins with = is no formula.
+                cell.data_type = "s" if cell.data_type == "f" else cell.data_type
+            sheet.append(cells)
+    book.save(path)
+
+
+ENDINGS: dict[str, Callable[[Path, Sequence[str], Iterable[list[Row]]], None]] = {
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".xlsx": _xlsx,
+}
+"""What writes the tables of each ending."""
+
+
+def _value(column: str, text: str | int) -> Any:
+    kind = number_type(column)
+    if kind is str:
+        return str(text).encode("utf-8", "backslashreplace").decode()
+    return None if text == "" else kind(text)

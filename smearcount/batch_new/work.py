@@ -1,0 +1,208 @@
+"""What a worker does with one picture. It is the same function on every engine, and all it needs can be sent there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+
+import smearcount
+from smearcount import report
+from smearcount.batch.attempts import Failure, attempt
+from smearcount.batch.journal import Record
+from smearcount.batch.names import shortened
+from smearcount.batch.slides import counts_as_json
+from smearcount.cards import find_model
+from smearcount.config import Settings, shipped
+from smearcount.errors import ConfigError, ImageError
+from smearcount.images import content_sha256, make_folder, write_picture
+from smearcount.pipeline import Analysis, Pipeline
+from smearcount.taxonomy import Taxonomy, load_taxonomy
+
+__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record"]
+
+_NO_EFFECT = frozenset(("threads", "detector", "classifiers", "taxonomy"))
+"""Settings that change no count, or stand in the identity by their content."""
+
+
+class Maker(Protocol):
+    """Makes the pipeline in whatever process it is needed; it can be pickled, and importing it costs little."""
+
+    def taxonomy(self) -> Taxonomy:
+        """Names and kinds of the codes."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the counts of a picture depend on, as plain values, without loading a net."""
+
+    def load(self, threads: int) -> Pipeline:
+        """The pipeline with this many CPU threads; 0 leaves them to the settings."""
+
+
+@dataclass(frozen=True)
+class PipelineMaker:
+    """The pipeline of these settings.
+
+    Attributes:
+        settings: what `--config` and the flags say.
+        weights: folder of the models instead of the shipped one.
+    """
+
+    settings: Settings
+    weights: Path | None = None
+
+    def taxonomy(self) -> Taxonomy:
+        """Names and kinds of the codes.
+
+        Raises:
+            ConfigError: the taxonomy is missing or malformed.
+        """
+        return load_taxonomy(self.settings.taxonomy)
+
+    def identity(self) -> dict[str, Any]:
+        """Version, models with checksums, taxonomy, and every setting that has an effect on the counts.
+
+        Raises:
+            ModelError: there is no such model.
+            ConfigError: a file that a setting names can't be read.
+        """
+        settings = self.settings
+        models = [find_model(name, self.weights) for name in (settings.detector, *settings.classifiers)]
+        taxonomy = settings.taxonomy or shipped("configs") / "taxonomy.yaml"
+        return {
+            "version": smearcount.__version__,
+            "models": [model.card.id for model in models],
+            "cards": [_digest(model.folder / "card.yaml") for model in models],
+            "files": {name: sha256 for model in models for name, sha256 in model.checksums().items()},
+            "taxonomy": _digest(taxonomy),
+            "settings": {
+                name: _digest(value) if isinstance(value, Path) else settings.model_dump(mode="json")[name]
+                for name, value in settings
+                if name not in _NO_EFFECT
+            },
+        }
+
+    def load(self, threads: int) -> Pipeline:
+        """The pipeline with this many CPU threads; 0 leaves them to the settings."""
+        settings = self.settings.model_copy(update={"threads": threads}) if threads else self.settings
+        return Pipeline.load(settings, weights=self.weights)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); check the path") from error
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is wanted of a picture besides its row.
+
+    Attributes:
+        cells: the rows of its cells.
+        overlays: folder for the annotated picture, if wanted.
+        galleries: folder for the sheets of its cells, if wanted.
+    """
+
+    cells: bool = False
+    overlays: Path | None = None
+    galleries: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to analyse: an absolute path, since the worker may be elsewhere, and its names in the report."""
+
+    path: Path
+    image_id: str
+    slide_id: str
+
+
+@dataclass(frozen=True)
+class BatchWork:
+    """What the workers of an engine are sent."""
+
+    maker: Maker
+    wishes: Wishes
+
+    def start(self, threads: int) -> Callable[[Task], Record]:
+        """Load the models and return the function of one picture."""
+        if threads:
+            cv2.setNumThreads(threads)
+        return partial(analyze_one, self.maker.load(threads), self.wishes)
+
+
+def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
+    """Everything the journal keeps of one picture; one that fails is a record with the reason."""
+    start = time.perf_counter()
+    record: Record | Failure
+    try:
+        record = attempt(pipeline, task.path, (task.image_id, task.slide_id), partial(_record, wishes, task))
+    except Exception as error:  # one picture of thousands must not cost the others, whatever is wrong with it
+        record = Failure(f"{task.path}: unexpected {type(error).__name__}: {error}; please report it as a fault")
+    if isinstance(record, Failure):
+        record = failed_record(task, record, pipeline.taxonomy)
+    return Record(
+        **{
+            **vars(record),
+            "seconds": round(time.perf_counter() - start, 4),
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "runtime": pipeline.detector.runtime,
+        }
+    )
+
+
+def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy) -> Record:
+    """The record of a picture without a result; its reason names the picture as the report does."""
+    reason = failure.reason.replace(str(task.path), task.image_id)
+    row = report.failure_row(task.image_id, task.slide_id, reason, taxonomy)
+    sha256 = ""
+    if failure.lasting and task.path.is_file():
+        try:
+            sha256 = content_sha256(task.path)
+        except (ImageError, OSError):
+            return Record("", "failed", False, json.dumps(row))
+    return Record(sha256, "failed", bool(sha256), json.dumps(row))
+
+
+def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
+    files = []
+    name = shortened(Path(task.image_id).name)
+    if wishes.overlays:
+        folder = make_folder(wishes.overlays / Path(task.image_id).parent)
+        files += _sizes(wishes.overlays, [write_picture(folder / f"{name}.overlay.jpg", analysis.overlay())])
+    if wishes.galleries:
+        from smearcount.gallery import write_gallery
+
+        folder = make_folder(wishes.galleries / Path(task.image_id).parent)
+        files += _sizes(wishes.galleries, write_gallery(analysis, folder, name))
+    return Record(
+        sha256=analysis.result.image_sha256,
+        status="ok",
+        lasting=True,
+        row=json.dumps(report.report_row(analysis.result, analysis.taxonomy)),
+        counts=json.dumps(counts_as_json(analysis.result)),
+        cells=_cells(analysis) if wishes.cells else None,
+        files=json.dumps(files),
+    )
+
+
+def _sizes(folder: Path, written: list[Path]) -> list[tuple[str, str, int]]:
+    return [(str(folder), path.relative_to(folder).as_posix(), path.stat().st_size) for path in written]
+
+
+def _cells(analysis: Analysis) -> bytes:
+    rows = [{name: row[name] for name in report.CELL_COLUMNS[2:]} for row in report.cell_rows(analysis.result)]
+    return zlib.compress(report.to_csv(report.CELL_COLUMNS[2:], rows, header=False).encode(), 6)

@@ -1,0 +1,228 @@
+"""Where a large picture can be counted: squares of about 60 um, each with a reason for or against it.
+
+A square is judged by the cells found in it and by its own pixels. How dense the cells lie is taken from a square and
+its eight neighbours together: a chance crowd or gap of a few cells is part of the density that is counted, and leaving
+it out would bias the count. Only beside such an area a square's own density decides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from smearcount.detector import PixelSource
+from smearcount.geometry import FloatArray
+from smearcount.quality import BLURRED, CROWDED_COVER, CROWDED_OVERLAP, SPARSE_RED
+from smearcount.records import Detections
+from smearcount.region import Region
+from smearcount.squares import LEVELS, Grid, SquareMeasures, measure_squares
+
+__all__ = ["COLOURS", "COUNTABLE", "REASONS", "CountableMap", "countable_map", "judge_squares", "shade"]
+
+REASONS = ("countable", "background", "too thin", "too thick", "out of focus", "debris")
+COUNTABLE = 0
+
+COLOURS = {
+    "background": (40, 120, 255),
+    "too thin": (0, 190, 190),
+    "too thick": (230, 60, 40),
+    "out of focus": (150, 60, 220),
+    "debris": (240, 170, 0),
+}
+"""RGB of the squares that are not counted, on an overlay."""
+
+FIELD_UM2 = 7500.0
+"""Area of a usual photographed field, 100 x 75 um: `SPARSE_RED` cells in one are too few."""
+
+STAINED, DARK = 0.85, 0.75
+"""Share of the light of the background below which a pixel is stained, and below which it is no haze of plasma."""
+
+BACKGROUND_COVER, BACKGROUND_STAINED = 0.01, 0.05
+FOCUS_STAINED = 0.05
+"""Without that much to see a square has no focus to speak of."""
+
+THICK_STAINED = 0.92
+DEBRIS_DARK = 0.04
+"""Share of a square that is dark and belongs to no cell that was found: 144 um2, a speck of 13 um. On a scan the
+largest specks came to 0.08 to 0.13, and 95 % of the squares to less than 0.01."""
+
+_UNSCANNED = 255
+
+Counts2d = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class CountableMap:
+    """Which squares of a picture are counted, and why others are not.
+
+    Attributes:
+        grid: where the squares lie.
+        reasons: `(rows, columns) int8`, index into `REASONS`; `COUNTABLE` is 0.
+    """
+
+    grid: Grid
+    reasons: npt.NDArray[np.int8]
+
+    def __post_init__(self) -> None:
+        """Check the shape and the reasons."""
+        if self.reasons.shape != self.grid.shape or self.reasons.dtype != np.int8:
+            raise ValueError(f"reasons: expected int8 {self.grid.shape}, got {self.reasons.dtype} {self.reasons.shape}")
+        if self.reasons.size and not 0 <= self.reasons.min() <= self.reasons.max() < len(REASONS):
+            raise ValueError(f"reasons: expected 0 to {len(REASONS) - 1}, got {np.unique(self.reasons)}")
+
+    @property
+    def side_um(self) -> float:
+        """Mean side of a square."""
+        return math.sqrt(float(self.grid.areas_um2.mean()))
+
+    def shares(self) -> dict[str, float]:
+        """Share of the area of the picture by reason; they sum to 1."""
+        area = np.bincount(self.reasons.ravel(), self.grid.areas_um2.ravel(), minlength=len(REASONS))
+        return {name: float(part / area.sum()) for name, part in zip(REASONS, area, strict=True)}
+
+    def mask(self, points_xy: npt.NDArray[np.floating]) -> Bools:
+        """Which of the points `(N, 2)`, x and y in pixels, lie in a countable square; none outside the picture."""
+        rows, columns = self.grid.squares_of(points_xy)
+        inside = np.all((points_xy >= 0) & (points_xy < self.grid.size_wh), axis=1)
+        return cast("Bools", inside & (self.reasons[rows, columns] == COUNTABLE))
+
+    def region(self) -> Region | None:
+        """The countable squares as one region; None where there is none."""
+        left, right, top, bottom = [], [], [], []
+        for row, columns in enumerate(self.reasons == COUNTABLE):
+            # Runs of squares, so that a slide of a hundred thousand has some thousand shapes to unite.
+            turns = np.flatnonzero(np.diff(np.concatenate([[False], columns, [False]]).astype(np.int8)))
+            left += self.grid.x_edges[turns[::2]].tolist()
+            right += self.grid.x_edges[turns[1::2]].tolist()
+            top += [int(self.grid.y_edges[row])] * (len(turns) // 2)
+            bottom += [int(self.grid.y_edges[row + 1])] * (len(turns) // 2)
+        if not left:
+            return None
+        whole = shapely.union_all(shapely.box(left, top, right, bottom))
+        return Region(cast("shapely.Polygon | shapely.MultiPolygon", whole))
+
+
+def countable_map(source: PixelSource, um_per_px: float, cells: Detections) -> CountableMap:
+    """Where a picture can be counted; read once, in parts, so that memory does not depend on its size.
+
+    Args:
+        source: the picture.
+        um_per_px: its scale.
+        cells: every cell found in it.
+    """
+    return judge_squares(measure_squares(source, um_per_px, cells))
+
+
+def judge_squares(measures: SquareMeasures) -> CountableMap:
+    """Give each square its reason: the first of background, out of focus, too thick, debris, too thin that holds."""
+    area = measures.grid.areas_um2.astype(np.float32)
+    stained, strange = _stained(measures)
+    layers = (area, measures.red, measures.red_area_um2, measures.overlapping, stained * area)
+    alone, pooled = _Density(*layers), _Density(*(_around(layer) for layer in layers))
+    rules = {
+        "background": _grown(pooled.background, alone.background),
+        "out of focus": (stained > FOCUS_STAINED) & (measures.sharpness < BLURRED),
+        "too thick": _grown(pooled.too_thick, alone.too_thick),
+        "debris": strange > DEBRIS_DARK,
+        "too thin": _grown(pooled.too_thin, alone.too_thin),
+    }
+    codes = [REASONS.index(name) for name in rules]
+    reasons = np.select(list(rules.values()), codes, COUNTABLE).astype(np.int8)
+    return CountableMap(measures.grid, reasons)
+
+
+@dataclass(frozen=True, eq=False)
+class _Density:
+    """How dense the cells lie in each square, or in each with its neighbours: sums, `(rows, columns)`."""
+
+    area_um2: FloatArray
+    red: FloatArray
+    red_area_um2: FloatArray
+    overlapping: FloatArray
+    stained_um2: FloatArray
+
+    @property
+    def background(self) -> Bools:
+        """No cells, and little else."""
+        bare = self.stained_um2 < BACKGROUND_STAINED * self.area_um2
+        return bare & (self.red_area_um2 < BACKGROUND_COVER * self.area_um2)
+
+    @property
+    def too_thick(self) -> Bools:
+        """Cells on cells, or so much stain that they can't be told apart."""
+        covered = self.red_area_um2 > CROWDED_COVER * self.area_um2
+        stained = self.stained_um2 > THICK_STAINED * self.area_um2
+        return covered | stained | (self.overlapping > CROWDED_OVERLAP * self.red)
+
+    @property
+    def too_thin(self) -> Bools:
+        """Few red cells."""
+        return self.red < SPARSE_RED / FIELD_UM2 * self.area_um2
+
+
+def _around(values: FloatArray) -> FloatArray:
+    """Sum of the 3 x 3 squares around each, `(rows, columns)`; at the border those of the next full nine."""
+    for axis in (0, 1):
+        along = np.moveaxis(values, axis, 0)
+        if len(along) < 3:
+            sums = np.broadcast_to(along.sum(axis=0), along.shape)
+        else:
+            sums = np.pad(along[:-2] + along[1:-1] + along[2:], ((1, 1), (0, 0)), "edge")
+        values = np.moveaxis(sums, 0, axis)
+    return values
+
+
+def _grown(sure: Bools, likely: Bools) -> Bools:
+    """The sure squares, and the likely ones beside one of them."""
+    beside = cv2.dilate(sure.astype(np.uint8), np.ones((3, 3), np.uint8))
+    return sure | (likely & beside.astype(np.bool_))
+
+
+def _stained(measures: SquareMeasures) -> tuple[FloatArray, FloatArray]:
+    """Share of each square that is stained, and that is dark but belongs to no cell, `(rows, columns)`."""
+    both = measures.on_cells.astype(np.int64) + measures.off_cells
+    light = _background_level(both.sum(axis=(0, 1)))
+    pixels = np.maximum(both.sum(axis=2), 1)
+    stained, dark = (np.arange(LEVELS) < light * share for share in (STAINED, DARK))
+    strange = measures.off_cells[..., dark].sum(axis=2)
+    return (both[..., stained].sum(axis=2) / pixels).astype(np.float32), (strange / pixels).astype(np.float32)
+
+
+def _background_level(histogram: Counts2d) -> float:
+    """Level of the light between the cells: the 98th percentile of what was scanned, in bins."""
+    scanned = histogram.copy()
+    scanned[_UNSCANNED // (256 // LEVELS)] = 0
+    scanned = scanned if scanned.any() else histogram
+    return float(np.searchsorted(np.cumsum(scanned), 0.98 * scanned.sum())) + 0.5
+
+
+def shade(pixels: Pixels, counted: CountableMap, strength: float = 0.35) -> Pixels:
+    """A picture with the squares that are not counted tinted in `COLOURS`.
+
+    Args:
+        pixels: `(h, w, 3) uint8 RGB`, the picture of the map at any size.
+        counted: the map.
+        strength: share of the tint, 0 to 1.
+    """
+    tints = np.array([COLOURS.get(name, (0, 0, 0)) for name in REASONS], np.uint8)
+    shape = pixels.shape[1], pixels.shape[0]
+    reasons = _enlarged(counted, shape)
+    tinted = cv2.addWeighted(pixels, 1 - strength, tints[reasons], strength, 0)
+    return cast(Pixels, np.where((reasons == COUNTABLE)[..., None], pixels, tinted))
+
+
+def _enlarged(counted: CountableMap, size_wh: tuple[int, int]) -> npt.NDArray[np.int8]:
+    width, height = counted.grid.size_wh
+    x = (np.arange(size_wh[0]) + 0.5) * width / size_wh[0]
+    y = (np.arange(size_wh[1]) + 0.5) * height / size_wh[1]
+    columns = counted.grid.squares_of(np.stack([x, np.zeros_like(x)], axis=1))[1]
+    rows = counted.grid.squares_of(np.stack([np.zeros_like(y), y], axis=1))[0]
+    return counted.reasons[rows][:, columns]

@@ -1,0 +1,237 @@
+"""Processes of this machine: each loads the models once; one that dies is replaced, and its task tried once more.
+
+`concurrent.futures` gives up the whole pool when one process dies, and can't say which task it was; here every worker
+has a pipe of its own, so the task that was being done is known.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from smearcount.engines.contract import Lost, Results, Work
+from smearcount.errors import SmearcountError
+
+__all__ = ["LocalPlan", "run_local", "usable_cores"]
+
+_AHEAD = 2
+"""Tasks given to a worker at once, so that it need not wait while the journal is being written."""
+
+_STARTS = 3
+"""Workers in a row that may die before they are ready."""
+
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True)
+class LocalPlan:
+    """How many processes there are, and how many threads each has.
+
+    Attributes:
+        workers: processes; 0 for as many as there are cores, or tasks.
+        threads: of each process; 0 for an equal share of the cores.
+    """
+
+    workers: int = 0
+    threads: int = 0
+
+    def share(self, tasks: int, cores: int) -> tuple[int, int]:
+        """Number of processes and threads of each for so many tasks.
+
+        One thread a process wins over many threads in few processes: decoding and post-processing have no threads.
+        """
+        workers = self.workers or max(1, cores // (self.threads or 1))
+        workers = max(1, min(workers, tasks))
+        return workers, self.threads or max(1, cores // workers)
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: those of its affinity, and no more than the quota of its container allows."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        allowed, period = quota.read_text().split()
+        return max(1, min(cores, int(allowed) // int(period)))
+    except (OSError, ValueError):  # no such quota, or the word "max"
+        return cores
+
+
+def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Iterator[Results]:
+    """Map the work over the tasks on processes of this machine.
+
+    A script that calls this needs the guard `if __name__ == "__main__":`, since workers import its module.
+
+    Raises:
+        SmearcountError: no worker can start; what one said when it loaded the models.
+    """
+    if not tasks:
+        return
+    pool = _Pool(work, tasks, *plan.share(len(tasks), usable_cores()))
+    try:
+        yield from pool.results()
+    finally:
+        pool.stop()
+
+
+class _Worker:
+    """One process, its pipe, and the numbers of the tasks it was given, in the order in which it does them."""
+
+    def __init__(self, work: bytes, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that it does not have
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the pipe ends with the process
+        self.given: deque[int] = deque()
+        self.ready = False
+
+    def ending(self) -> str:
+        """How the process ended, in words."""
+        self.process.join(_PATIENCE_S)
+        code = self.process.exitcode
+        if code is None:
+            return "it closed its pipe"
+        if code >= 0:
+            return f"exit code {code}"
+        try:
+            return f"signal {signal.Signals(-code).name}"
+        except ValueError:
+            return f"signal {-code}"
+
+    def stop(self) -> None:
+        """End the process; it is asked first, so that no half-written file stays behind."""
+        self.process.join(_PATIENCE_S)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+
+
+class _Pool:
+    """All workers, and which task is where: waiting, given, tried once in vain, or done."""
+
+    def __init__(self, work: Work, tasks: Sequence[Any], workers: int, threads: int) -> None:
+        self._work, self._tasks, self._threads = pickle.dumps(work), tasks, threads
+        self._waiting = deque(range(len(tasks)))
+        self._again: deque[int] = deque()
+        self._tried: set[int] = set()
+        self._lost: Results = []
+        self._false_starts = 0
+        self._workers = [_Worker(self._work, threads) for _ in range(workers)]
+
+    def results(self) -> Iterator[Results]:
+        """What is finished, as soon as it is; everything that waits is handed over at once."""
+        while self._waiting or self._again or any(worker.given for worker in self._workers):
+            self._hand_out()
+            by_pipe = {worker.pipe: worker for worker in self._workers}
+            finished = [each for pipe in wait(list(by_pipe)) for each in self._receive(by_pipe[pipe])]  # type: ignore[index]
+            finished += self._lost
+            self._lost = []
+            if finished:
+                yield finished
+
+    def _hand_out(self) -> None:
+        ready = [worker for worker in self._workers if worker.ready]
+        # Near the end nothing waits behind a long task while another worker is idle.
+        ahead = _AHEAD if len(self._waiting) > 4 * len(self._workers) else 1
+        for depth in range(1, ahead + 1):
+            for worker in ready:
+                if self._waiting and len(worker.given) < depth:
+                    self._give(worker, self._waiting.popleft())
+        # What killed a worker has the machine to itself: lack of memory is the usual cause.
+        if ready and self._again and not self._waiting and not any(worker.given for worker in self._workers):
+            self._give(ready[0], self._again.popleft())
+
+    def _give(self, worker: _Worker, number: int) -> None:
+        worker.given.append(number)
+        try:
+            worker.pipe.send((number, self._tasks[number]))
+        except OSError:
+            return  # it is dead: its pipe says so next
+
+    def _receive(self, worker: _Worker) -> Results:
+        found: Results = []
+        try:
+            while worker.pipe.poll():
+                word, number, content = worker.pipe.recv()
+                if word == "refused":
+                    raise content
+                if word == "ready":
+                    worker.ready, self._false_starts = True, 0
+                else:
+                    worker.given.remove(number)
+                    found.append((number, content))
+        except (EOFError, OSError):
+            self._replace(worker)
+        return found
+
+    def _replace(self, dead: _Worker) -> None:
+        """Another worker for one that died; the task it was at is tried again at the end, those behind it next."""
+        ending = dead.ending()
+        dead.stop()
+        if not dead.ready:
+            self._false_starts += 1
+            if self._false_starts >= _STARTS:
+                raise SmearcountError(f"workers end before they are ready ({ending}); try fewer with --workers")
+        if dead.given:
+            number = dead.given.popleft()
+            if number in self._tried:
+                self._lost.append((number, Lost(ending)))
+            else:
+                self._tried.add(number)
+                self._again.append(number)
+        self._waiting.extendleft(reversed(dead.given))
+        self._workers[self._workers.index(dead)] = _Worker(self._work, self._threads)
+
+    def stop(self) -> None:
+        """End all workers, idle or not."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.stop()
+
+
+def _serve(pipe: Connection, packed: bytes, threads: int) -> None:
+    """The life of a worker: load, then one task after the other until the pipe is closed."""
+    _settle(threads)
+    try:
+        call = pickle.loads(packed).start(threads)
+    except SmearcountError as error:
+        pipe.send(("refused", -1, error))
+        return
+    except Exception as error:
+        pipe.send(("refused", -1, SmearcountError(f"a worker can't start: {type(error).__name__}: {error}")))
+        return
+    pipe.send(("ready", -1, None))
+    while True:
+        try:
+            number, task = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(("done", number, call(task)))
+
+
+def _settle(threads: int) -> None:
+    """Threads, signals, and an end with the parent; before any library with threads is imported."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    # Ctrl-C reaches the whole group: the parent decides. SIGTERM comes from it, and leaves time to tidy up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,195 @@
+"""A picture in squares, and what is measured of each: its cells, its focus, and how much light passes through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.detector import PixelSource
+from smearcount.geometry import FloatArray, areas, centres, diameters, overlapping_pairs, resize_rgb
+from smearcount.quality import SHARPEST_RATIO, sharpness
+from smearcount.records import Detections
+
+__all__ = ["LEVELS", "SQUARE_UM", "Grid", "SquareMeasures", "measure_squares", "overlapping_discs", "square_grid"]
+
+SQUARE_UM = 60.0
+"""Holds some 45 red cells of a monolayer, so that the share that overlaps is known to about 7 %."""
+
+DISC_OVERLAP = 0.1
+"""Share of a cell's disc under another one. Boxes are some 12 % wider than their cells, so that discs of cells that
+only touch share 4 %; cells that lie on each other by a tenth of their diameter share 10 %."""
+
+GRAIN_UM = 1.0
+"""Size of a pixel at which light and stain are looked at."""
+
+BOX_MARGIN_UM = 0.5
+LEVELS = 64
+"""Bins of the grey levels of a square."""
+
+_SQUARES_AT_ONCE = 8
+Pixels = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Squares that cover a picture without remainder.
+
+    Attributes:
+        x_edges: `(columns + 1,) int`, pixels, ascending from 0 to the width.
+        y_edges: `(rows + 1,) int`, likewise.
+        um_per_px: scale of the picture.
+    """
+
+    x_edges: npt.NDArray[np.intp]
+    y_edges: npt.NDArray[np.intp]
+    um_per_px: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.y_edges) - 1, len(self.x_edges) - 1
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height of the picture in pixels."""
+        return int(self.x_edges[-1]), int(self.y_edges[-1])
+
+    @property
+    def areas_um2(self) -> npt.NDArray[np.float64]:
+        """Area of each square, `(rows, columns)`."""
+        return np.diff(self.y_edges)[:, None] * np.diff(self.x_edges)[None] * self.um_per_px**2
+
+    def squares_of(self, points_xy: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Row and column of the square of each point `(N, 2)`; those outside belong to the nearest square."""
+        rows, columns = (
+            np.clip(np.searchsorted(edges, points_xy[:, axis], side="right") - 1, 0, len(edges) - 2)
+            for axis, edges in ((1, self.y_edges), (0, self.x_edges))
+        )
+        return rows, columns
+
+    def total(self, points_xy: npt.NDArray[np.floating], weights: npt.NDArray[np.floating]) -> FloatArray:
+        """Sum of the weights `(N,)` of the points in each square, `(rows, columns) float32`."""
+        rows, columns = self.squares_of(points_xy)
+        flat = np.bincount(rows * self.shape[1] + columns, weights, minlength=self.shape[0] * self.shape[1])
+        return flat.reshape(self.shape).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class SquareMeasures:
+    """What is known of each square before it is judged; all but the histograms are `(rows, columns) float32`.
+
+    Attributes:
+        grid: where the squares lie.
+        red: number of red cells whose centre lies in the square.
+        red_area_um2: their area, as discs in their boxes.
+        overlapping: number of them that lie on another one.
+        sharpness: 1 for good focus, 0 for nothing to see.
+        on_cells: `(rows, columns, LEVELS) uint16`, grey levels of the green channel within the boxes of all cells.
+        off_cells: likewise outside every box.
+    """
+
+    grid: Grid
+    red: FloatArray
+    red_area_um2: FloatArray
+    overlapping: FloatArray
+    sharpness: FloatArray
+    on_cells: npt.NDArray[np.uint16]
+    off_cells: npt.NDArray[np.uint16]
+
+
+def square_grid(size_wh: tuple[int, int], um_per_px: float, side_um: float = SQUARE_UM) -> Grid:
+    """As many equal squares as fit best, at least one, of whole pixels."""
+    edges = []
+    for length in size_wh:
+        squares = max(1, round(length * um_per_px / side_um))
+        edges.append(np.rint(np.linspace(0, length, min(squares, length) + 1)).astype(np.intp))
+    return Grid(edges[0], edges[1], um_per_px)
+
+
+def overlapping_discs(boxes: FloatArray) -> Bools:
+    """Which cells lie on another one: the discs in their boxes share more than `DISC_OVERLAP` of the cell's own.
+
+    The area that two discs share is that of a lens (Weisstein, Circle-Circle Intersection, MathWorld, eq. 14).
+
+    Args:
+        boxes: `(N, 4) float32`.
+    """
+    first, second, _ = overlapping_pairs(boxes)
+    centre, radius = centres(boxes).astype(np.float64), diameters(boxes).astype(np.float64) / 2
+    a, b = radius[first], radius[second]
+    apart = np.hypot(*(centre[first] - centre[second]).T)
+    # Where one disc lies in the other there is no lens: the smaller one is shared as a whole.
+    lens = np.clip(apart, np.abs(a - b) + 1e-9, a + b)
+    cos_a, cos_b = ((lens**2 + a**2 - b**2) / (2 * lens * a), (lens**2 + b**2 - a**2) / (2 * lens * b))
+    kite = np.sqrt(np.clip((a + b - lens) * (lens + a - b) * (lens - a + b) * (lens + a + b), 0, None)) / 2
+    shared = a**2 * np.arccos(np.clip(cos_a, -1, 1)) + b**2 * np.arccos(np.clip(cos_b, -1, 1)) - kite
+    heavy = np.zeros(len(boxes), np.bool_)
+    heavy[first[shared > DISC_OVERLAP * np.pi * a**2]] = True
+    return heavy
+
+
+def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) -> SquareMeasures:
+    """Measure each square of a picture.
+
+    Args:
+        source: the picture.
+        um_per_px: its scale.
+        cells: every cell found in it.
+    """
+    grid = square_grid(source.size_wh, um_per_px)
+    red = cells.take(cells.kinds == "rbc")
+    at = centres(red.boxes)
+    focus = np.zeros(grid.shape, np.float32)
+    on_cells, off_cells = (np.zeros((*grid.shape, LEVELS), np.uint16) for _ in range(2))
+    for row, column, pixels, occupied in _squares(source, grid, cells.boxes):
+        focus[row, column] = sharpness(pixels, um_per_px) / SHARPEST_RATIO
+        reduced_wh = (occupied.shape[1], occupied.shape[0])
+        level = resize_rgb(pixels, *reduced_wh)[..., 1] // (256 // LEVELS)
+        on_cells[row, column] = np.bincount(level[occupied], minlength=LEVELS)
+        off_cells[row, column] = np.bincount(level[~occupied], minlength=LEVELS)
+    return SquareMeasures(
+        grid=grid,
+        red=grid.total(at, np.ones(len(red))),
+        red_area_um2=grid.total(at, areas(red.boxes) * (math.pi / 4 * um_per_px**2)),
+        overlapping=grid.total(at, overlapping_discs(red.boxes).astype(np.float32)),
+        sharpness=focus,
+        on_cells=on_cells,
+        off_cells=off_cells,
+    )
+
+
+def _squares(source: PixelSource, grid: Grid, boxes: FloatArray) -> Iterator[tuple[int, int, Pixels, Bools]]:
+    """Row, column, pixels of each square, and which of its pixels of `GRAIN_UM` lie in a box."""
+    rows, columns = grid.shape
+    order = np.argsort(boxes[:, 1], kind="stable")
+    boxes = boxes[order]
+    tallest = float((boxes[:, 3] - boxes[:, 1]).max(initial=0)) + 2 * BOX_MARGIN_UM / grid.um_per_px
+    for row in range(rows):
+        top, bottom = grid.y_edges[row : row + 2].tolist()
+        near = slice(*np.searchsorted(boxes[:, 1], (top - tallest, bottom + tallest)))
+        for start in range(0, columns, _SQUARES_AT_ONCE):
+            edges = grid.x_edges[start : start + _SQUARES_AT_ONCE + 1].tolist()
+            band = source.read(edges[0], top, edges[-1] - edges[0], bottom - top)
+            for column, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True), start):
+                pixels = band[:, left - edges[0] : right - edges[0]]
+                yield row, column, pixels, _occupied(boxes[near], (left, top, right, bottom), grid.um_per_px)
+
+
+def _occupied(boxes: FloatArray, square: tuple[int, int, int, int], um_per_px: float) -> Bools:
+    """Which pixels of `GRAIN_UM` of a square lie in a box, grown by a margin."""
+    left, top, right, bottom = square
+    factor = min(1.0, um_per_px / GRAIN_UM)
+    shape = max(1, round((bottom - top) * factor)), max(1, round((right - left) * factor))
+    occupied = np.zeros(shape, np.uint8)
+    margin = BOX_MARGIN_UM / um_per_px
+    near = boxes[(boxes[:, 0] - margin < right) & (boxes[:, 2] + margin > left)]
+    gain = np.array([shape[1] / (right - left), shape[0] / (bottom - top)] * 2)
+    grown = (near + (-margin, -margin, margin, margin) - (left, top, left, top)) * gain
+    for x_min, y_min, x_max, y_max in np.rint(grown).astype(int).clip(0).tolist():
+        occupied[y_min:y_max, x_min:x_max] = 1
+    return occupied.astype(np.bool_)
