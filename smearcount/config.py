@@ -28,6 +28,7 @@ class Settings(Strict):
     Attributes:
         detector: id of a shipped model, or a folder.
         classifiers: ids or folders of the models that name cells; empty for kinds only.
+        experts: classifiers of a few codes, asked where the gap between these is below the number; see `mend experts`.
         runtime: inference library; `auto` is OpenVINO on the CPU and PyTorch on CUDA.
         device: `auto` takes CUDA where PyTorch sees a card.
         precision: `auto` is the one on the card.
@@ -43,6 +44,7 @@ class Settings(Strict):
 
     detector: str = "cells-yolo11-p4"
     classifiers: tuple[str, ...] = ()
+    experts: dict[str, float] = {}
     runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"

@@ -214,6 +214,11 @@ def _red_cell_px(source: FieldSource, red_boxes: FloatArray, width: int, height:
 
 
 def picture_of(folder: Path, stem: str) -> Path:
+    """The picture of a stem, whatever its format.
+
+    Raises:
+        DatasetError: there is none.
+    """
     for suffix in (".jpg", ".JPG", ".jpeg", ".png", ".tif"):
         if (path := folder / f"{stem}{suffix}").is_file():
             return path

@@ -211,9 +211,7 @@ def _layout(heights: list[int], photo_wh: tuple[int, int], column: int) -> tuple
     return canvas, [(left + x, top + y) for x, y in places]
 
 
-def draw_overlay(
-    pixels: Pixels, result: SmearResult, taxonomy: Taxonomy, counts_lines: object = None, factor: int = 1
-) -> Pixels:
+def draw_overlay(pixels: Pixels, result: SmearResult, taxonomy: Taxonomy, factor: int = 1) -> Pixels:
     """The photograph with every cell outlined, and a panel beside or below it.
 
     A picture under 500 px is shown magnified by a whole number. The photograph keeps the top-left corner.
@@ -222,7 +220,6 @@ def draw_overlay(
         pixels: `(H, W, 3) uint8 RGB`, left as it is; reduced by `factor` as `read_reduced` does it.
         result: the cells of this picture.
         taxonomy: names and colours of kinds and codes.
-        counts_lines: not used.
         factor: by how much the pixels are reduced.
 
     Returns:

@@ -29,6 +29,7 @@ from smearcount.images import (
     write_picture,
     write_text_atomic,
 )
+from smearcount.mending.tiebreak import Expert, TieBreaker, break_ties
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import Counts, Detections, Labels, Provenance, Scale, SmearResult
@@ -102,10 +103,8 @@ class Analysis:
         """The annotated picture, `(H, W, 3) uint8 RGB`; one beyond 60 megapixels is shown reduced."""
         from smearcount.overlay import draw_overlay, read_reduced, reduction
 
-        lines = report.summary_lines(self.counts, self.result.counted_area_um2, self.taxonomy)
-        rows = [("  " * line.level + line.name, str(line.count), report.percent_text(line.share)) for line in lines]
         factor = reduction(self.source.size_wh)
-        return draw_overlay(read_reduced(self.source, factor), self.result, self.taxonomy, rows, factor)
+        return draw_overlay(read_reduced(self.source, factor), self.result, self.taxonomy, factor)
 
     def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
         """Write `<stem>.json`, `<stem>.cells.csv` and `<stem>.overlay.jpg`; each file is whole or absent.
@@ -142,8 +141,12 @@ class Pipeline:
         self.classifiers = tuple(
             Classifier(find_model(name, weights), choice, settings.min_label_score) for name in settings.classifiers
         )
+        self.experts = tuple(
+            (Classifier(find_model(name, weights), choice), margin) for name, margin in settings.experts.items()
+        )
         self._check_codes()
-        cards = [self.detector.card, *(each.card for each in self.classifiers)]
+        naming = [*self.classifiers, *(expert for expert, _ in self.experts)]
+        cards = [self.detector.card, *(each.card for each in naming)]
         self._provenance = Provenance(
             version=smearcount.__version__,
             model_ids=tuple(card.id for card in cards),
@@ -153,6 +156,7 @@ class Pipeline:
                 "edge_rule": settings.edge_rule,
                 "min_score": self.detector.min_score,
                 "min_label_score": {each.card.id: each.min_label_score for each in self.classifiers},
+                "experts": {expert.card.id: margin for expert, margin in self.experts},
                 "nms_iou": self.detector.card.nms_iou,
                 "um_per_px": settings.um_per_px,
             },
@@ -168,6 +172,9 @@ class Pipeline:
             if twice := asked & set(card.kinds):
                 raise ConfigError(f"{card.id}: another classifier names {', '.join(sorted(twice))} already")
             asked |= set(card.kinds)
+        for card in (expert.card for expert, _ in self.experts):
+            if not any(set(card.codes) <= set(each.card.codes) for each in self.classifiers):
+                raise ConfigError(f"{card.id}: no classifier gives all of its codes, {', '.join(card.codes)}")
 
     @classmethod
     def load(cls, settings: Settings | None = None, *, weights: Path | None = None) -> Pipeline:
@@ -219,9 +226,24 @@ class Pipeline:
         for each in self.classifiers:
             rows = np.flatnonzero(np.isin(found.kinds, each.card.kinds))
             columns = np.array([codes.index(code) for code in each.card.codes], np.intp)
-            probs[np.ix_(rows, columns)] = each.name(source, found.boxes[rows], um_per_px).probs
+            probs[np.ix_(rows, columns)] = self._heard(each, source, found.boxes[rows], um_per_px)
             thresholds[rows] = each.min_label_score
         return Labels(probs, codes), thresholds
+
+    def _heard(
+        self, classifier: Classifier, source: ImageSource, boxes: npt.NDArray[np.float32], um_per_px: float
+    ) -> npt.NDArray[np.float32]:
+        """Probabilities of the cells in some boxes, after the experts for its confusable codes were heard."""
+        probs, codes = classifier.name(source, boxes, um_per_px).probs, classifier.card.codes
+        experts = [(each, margin) for each, margin in self.experts if set(each.card.codes) <= set(codes)]
+        if not experts:
+            return probs
+
+        def ask(expert: Classifier) -> Expert:
+            return Expert(expert.card.codes, lambda rows: expert.name(source, boxes[rows], um_per_px).probs)
+
+        breaker = TieBreaker(codes, tuple(ask(each) for each, _ in experts), tuple(margin for _, margin in experts))
+        return break_ties(probs, breaker)[0]
 
     def _judge(self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]) -> SmearResult:
         """Name the cells, decide which count, and sum them."""

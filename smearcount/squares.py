@@ -122,11 +122,10 @@ def overlapping_discs(boxes: FloatArray) -> Bools:
     first, second, _ = overlapping_pairs(boxes)
     centre, radius = centres(boxes).astype(np.float64), diameters(boxes).astype(np.float64) / 2
     a, b = radius[first], radius[second]
-    apart = np.hypot(*(centre[first] - centre[second]).T)
-    # Where one disc lies in the other there is no lens: the smaller one is shared as a whole.
-    lens = np.clip(apart, np.abs(a - b) + 1e-9, a + b)
-    cos_a, cos_b = ((lens**2 + a**2 - b**2) / (2 * lens * a), (lens**2 + b**2 - a**2) / (2 * lens * b))
-    kite = np.sqrt(np.clip((a + b - lens) * (lens + a - b) * (lens - a + b) * (lens + a + b), 0, None)) / 2
+    # Where one disc lies in the other, or apart from it, the clipped cosines give all of the smaller one, or nothing.
+    apart = np.maximum(np.hypot(*(centre[first] - centre[second]).T), 1e-9)
+    cos_a, cos_b = (apart**2 + a**2 - b**2) / (2 * apart * a), (apart**2 + b**2 - a**2) / (2 * apart * b)
+    kite = np.sqrt(np.clip((a + b - apart) * (apart + a - b) * (apart - a + b) * (apart + a + b), 0, None)) / 2
     shared = a**2 * np.arccos(np.clip(cos_a, -1, 1)) + b**2 * np.arccos(np.clip(cos_b, -1, 1)) - kite
     heavy = np.zeros(len(boxes), np.bool_)
     heavy[first[shared > DISC_OVERLAP * np.pi * a**2]] = True

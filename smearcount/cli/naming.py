@@ -14,10 +14,17 @@ from smearcount.config import Settings, read_model
 
 if TYPE_CHECKING:
     from smearcount.cellsets import CellSet
+    from smearcount.training.naming_recipe import ClassifierRecipe
 
 Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file like configs/train/thesis.yaml.")]
 Classifier = Annotated[str, typer.Option("--model", callback=known_model, help="Classifier: id or folder.")]
 Sources = Annotated[str, typer.Option("--sources", help="Only these sources of cells, comma-separated.")]
+
+
+mend_app = typer.Typer(
+    help="Mend a classifier: merge codes, add an expert for a confusable pair.", no_args_is_help=True
+)
+app.add_typer(mend_app, name="mend")
 
 
 @app.command()
@@ -89,13 +96,13 @@ def train_compare(
 ) -> None:
     """Train several backbones and optimisers by one recipe; ends in a table as CSV and Markdown."""
     from smearcount.images import make_folder
-    from smearcount.training.comparison import Comparison, run_comparison
+    from smearcount.training.comparison import ComparisonRecipe, run_comparison
 
     with clear_errors():
-        asked = read_model(Comparison, config)
-        cells = _checked_cells(asked.recipe, make_folder(out), quiet=quiet)
-        table = run_comparison(asked, cells, out, report=None if quiet else typer.echo)
-    typer.echo(table.read_text(encoding="utf-8"))
+        asked = read_model(ComparisonRecipe, config)
+        cells = _checked_cells(asked.base, make_folder(out), quiet=quiet)
+        run_comparison(asked, cells, out, report=None if quiet else typer.echo)
+    typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
 
 
 @train_app.command("survey")
@@ -174,3 +181,40 @@ def evaluate_names(
             progress=bar(quiet, "evaluating"),
         )
     typer.echo(json.dumps({"source": source, "split": split, "scale": scale, **point_figures(named)}, indent=2))
+
+
+@mend_app.command("merges")
+def mend_merges(
+    recipe: Recipe,
+    model: Classifier = "red-cells",
+    clusters: Annotated[str, typer.Option(help="Numbers of clusters to try, from-to.")] = "2-15",
+    out: Out = Path("runs/merges"),
+) -> None:
+    """Clusters of the embeddings, the codes that share them, and the line that merges these in a recipe."""
+    from smearcount.mend_runs import propose
+
+    low, _, high = clusters.partition("-")
+    if not (low.isdigit() and high.isdigit() and 2 <= int(low) <= int(high)):
+        raise typer.BadParameter("expected two numbers such as 2-15", param_hint="--clusters")
+    with clear_errors():
+        line, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
+    typer.echo(f"{line}\nwritten: {out / 'merges.yaml'}, {plot}")
+
+
+@mend_app.command("experts")
+def mend_experts(
+    recipe: Recipe,
+    model: Classifier = "red-cells",
+    expert: Annotated[
+        list[str] | None, typer.Option("--expert", help="Classifier of a few of the codes; may be repeated.")
+    ] = None,
+) -> None:
+    """Gain and cost of experts that are asked only when the model is unsure between their codes.
+
+    Without an expert, the pairs worth one. The margins printed go under `experts` of a settings file.
+    """
+    from smearcount.mend_runs import judge_experts
+
+    with clear_errors():
+        found = judge_experts(recipe, model, expert or [])
+    typer.echo(json.dumps(found, indent=2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,5 +34,5 @@ class Lost:
 Results = list[tuple[int, Any]]
 """Index of a task and what the function returned for it, or `Lost`; in the order in which they were finished."""
 
-Engine = Callable[[Work, Sequence[Any]], Iterator[Results]]
+Engine = Callable[[Work, Sequence[Any]], Generator[Results, None, None]]
 """Yields what has been finished since it was last asked, every task exactly once; closing it ends all workers."""

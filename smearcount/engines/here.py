@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 from smearcount.engines.contract import Results, Work
@@ -10,7 +10,7 @@ from smearcount.engines.contract import Results, Work
 __all__ = ["run_here"]
 
 
-def run_here(work: Work, tasks: Sequence[Any]) -> Iterator[Results]:
+def run_here(work: Work, tasks: Sequence[Any]) -> Generator[Results, None, None]:
     """Yield one result at a time. What kills this process ends the run."""
     if not tasks:
         return

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -65,7 +65,7 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
-def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Iterator[Results]:
+def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Generator[Results, None, None]:
     """Map the work over the tasks on processes of this machine.
 
     A script that calls this needs the guard `if __name__ == "__main__":`, since workers import its module.
@@ -128,7 +128,7 @@ class _Pool:
         self._false_starts = 0
         self._workers = [_Worker(self._work, threads) for _ in range(workers)]
 
-    def results(self) -> Iterator[Results]:
+    def results(self) -> Generator[Results, None, None]:
         """What is finished, as soon as it is; everything that waits is handed over at once."""
         while self._waiting or self._again or any(worker.given for worker in self._workers):
             self._hand_out()

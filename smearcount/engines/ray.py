@@ -1,15 +1,17 @@
 """Ray Data: the same work on a Ray cluster, or on one started on this machine for the run.
 
 Tasks flow through a pool of actors, each of which loads the models once. Ray Data hands out no more blocks than the
-actors can take, starts an actor again that died, and may spread them over machines; all machines see the files under
-the same paths.
+actors can take, starts an actor again that died, and spreads them over the machines, which all see the files under the
+same paths.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +63,7 @@ class RayPlan:
         return workers, min(1.0, cards / workers) if self.gpu else 0
 
 
-def run_ray(plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Iterator[Results]:
+def run_ray(plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Generator[Results, None, None]:
     """Map the work over the tasks with Ray Data.
 
     Raises:
@@ -75,16 +77,16 @@ def run_ray(plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Iterator[Results
     if started:
         _connect(ray, plan, len(tasks))
     try:
-        yield from _rounds(ray, plan, work, tasks)
+        yield from _mapped(ray, plan, work, tasks)
     finally:
         if started:
             ray.shutdown()
 
 
 def _imported() -> Any:
-    # All of them are read when Ray is imported or started: no usage report, no warning that fills the terminal.
+    # Read when Ray is imported or started: no usage report, and no log on the terminal.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data
@@ -92,63 +94,80 @@ def _imported() -> Any:
         raise RuntimeMissingError(
             "--engine ray needs Ray, which is not installed: python -m pip install 'smearcount[ray]'"
         ) from error
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     return ray
 
 
 def _connect(ray: Any, plan: RayPlan, tasks: int) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-    own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "_node_ip_address": "127.0.0.1"}
-    if not plan.address:
-        # Ray counts no hyper-threads of its own: as many cores as the actors will ask for.
-        own["num_cpus"] = max(usable_cores(), min(plan.workers or 1, tasks) * (plan.threads or 1))
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+    if plan.address:
+        options["address"] = plan.address
+    else:
+        options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+        # As many cores as were asked for, even where there are fewer: the user knows why.
+        options["num_cpus"] = max(usable_cores(), min(plan.workers or 1, tasks) * (plan.threads or 1))
     try:
-        ray.init(**quiet, **({"address": plan.address} if plan.address else own))
+        ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"at {plan.address}" if plan.address else "on this machine"
         raise SmearcountError(f"no Ray cluster {where}: {error}; start one with `ray start --head`") from error
 
 
-def _rounds(ray: Any, plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Iterator[Results]:
-    """A block whose actor died each time is dropped by Ray Data: its tasks come again, each by itself."""
+def _mapped(ray: Any, plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Generator[Results, None, None]:
     workers, cards = plan.share(len(tasks), ray.cluster_resources())
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1
-    context.enable_progress_bars = False
-    missing = list(range(len(tasks)))
-    for rows in (max(1, min(_MOST_ROWS, len(tasks) // (16 * workers))), 1):
-        if not missing:
-            return
-        items = [{"number": number, "task": pickle.dumps(tasks[number])} for number in missing]
-        done = set()
-        results = ray.data.from_items(items, override_num_blocks=-(-len(items) // rows)).map(
-            _Actor,
-            fn_constructor_args=(pickle.dumps(work), plan.threads or 1),
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
-            num_cpus=None if plan.gpu else plan.threads or 1,
-            num_gpus=cards or None,
-            max_restarts=-1,
-            max_task_retries=1,
-        )
+    rows = max(1, min(_MOST_ROWS, len(tasks) // (16 * workers)))
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
+    tally = ray.remote(_Tally).options(num_cpus=0, scheduling_strategy=here).remote()
+    items = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]
+    source = ray.data.from_items(items, override_num_blocks=-(-len(items) // rows))
+    source.context.enable_progress_bars = False
+    source.context.print_on_execution_start = False
+    results = source.map(
+        _Actor,
+        fn_constructor_args=(pickle.dumps(work), plan.threads or 1, tally),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=None if plan.gpu else plan.threads or 1,
+        num_gpus=cards or None,
+    )
+    try:
         for block in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            found = [(row["number"], pickle.loads(row["result"])) for row in block.to_pylist()]
-            done |= {number for number, _ in found}
-            yield [_accepted(each) for each in found]
-        missing = [number for number in missing if number not in done]
-    if missing:
-        yield [(number, Lost("its actor died")) for number in missing]
+            yield [(row["number"], _accepted(pickle.loads(row["result"]))) for row in block.to_pylist()]
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise SmearcountError(f"the Ray cluster failed: {first}; what is finished is kept") from error
 
 
-def _accepted(found: tuple[int, Any]) -> tuple[int, Any]:
-    if isinstance(found[1], SmearcountError):
-        raise found[1]
-    return found
+def _accepted(result: Any) -> Any:
+    if isinstance(result, SmearcountError):
+        raise result
+    return result
+
+
+class _Tally:
+    """Counts, on the machine of the driver, how often each task was begun and not ended."""
+
+    def __init__(self) -> None:
+        self._open: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """How often a task was begun in vain before."""
+        self._open[number] += 1
+        return self._open[number] - 1
+
+    def end(self, number: int) -> None:
+        """A task came to its end; it may come again if its block is lost after that."""
+        self._open[number] -= 1
 
 
 class _Actor:
-    """What Ray Data makes on its nodes; models are loaded with the first row, so that an error has a row to come in."""
+    """What Ray Data makes on its nodes; models are loaded with the first row, so that an error has a row to come in.
 
-    def __init__(self, packed: bytes, threads: int) -> None:
-        self._packed, self._threads = packed, threads
+    Ray Data tries the blocks of a dead actor again without end: a task that has ended two actors is given up here.
+    """
+
+    def __init__(self, packed: bytes, threads: int, tally: Any) -> None:
+        self._packed, self._threads, self._tally = packed, threads, tally
         self._call: Any = None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +175,18 @@ class _Actor:
         result: Any
         try:
             self._call = self._call or pickle.loads(self._packed).start(self._threads)
-            result = self._call(pickle.loads(row["task"]))
+            result = self._once(row)
         except SmearcountError as error:
             result = error
         except Exception as error:
             result = SmearcountError(f"a Ray actor can't work: {type(error).__name__}: {error}")
         return {"number": row["number"], "result": pickle.dumps(result)}
+
+    def _once(self, row: dict[str, Any]) -> Any:
+        import ray
+
+        if ray.get(self._tally.begin.remote(row["number"])) >= 2:
+            return Lost("its actor died")
+        result = self._call(pickle.loads(row["task"]))
+        self._tally.end.remote(row["number"])
+        return result

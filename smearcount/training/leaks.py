@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -19,7 +19,6 @@ import numpy.typing as npt
 from smearcount.cellsets import CellSet
 
 __all__ = [
-    "LeakPair",
     "cross_split_leaks",
     "duplicate_groups",
     "duplicate_pairs",
@@ -54,16 +53,6 @@ _THUMB_PX, _VIEW_PX, _TEMPLATE = 96, 64, 0.65
 _ZOOMS = (0.9, 0.95, 1.0, 1.05, 1.1)
 _RADII = (0.04, 0.25)
 """Radius of a dark body, as a standard deviation in shares of the window's side."""
-
-
-class LeakPair(NamedTuple):
-    """A training cell and a validation cell that must not both be used: rows of the set, origins, and the reason."""
-
-    train: int
-    val: int
-    train_origin: str
-    val_origin: str
-    why: Literal["same group", "same cell"]
 
 
 def signature(pixels: Pixels) -> Floats:
@@ -147,30 +136,25 @@ def _lowest_linked(n: int, pairs: Indices) -> Indices:
     return np.array([root(row) for row in range(n)], np.intp)
 
 
-def cross_split_leaks(cells: CellSet) -> list[LeakPair]:
-    """Training cells that share a group with a validation cell, or show the same cell, by row; each with one partner.
+def cross_split_leaks(cells: CellSet) -> list[tuple[int, int]]:
+    """Rows of the training cells that share a group with a validation cell or show the same cell, each with that one.
 
     To be run before every training.
     """
     train, val = np.flatnonzero(cells.splits == "train"), np.flatnonzero(cells.splits == "val")
-    partner: dict[int, tuple[int, Literal["same group", "same cell"]]] = {}
-    windows = cells.pixels
-    for a, b in same_cells([windows[row] for row in train], [windows[row] for row in val]).tolist():
-        partner.setdefault(int(train[a]), (int(val[b]), "same cell"))
     of_group = {str(cells.groups[row]): int(row) for row in reversed(val)}
-    for row in train.tolist():
-        if str(cells.groups[row]) in of_group:
-            partner[row] = (of_group[str(cells.groups[row])], "same group")
-    origins = cells.origins
-    return [LeakPair(a, b, str(origins[a]), str(origins[b]), why) for a, (b, why) in sorted(partner.items())]
+    partner = {row: of_group[group] for row in train.tolist() if (group := str(cells.groups[row])) in of_group}
+    for a, b in same_cells([cells.pixels[row] for row in train], [cells.pixels[row] for row in val]).tolist():
+        partner.setdefault(int(train[a]), int(val[b]))
+    return sorted(partner.items())
 
 
-def without_leaks(cells: CellSet) -> tuple[CellSet, list[LeakPair]]:
-    """The cells without the training cells that show the same as a validation cell, and the pairs, to be listed."""
+def without_leaks(cells: CellSet) -> tuple[CellSet, list[tuple[str, str]]]:
+    """The cells without the training cells of `cross_split_leaks`; and the origins of these pairs, to be listed."""
     pairs = cross_split_leaks(cells)
     kept = np.ones(len(cells), np.bool_)
-    kept[[pair.train for pair in pairs]] = False
-    return cells.take(kept), pairs
+    kept[[ours for ours, _ in pairs]] = False
+    return cells.take(kept), [(str(cells.origins[ours]), str(cells.origins[theirs])) for ours, theirs in pairs]
 
 
 def same_cells(first: Sequence[Pixels], second: Sequence[Pixels]) -> Indices:
@@ -229,7 +213,8 @@ class _Bodies:
         move = np.array([[step, 0, x], [0, step, y]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         size, edge = (out_px, out_px), cv2.BORDER_REPLICATE
-        return cast(Floats, cv2.warpAffine(self.thumbs[row].astype(np.float32), move, size, flags=flags, borderMode=edge))
+        thumb = self.thumbs[row].astype(np.float32)
+        return cast(Floats, cv2.warpAffine(thumb, move, size, flags=flags, borderMode=edge))
 
 
 def _dark_body(thumbs: npt.NDArray[np.uint8]) -> Floats:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.cellsets import CellSet, join
+from smearcount.cellsets import CellSet, Pixels, join
 from smearcount.training.paint import PAINTED_CODES, paint, retouch
 
 __all__ = ["with_painted"]
@@ -47,7 +47,8 @@ def _spread(cells: CellSet, split: str, rng: np.random.Generator) -> npt.NDArray
 
 def _painted(cells: CellSet, rows: npt.NDArray[np.intp], wanted: tuple[str, int], rng: np.random.Generator) -> CellSet:
     code, n = wanted
-    windows, kept = [], []
+    windows: list[Pixels] = []
+    kept: list[int] = []
     for row in rows.tolist():
         if len(kept) == n:
             break

@@ -5,7 +5,8 @@ A group is what shows the same blood or the same picture: a slide, a photograph,
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["folds", "split_groups", "split_rows", "with_split"]
 Labels = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 _STARTS = 5
 
@@ -42,7 +44,7 @@ def split_groups(groups: Labels, labels: Labels, val_share: float, seed: int) ->
         raise ValueError(f"val_share: expected a number between 0 and 1, got {val_share}")
     if len(counts) < 2:
         raise ValueError(f"groups: expected two or more to split, got {len(counts)}")
-    chosen = _choose(counts, val_share, np.random.default_rng(seed))
+    chosen = _choose(counts, val_share, len(counts) - 1, np.random.default_rng(seed))
     return np.where(chosen[group_of], "val", "train")
 
 
@@ -67,7 +69,9 @@ def folds(groups: Labels, labels: Labels, n: int, seed: int) -> npt.NDArray[np.i
     rng = np.random.default_rng(seed)
     fold, left = np.full(len(counts), n - 1, np.intp), np.arange(len(counts))
     for number in range(n - 1):
-        chosen = _choose(counts[left], 1 / (n - number), rng, reserve=n - 1 - number)
+        # Every later fold needs a group as well.
+        most = len(left) - (n - 1 - number)
+        chosen = _choose(counts[left], 1 / (n - number), most, rng)
         fold[left[chosen]] = number
         left = left[~chosen]
     return fold[group_of]
@@ -94,52 +98,65 @@ def _counts(groups: Labels, labels: Labels) -> tuple[npt.NDArray[np.intp], Count
     return group_of, counts
 
 
-def _choose(counts: Counts, share: float, rng: np.random.Generator, reserve: int = 1) -> Bools:
-    """The groups `(G,)` whose classes make up nearest to `share` of `counts (G, K)`; at least `reserve` are left."""
-    best, least = np.zeros(len(counts), np.bool_), np.inf
-    counts = counts[:, counts.any(axis=0)]
-    for _ in range(_STARTS):
-        chosen = _improve(counts, _take_up(counts, share, rng), share, reserve)
-        distance = float(_distance(counts[chosen].sum(axis=0), counts, share))
-        if distance < least:
-            best, least = chosen, distance
-    return best
+@dataclass(frozen=True, eq=False)
+class _Aim:
+    """What a choice of groups is to come near to.
+
+    Attributes:
+        counts: `(G, K)` rows of each group and class; no class is empty.
+        share: of each class.
+        most: groups that may be chosen; one at least must be.
+    """
+
+    counts: Counts
+    share: float
+    most: int
+
+    @cached_property
+    def total(self) -> Counts:
+        return np.asarray(self.counts.sum(axis=0))
+
+    @cached_property
+    def divisible(self) -> Bools:
+        return np.asarray((self.counts > 0).sum(axis=0) > 1)
+
+    def distance(self, taken: Counts) -> Floats:
+        """How far `taken (..., K)` rows of each class are off; a class that is all on one side costs 1."""
+        one_sided = self.divisible & ((taken == 0) | (taken == self.total))
+        return np.asarray(((taken / self.total - self.share) ** 2 + one_sided).sum(axis=-1))
 
 
-def _distance(taken: Counts, counts: Counts, share: float) -> npt.NDArray[np.float64]:
-    """How far the rows `taken (..., K)` of each class are from their share; a class that is all on one side costs 1."""
-    total = counts.sum(axis=0)
-    divisible = (counts > 0).sum(axis=0) > 1
-    one_sided = divisible & ((taken == 0) | (taken == total))
-    return np.asarray((((taken / total - share) ** 2) + one_sided).sum(axis=-1))
+def _choose(counts: Counts, share: float, most: int, rng: np.random.Generator) -> Bools:
+    """The groups `(G,)` whose classes make up nearest to `share` of `counts (G, K)`; one to `most` of them."""
+    aim = _Aim(counts[:, counts.any(axis=0)], share, most)
+    starts = [_improve(aim, _take_up(aim, rng)) for _ in range(_STARTS)]
+    return min(starts, key=lambda chosen: float(aim.distance(aim.counts[chosen].sum(axis=0))))
 
 
-def _take_up(counts: Counts, share: float, most: int, rng: np.random.Generator) -> Bools:
-    """One to `most` groups, taken up in random order where each brings the shares nearer."""
-    chosen = np.zeros(len(counts), np.bool_)
-    total, divisible = counts.sum(axis=0), (counts > 0).sum(axis=0) > 1
-    taken = np.zeros_like(total)
-    now = _distance(taken, counts, share)
-    for group in rng.permutation(len(counts)):
-        then = _distance(taken + counts[group], counts, share)
-        if then < now and chosen.sum() < most:
-            chosen[group], taken, now = True, taken + counts[group], then
-    if not chosen.any():
-        chosen[_distance(counts, counts, share).argmin()] = True
+def _take_up(aim: _Aim, rng: np.random.Generator) -> Bools:
+    """Groups in random order, each if it brings the shares nearer."""
+    chosen = np.zeros(len(aim.counts), np.bool_)
+    taken, n = np.zeros(len(aim.total), np.int64), 0
+    now = aim.distance(taken)
+    for group in rng.permutation(len(aim.counts)):
+        then = aim.distance(taken + aim.counts[group])
+        if then < now and n < aim.most:
+            chosen[group], taken, n, now = True, taken + aim.counts[group], n + 1, then
+    if not n:
+        chosen[aim.distance(aim.counts).argmin()] = True
     return chosen
 
 
-def _improve(counts: Counts, chosen: Bools, share: float, most: int) -> Bools:
+def _improve(aim: _Aim, chosen: Bools) -> Bools:
     """Move the one group whose change of side brings the shares nearest, until none does."""
     chosen = chosen.copy()
-    now = np.inf
+    now = float(aim.distance(aim.counts[chosen].sum(axis=0)))
     while True:
-        step = np.where(chosen, -1, 1)[:, None] * counts
-        after = _distance(counts[chosen].sum(axis=0) + step, counts, share)
+        step = np.where(chosen, -1, 1)[:, None] * aim.counts
+        after = aim.distance(aim.counts[chosen].sum(axis=0) + step)
         after[chosen & (chosen.sum() == 1)] = np.inf
-        after[~chosen & (chosen.sum() == most)] = np.inf
-        now = min(now, float(_distance(counts[chosen].sum(axis=0), counts, share)))
+        after[~chosen & (chosen.sum() == aim.most)] = np.inf
         group = int(after.argmin())
         if after[group] > now - 1e-12:
             return chosen
-        chosen[group] = not chosen[group]
+        chosen[group], now = not chosen[group], float(after[group])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from smearcount.batch.jobs import BatchJob
 from smearcount.errors import ImageError, UsageError
@@ -91,7 +91,7 @@ def slide_rule(rule: str) -> SlideRule:
     if rule == "none":
         return lambda image_id: ""
     if rule == "folder":
-        return lambda image_id: "/".join(PurePosixPath(image_id).parent.parts)
+        return lambda image_id: image_id.rpartition("/")[0]
     try:
         pattern = re.compile(rule)
     except re.error as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from smearcount.batch.tables import ENDINGS
+from smearcount.batch.tables import ENDINGS, check_writer
 from smearcount.errors import UsageError
 from smearcount.images import check_target, make_folder
 
@@ -105,6 +105,7 @@ def check_job(job: BatchJob, pictures: set[Path]) -> None:
     Raises:
         UsageError: an output would replace another or a picture, or has an ending that is no table's.
         ImageError: an output can't be written.
+        RuntimeMissingError: the library for a format is not installed.
     """
     taken: dict[Path, str] = {}
     for flag, path in job.tables.items():
@@ -115,6 +116,7 @@ def check_job(job: BatchJob, pictures: set[Path]) -> None:
         if path.resolve() in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
     for path in job.tables.values():
+        check_writer(path)
         check_target(path)
     for folder in job.folders:
         make_folder(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -126,11 +127,11 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path, *, below: bool) -> None:
-    """Remove what a run that was killed left half-written; only while the lock is held."""
-    for root, _, names in os.walk(folder):
-        for name in filter(_PART.fullmatch, names):
+def sweep(tables: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Remove what a run that was killed left half-written of these outputs; only while their locks are held."""
+    left = [found for path in tables for found in path.parent.glob(f".{glob.escape(path.stem[:40])}.*.part")]
+    left += [Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names]
+    for path in left:
+        if _PART.fullmatch(path.name):
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(root, name))
-        if not below:
-            return
+                path.unlink()

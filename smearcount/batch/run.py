@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +19,16 @@ from smearcount.batch.attempts import Failure
 from smearcount.batch.files import locked, sweep
 from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, check_job
 from smearcount.batch.journal import Journal, Record
-from smearcount.batch.listing import Listing, Picture, list_pictures
+from smearcount.batch.listing import Picture, list_pictures
 from smearcount.batch.slides import slide_columns, slide_rows
-from smearcount.batch.tables import check_writer, write_table
+from smearcount.batch.tables import write_table
 from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
 from smearcount.images import content_sha256
 from smearcount.report import Row
 
-__all__ = ["Progress", "Stage", "run_batch"]
+__all__ = ["Stage", "Watch", "run_batch"]
 
 
 @dataclass(frozen=True)
@@ -47,19 +46,17 @@ class Stage:
     total: int
 
 
-Progress = Callable[[Stage], None]
+Watch = Callable[[Stage], None]
 
 
-def run_batch(
-    maker: Maker, job: BatchJob, engine: Engine = run_here, progress: Progress = lambda stage: None
-) -> Outcome:
+def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Watch = lambda stage: None) -> Outcome:
     """Analyse every picture that the journal does not have, and write the tables.
 
     Args:
         maker: makes the pipeline in every worker.
         job: what is wanted.
-        engine: maps the work over the pictures; workers of this machine, or of a cluster.
-        progress: is told of every step.
+        engine: maps the work over the pictures, on this machine or on a cluster.
+        watch: is told of every step.
 
     Raises:
         UsageError: there is no picture, an output would replace another or a picture, another run is writing it, or
@@ -70,15 +67,15 @@ def run_batch(
     start = time.perf_counter()
     listing = list_pictures(job)
     check_job(job, {picture.path.resolve() for picture in listing.pictures})
-    for path in job.tables.values():
-        check_writer(path)
     with locked((*job.tables.values(), *job.folders)):
-        for folder, below in {path.parent: False for path in job.tables.values()} | dict.fromkeys(job.folders, True):
-            sweep(folder, below=below)
+        sweep(job.tables.values(), job.folders)
         with contextlib.closing(Journal(job.journal, maker.identity(), fresh=job.fresh)) as journal:
-            batch = _Batch(maker, job, listing, journal, progress)
-            reused = batch.analyse(engine)
-            failed = batch.write()
+            batch = _Batch(maker, job, listing.pictures, journal, watch)
+            try:
+                reused = batch.analyse(engine)
+                failed = batch.write()
+            except KeyboardInterrupt as stop:
+                raise Interrupted(batch.kept(), len(listing.pictures), job.journal) from stop
     done = len(listing.pictures) - len(failed)
     left_out = (listing.overlays, listing.others, listing.unmatched, listing.linked)
     return Outcome(done, tuple(failed), *left_out, reused, time.perf_counter() - start)
@@ -88,10 +85,10 @@ class _Batch:
     """One run: its pictures, its journal, and what is wanted of them."""
 
     def __init__(
-        self, maker: Maker, job: BatchJob, listing: Listing, journal: Journal, progress: Progress
+        self, maker: Maker, job: BatchJob, pictures: Sequence[Picture], journal: Journal, watch: Watch
     ) -> None:
-        self.taxonomy, self.job, self.journal, self.progress = maker.taxonomy(), job, journal, progress
-        self.pictures = listing.pictures
+        self.taxonomy, self.job, self.pictures = maker.taxonomy(), job, pictures
+        self.journal, self.watch = journal, watch
         # Absolute, since a worker may have another working directory.
         folders = [folder.absolute() if folder else None for folder in (job.overlays, job.galleries)]
         self.wishes = Wishes(job.cells is not None, *folders)
@@ -99,29 +96,29 @@ class _Batch:
 
     def analyse(self, engine: Engine) -> int:
         """Fill the journal; returns the number of pictures that were in it already."""
+        waiting = self._waiting()
+        tasks = [Task(picture.path.absolute(), picture.image_id, picture.slide_id) for picture in waiting]
+        missing = set(range(len(tasks)))
         total = len(self.pictures)
-        reused = 0
-        try:
-            waiting = self._waiting()
-            reused = total - len(waiting)
-            done = reused
-            self.progress(Stage("analysing", done, total))
-            tasks = [Task(picture.path.absolute(), picture.image_id, picture.slide_id) for picture in waiting]
-            with contextlib.closing(_generator(engine(self.work, tasks))) as results:
-                for found in results:
-                    self.journal.add(self._named(tasks, found))
-                    done += len(found)
-                    self.progress(Stage("analysing", done, total))
-        except KeyboardInterrupt as stop:
-            kept = sum(self.journal.find(picture.image_id, cells=False) is not None for picture in self.pictures)
-            raise Interrupted(kept, total, self.job.journal) from stop
-        return reused
+        self.watch(Stage("analysing", total - len(missing), total))
+        with contextlib.closing(engine(self.work, tasks)) as results:
+            for found in results:
+                missing -= {number for number, _ in found}
+                self.journal.add(self._named(tasks, found))
+                self.watch(Stage("analysing", total - len(missing), total))
+        if missing:
+            raise RuntimeError(f"expected a result for each of {len(tasks)} pictures, {len(missing)} had none")
+        return total - len(tasks)
+
+    def kept(self) -> int:
+        """Number of pictures of which the journal has a row."""
+        return sum(self.journal.find(picture.image_id, cells=False) is not None for picture in self.pictures)
 
     def _waiting(self) -> list[Picture]:
         """The pictures that must be analysed; those that can't be have their row at once."""
         waiting: list[Picture] = []
         for number, picture in enumerate(self.pictures):
-            self.progress(Stage("checking", number, len(self.pictures)))
+            self.watch(Stage("checking", number, len(self.pictures)))
             if picture.fault:
                 task = Task(picture.path, picture.image_id, picture.slide_id)
                 record = failed_record(task, Failure(picture.fault), self.taxonomy)
@@ -158,13 +155,15 @@ class _Batch:
     def _named(self, tasks: Sequence[Task], found: Sequence[tuple[int, Any]]) -> Iterator[tuple[str, Record]]:
         for number, result in found:
             task = tasks[number]
-            if isinstance(result, Lost):
-                reason = (
-                    f"{task.path}: its worker ended twice while it was being analysed ({result.reason}), often for lack "
-                    "of memory; run it again with fewer --workers, or on a larger machine"
-                )
-                result = failed_record(task, Failure(reason), self.taxonomy)
-            yield task.image_id, result
+            record = self._lost(task, result) if isinstance(result, Lost) else result
+            yield task.image_id, record
+
+    def _lost(self, task: Task, lost: Lost) -> Record:
+        reason = (
+            f"{task.path}: its worker ended twice while it was being analysed ({lost.reason}), often for lack of "
+            "memory; run it again with fewer --workers, or on a larger machine"
+        )
+        return failed_record(task, Failure(reason), self.taxonomy)
 
     def write(self) -> list[tuple[str, str]]:
         """Write the tables; returns name and reason of the pictures that failed."""
@@ -191,7 +190,7 @@ class _Batch:
             row, counts, _ = record.content()
             yield row | {"image": picture.image_id, "slide": picture.slide_id}, counts
             if label:
-                self.progress(Stage(label, number, len(self.pictures)))
+                self.watch(Stage(label, number, len(self.pictures)))
 
     def _cells(self) -> Iterator[Row]:
         for picture, record in self._records(cells=True):
@@ -205,10 +204,3 @@ class _Batch:
             if record is None:
                 raise ImageError(f"{self.job.journal}: has no row of {picture.image_id}; run the same command again")
             yield picture, record
-
-
-def _generator(results: Iterator[Any]) -> Any:
-    """The results as a generator, which can be closed; engines are generators, a list of a test is not."""
-    if hasattr(results, "close"):
-        return results
-    return (each for each in results)

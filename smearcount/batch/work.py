@@ -9,7 +9,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -153,14 +153,12 @@ def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
         record = Failure(f"{task.path}: unexpected {type(error).__name__}: {error}; please report it as a fault")
     if isinstance(record, Failure):
         record = failed_record(task, record, pipeline.taxonomy)
-    return Record(
-        **{
-            **vars(record),
-            "seconds": round(time.perf_counter() - start, 4),
-            "worker": f"{socket.gethostname()}:{os.getpid()}",
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "runtime": pipeline.detector.runtime,
-        }
+    return replace(
+        record,
+        seconds=round(time.perf_counter() - start, 4),
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        runtime=pipeline.detector.runtime,
     )
 
 

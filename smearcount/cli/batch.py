@@ -1,0 +1,148 @@
+"""The command batch: a folder of pictures over night, on all cores or a cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from smearcount.cli.common import Json, Quiet, app, clear_errors, errors, plain, with_settings
+from smearcount.config import Settings
+
+if TYPE_CHECKING:
+    from smearcount.batch import BatchJob, Outcome, Stage
+    from smearcount.engines import Engine
+
+GPU_WORKERS = 2
+"""Processes for one graphics card: while it works for one of them, the others read and decode."""
+
+_TABLE = ".csv, .parquet or .xlsx"
+_Pattern = Annotated[list[str] | None, typer.Option("--glob", help="Only pictures that match; may be repeated.")]
+_Without = Annotated[list[str] | None, typer.Option("--exclude", help="No pictures that match; may be repeated.")]
+
+
+@app.command()
+@with_settings
+def batch(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Folder of pictures.")],
+    settings: Settings,
+    out: Annotated[Path, typer.Option("--out", help=f"Report to write, a row a picture: {_TABLE}.")] = Path(
+        "report.csv"
+    ),
+    cells: Annotated[Path | None, typer.Option(help=f"Table of every cell to write: {_TABLE}.")] = None,
+    slide_report: Annotated[Path | None, typer.Option(help=f"Table of slides to write: {_TABLE}.")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="Folder for annotated pictures.")] = None,
+    gallery: Annotated[Path | None, typer.Option(help="Folder for sheets with the cells of each code.")] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Sub-folders too; each is a slide.")] = False,
+    pattern: _Pattern = None,
+    exclude: _Without = None,
+    listed: Annotated[Path | None, typer.Option("--list", help="Text file: one picture in DIR a line.")] = None,
+    slides: Annotated[str, typer.Option(help="folder, none, or a pattern whose group is the slide.")] = "folder",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run finished.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes here, or a Ray cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0 for none but this one.")] = None,
+    ray_address: Annotated[str, typer.Option(help="Of a running Ray cluster; else one is started here.")] = "",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Analyse every picture of a folder: one row an image, failures as rows. Run again, it goes on where it stopped."""
+    from smearcount.batch import BatchJob, Interrupted, PipelineMaker, run_batch
+
+    patterns = tuple(pattern or ()), tuple(exclude or ())
+    job = BatchJob(
+        *(folder, out, cells, overlays, recursive, slide_report, gallery), *patterns, listed, slides, fresh
+    )
+    try:
+        with clear_errors(), progress(quiet or as_json) as watch:
+            chosen = _engine(settings, engine, workers, ray_address)
+            outcome = run_batch(PipelineMaker(settings), job, chosen, watch)
+    except Interrupted as stop:
+        errors().print(plain(str(stop)))
+        raise typer.Exit(130) from stop
+    _show_outcome(job, outcome, quiet=quiet, as_json=as_json)
+    raise typer.Exit(1 if outcome.failed else 0)
+
+
+def _engine(settings: Settings, name: str, workers: int | None, address: str) -> Engine:
+    from smearcount.engines import LocalPlan, RayPlan, run_here, run_local, run_ray
+
+    if name == "ray":
+        return partial(run_ray, RayPlan(address, workers or 0, settings.threads, settings.device == "cuda"))
+    if workers == 0:
+        return run_here
+    usual = GPU_WORKERS if _on_card(settings) else 0
+    return partial(run_local, LocalPlan(workers or usual, settings.threads))
+
+
+def _on_card(settings: Settings) -> bool:
+    """Whether the pipeline is likely to take a graphics card; nothing but the number of workers depends on it."""
+    could = settings.device == "auto" and settings.runtime in ("auto", "torch")
+    return settings.device == "cuda" or (could and Path("/dev/nvidiactl").exists())
+
+
+@contextmanager
+def progress(quiet: bool, console: Console | None = None) -> Iterator[Callable[[Stage], None]]:
+    """A bar with rate and time left on stderr, if that is a terminal and `quiet` is not set."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    shown = console or Console(stderr=True)
+    if quiet or not shown.is_terminal:
+        yield lambda stage: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    told = TextColumn("{task.fields[pace]}")
+    with Progress(*columns, TimeElapsedColumn(), told, console=shown, transient=True) as display:
+        task = display.add_task("", total=None, pace="")
+        label, first, start = "", 0, 0.0
+
+        def watch(stage: Stage) -> None:
+            nonlocal label, first, start
+            if stage.label != label:
+                label, first, start = stage.label, stage.done, time.monotonic()
+            speed = pace(stage.done - first, stage.total - stage.done, time.monotonic() - start)
+            display.update(task, description=label, completed=stage.done, total=stage.total, pace=speed)
+
+        yield watch
+
+
+def pace(done: int, left: int, seconds: float) -> str:
+    """Rate and time left in words, from what was done in so many seconds; empty at the start."""
+    if not done or seconds <= 0:
+        return ""
+    rate, unit = next(
+        (done / seconds * size, unit)
+        for size, unit in ((1, "s"), (60, "min"), (3600, "h"))
+        if done / seconds * size >= 1 or unit == "h"
+    )
+    rest = round(left * seconds / done)
+    return f"{rate:.3g} a {unit}, {rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02} left"
+
+
+def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool) -> None:
+    left_out = {
+        "overlays_skipped": outcome.overlays,
+        "other_files_ignored": outcome.others,
+        "pictures_left_out": outcome.unmatched,
+        "folders_linked_twice": outcome.linked,
+    }
+    if as_json:
+        failed = [{"image": image, "error": error} for image, error in outcome.failed]
+        run = {"from_journal": outcome.reused, "seconds": round(outcome.seconds, 3), "journal": str(job.journal)}
+        typer.echo(json.dumps({"done": outcome.done, "failed": failed, "report": str(job.report), **left_out, **run}))
+        return
+    for _, error in outcome.failed:
+        errors().print(f"[red]failed:[/red] {plain(error)}")
+    if not quiet:
+        words = [f"{outcome.done} analysed, {len(outcome.failed)} failed"]
+        words += [f"{outcome.reused} of them in an earlier run"] * bool(outcome.reused)
+        words += [f"{n} {name.replace('_', ' ')}" for name, n in left_out.items() if n]
+        written = ", ".join(plain(str(path)) for path in (*job.tables.values(), *job.folders))
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"{', '.join(words)}; written: {written}")

@@ -1,0 +1,117 @@
+"""`smearcount mend`: which codes to merge, and what a tie-breaker gains, on the labelled cells of a recipe."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smearcount.cards import Model, find_model
+from smearcount.cellsets import CellSet
+from smearcount.classifier import Classifier, Named
+from smearcount.config import read_model
+from smearcount.errors import UsageError
+from smearcount.geometry import FloatArray
+from smearcount.images import make_folder, write_picture, write_text_atomic
+from smearcount.mending.merging import plot_merges, propose_merges
+from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs, tiebreak_report
+from smearcount.runtimes import RuntimeChoice
+from smearcount.training.cell_views import plain_view
+from smearcount.training.naming_cells import cells_of
+from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.splits import split_groups
+
+__all__ = ["judge_experts", "propose"]
+
+
+@dataclass(frozen=True, eq=False)
+class _Heard:
+    """What a classifier says of labelled cells, and the seconds it took for one."""
+
+    named: Named
+    seconds: float
+
+
+def _labelled(recipe: Path, split: str, codes: tuple[str, ...]) -> CellSet:
+    cells = cells_of(read_model(ClassifierRecipe, recipe), whole=True)
+    cells = cells.take(cells.exact & (cells.splits == split))
+    known = cells.take(np.isin(np.array(cells.codes)[cells.labels], codes))
+    if not len(known):
+        raise UsageError(f"{recipe}: no {split} cell of the codes of the model")
+    return known
+
+
+def _hear(model: Model, cells: CellSet) -> _Heard:
+    classifier = Classifier(model, RuntimeChoice())
+    card, started = classifier.card, time.perf_counter()
+    pairs = zip(cells.pixels, cells.um_per_px.tolist(), strict=True)
+    named = classifier.name_views(plain_view(window, scale, card.patch_um, card.input_px) for window, scale in pairs)
+    return _Heard(named, (time.perf_counter() - started) / max(len(cells), 1))
+
+
+def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tuple[str, Path]:
+    """Clusters of the embeddings of validation cells; the line for a recipe and the plot beside `merges.yaml`.
+
+    Raises:
+        UsageError: there are too few cells.
+        DatasetError: the labelled cells are not at hand.
+    """
+    found = find_model(model)
+    codes = found.classifier_card.codes
+    cells = _labelled(recipe, "val", codes)
+    labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
+    named = _hear(found, cells).named
+    proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs)
+    line = proposal.as_yaml()
+    write_text_atomic(make_folder(out) / "merges.yaml", line + "\n")
+    return line, write_picture(out / "merges.png", plot_merges(proposal))
+
+
+def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict[str, Any]:
+    """Gain and cost of experts: margins chosen on one half of the validation groups, the report from the other half.
+
+    Args:
+        recipe: of the generalist, whose validation cells are used.
+        generalist: id or folder.
+        experts: ids or folders of classifiers of a few of its codes; without any, the pairs worth one are listed.
+
+    Raises:
+        UsageError: there are too few cells.
+        ModelError: an expert gives codes that the generalist does not know.
+    """
+    model = find_model(generalist)
+    codes = model.classifier_card.codes
+    cells = _labelled(recipe, "val", codes)
+    labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
+    heard = _hear(model, cells)
+    pairs = [asdict(pair) for pair in confusable_pairs(heard.named.probs, labels, codes, 10)]
+    if not experts:
+        return {"cells": len(cells), "confused_pairs": pairs}
+    asked = [(find_model(name), _hear(find_model(name), cells)) for name in experts]
+    held = split_groups(cells.groups, labels, 0.5, 0) == "val"
+    chosen, rest = np.flatnonzero(~held), np.flatnonzero(held)
+    breaker = choose_margin(heard.named.probs[chosen], labels[chosen], codes, _experts(asked, chosen))
+    judged = type(breaker)(codes, _experts(asked, rest), breaker.margins)
+    seconds = max(each.seconds for _, each in asked)
+    report = tiebreak_report(heard.named.probs[rest], labels[rest], judged, heard.seconds, seconds)
+    margins = dict(zip(experts, (round(margin, 4) for margin in breaker.margins), strict=True))
+    return {"experts": margins, "confused_pairs": pairs, **json.loads(json.dumps(asdict(report)))}
+
+
+def _experts(asked: Sequence[tuple[Model, _Heard]], rows: Any) -> tuple[Expert, ...]:
+    return tuple(Expert(model.classifier_card.codes, _Answers(heard.named.probs[rows])) for model, heard in asked)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Answers given beforehand, looked up by row."""
+
+    probs: FloatArray
+
+    def __call__(self, rows: Any) -> FloatArray:
+        return np.asarray(self.probs[rows], np.float32)
