@@ -39,6 +39,10 @@ class Settings(Strict):
         edge_rule: `corner`, an unbiased counting frame, or `all`.
         max_megapixels: larger pictures are refused, unless they are read by regions.
         page: which page of multi-page TIFFs, from 1, instead of the first one.
+        level: which resolution of a pyramid, from 0, instead of the finest.
+        channel: which channel of a multi-channel picture, from 1, shown grey.
+        region: GeoJSON file of where to count, in pixels.
+        countable: `auto` leaves out what can't be counted in pictures of more than 0.25 mm2; `all` counts everywhere.
         taxonomy: a taxonomy file instead of the shipped one.
     """
 
@@ -55,6 +59,10 @@ class Settings(Strict):
     edge_rule: Literal["corner", "all"] = "corner"
     max_megapixels: float = Field(default=300, gt=0)
     page: int | None = Field(default=None, ge=1)
+    level: int | None = Field(default=None, ge=0)
+    channel: int | None = Field(default=None, ge=1)
+    region: Path | None = None
+    countable: Literal["auto", "all"] = "auto"
     taxonomy: Path | None = None
 
 

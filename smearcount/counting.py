@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,8 +104,10 @@ def codes_given(labels: Labels) -> frozenset[str]:
     return frozenset((*labels.codes, "platelet"))
 
 
-def count_cells(detections: Detections, names: Strings, counted: Bools, taxonomy: Taxonomy) -> Counts:
-    """Counts per code; what is not named or not counted is summed apart."""
+def count_cells(
+    detections: Detections, names: Strings, counted: Bools, excluded: Mapping[str, int], taxonomy: Taxonomy
+) -> Counts:
+    """Counts per code; what is not named or not counted, the latter by reason, is summed apart."""
     named = dict.fromkeys(taxonomy.codes, 0)
     unclassified = dict.fromkeys(KINDS, 0)
     for kind, name in zip(detections.kinds[counted].tolist(), names[counted].tolist(), strict=True):
@@ -112,7 +115,7 @@ def count_cells(detections: Detections, names: Strings, counted: Bools, taxonomy
             unclassified[kind] += 1
         else:
             named[name] += 1
-    return Counts(named, unclassified, {"edge": int((~counted).sum())})
+    return Counts(named, unclassified, dict(excluded))
 
 
 def kind_total(counts: Counts, kind: str, taxonomy: Taxonomy) -> int:

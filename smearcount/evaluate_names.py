@@ -70,7 +70,7 @@ def judge_cells(model: Model, cells: CellSet, choice: RuntimeChoice | None = Non
     shared = np.isin(classifier.card.codes, cells.codes)
     targets = np.zeros((len(cells), len(classifier.card.codes)), bool)
     targets[:, shared] = cells.targets[:, columns]
-    known = targets.any(axis=1)
+    known = np.flatnonzero(targets.any(axis=1))
     kept = cells.take(known)
     views: Sequence[Pixels] = _Views(kept, classifier.card.patch_um, classifier.card.input_px)  # type: ignore[assignment]
     probs = classifier.name_views(views[i] for i in range(len(kept))).probs
@@ -235,8 +235,9 @@ def run_judging(job: Judging) -> dict[str, Any]:
     """
     recipe = read_model(ClassifierRecipe, job.recipe)
     cells = cells_of(recipe, whole=True)
-    kept = np.isin(cells.sources, job.sources) if job.sources else np.ones(len(cells), bool)
-    cells = cells.take(kept & ((cells.splits == job.split) | (job.split == "all")))
+    kept = np.isin(cells.sources, job.sources or cells.sources)
+    kept &= np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
+    cells = cells.take(np.flatnonzero(kept))
     if not len(cells):
         raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
     model = find_model(job.model)

@@ -6,7 +6,7 @@ picture -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,10 @@ import numpy.typing as npt
 import smearcount
 from smearcount import counting, report
 from smearcount.cards import find_model
-from smearcount.classifier import Classifier
 from smearcount.config import Settings
+from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
-from smearcount.errors import ConfigError
+from smearcount.frame import frame_of
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -29,10 +29,11 @@ from smearcount.images import (
     write_picture,
     write_text_atomic,
 )
-from smearcount.mending.tiebreak import Expert, TieBreaker, break_ties
+from smearcount.naming import Namer
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
-from smearcount.records import Counts, Detections, Labels, Provenance, Scale, SmearResult
+from smearcount.records import Counts, Detections, Provenance, Scale, SmearResult
+from smearcount.region import read_region
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import find_at_scale
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -54,12 +55,14 @@ class Analysis:
         taxonomy: names and colours of the codes.
         source: the picture.
         patch_um: physical side of the patches of each kind.
+        squares: which parts of a large picture were counted; None for a field.
     """
 
     result: SmearResult
     taxonomy: Taxonomy
     source: ImageSource
     patch_um: Mapping[str, float] = field(default_factory=lambda: PATCH_SIDE_UM)
+    squares: CountableMap | None = None
 
     @property
     def counts(self) -> Counts:
@@ -104,7 +107,9 @@ class Analysis:
         from smearcount.overlay import draw_overlay, read_reduced, reduction
 
         factor = reduction(self.source.size_wh)
-        return draw_overlay(read_reduced(self.source, factor), self.result, self.taxonomy, factor)
+        pixels = read_reduced(self.source, factor)
+        shaded = shade(pixels, self.squares) if self.squares else pixels
+        return draw_overlay(shaded, self.result, self.taxonomy, factor)
 
     def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
         """Write `<stem>.json`, `<stem>.cells.csv` and `<stem>.overlay.jpg`; each file is whole or absent.
@@ -138,15 +143,9 @@ class Pipeline:
         self.taxonomy = load_taxonomy(settings.taxonomy)
         choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
         self.detector = Detector(find_model(settings.detector, weights), choice, settings.min_score)
-        self.classifiers = tuple(
-            Classifier(find_model(name, weights), choice, settings.min_label_score) for name in settings.classifiers
-        )
-        self.experts = tuple(
-            (Classifier(find_model(name, weights), choice), margin) for name, margin in settings.experts.items()
-        )
-        self._check_codes()
-        naming = [*self.classifiers, *(expert for expert, _ in self.experts)]
-        cards = [self.detector.card, *(each.card for each in naming)]
+        self.namer = Namer(settings, self.taxonomy, choice, weights)
+        self.region = read_region(settings.region) if settings.region else None
+        cards = (self.detector.card, *self.namer.cards)
         self._provenance = Provenance(
             version=smearcount.__version__,
             model_ids=tuple(card.id for card in cards),
@@ -155,26 +154,14 @@ class Pipeline:
             settings={
                 "edge_rule": settings.edge_rule,
                 "min_score": self.detector.min_score,
-                "min_label_score": {each.card.id: each.min_label_score for each in self.classifiers},
-                "experts": {expert.card.id: margin for expert, margin in self.experts},
+                "min_label_score": {each.card.id: each.min_label_score for each in self.namer.classifiers},
+                "experts": {expert.card.id: margin for expert, margin in self.namer.experts},
                 "nms_iou": self.detector.card.nms_iou,
                 "um_per_px": settings.um_per_px,
+                "countable": settings.countable,
+                "region": self.region.outline.wkt if self.region else None,
             },
         )
-
-    def _check_codes(self) -> None:
-        """Every code has a name and a kind, and no kind of cell is asked about twice."""
-        asked: set[str] = set()
-        for card in (each.card for each in self.classifiers):
-            unknown = [code for code in card.codes if code not in self.taxonomy.codes]
-            if unknown:
-                raise ConfigError(f"{card.id}: gives {', '.join(unknown)}, which the taxonomy lacks; set `taxonomy`")
-            if twice := asked & set(card.kinds):
-                raise ConfigError(f"{card.id}: another classifier names {', '.join(sorted(twice))} already")
-            asked |= set(card.kinds)
-        for card in (expert.card for expert, _ in self.experts):
-            if not any(set(card.codes) <= set(each.card.codes) for each in self.classifiers):
-                raise ConfigError(f"{card.id}: no classifier gives all of its codes, {', '.join(card.codes)}")
 
     @classmethod
     def load(cls, settings: Settings | None = None, *, weights: Path | None = None) -> Pipeline:
@@ -210,49 +197,26 @@ class Pipeline:
             source: ImageSource = ArraySource(image)
         else:
             limits = ReadLimits(max_megapixels=self.settings.max_megapixels)
-            source = open_image(Path(image), limits, self.settings.page)
+            chosen = {"level": self.settings.level, "channel": self.settings.channel}
+            source = open_image(Path(image), limits, self.settings.page, **chosen)
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         scale, found = find_at_scale(source, self.detector, flag, source.um_per_px)
-        own = {kind: each.card.patch_um for each in self.classifiers for kind in each.card.kinds}
-        result = self._judge(source, found, scale, (name, slide_id))
-        return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | own)
+        result, squares = self._judge(source, found, scale, (name, slide_id))
+        return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | self.namer.patch_um, squares)
 
-    def _name(self, source: ImageSource, found: Detections, um_per_px: float) -> tuple[Labels, npt.NDArray[np.float32]]:
-        """Ask each classifier about the cells of its kinds; the labels, and the probability that each cell needs."""
-        codes = tuple(dict.fromkeys(code for each in self.classifiers for code in each.card.codes))
-        probs = np.zeros((len(found), len(codes)), np.float32)
-        thresholds = np.ones(len(found), np.float32)
-        for each in self.classifiers:
-            rows = np.flatnonzero(np.isin(found.kinds, each.card.kinds))
-            columns = np.array([codes.index(code) for code in each.card.codes], np.intp)
-            probs[np.ix_(rows, columns)] = self._heard(each, source, found.boxes[rows], um_per_px)
-            thresholds[rows] = each.min_label_score
-        return Labels(probs, codes), thresholds
-
-    def _heard(
-        self, classifier: Classifier, source: ImageSource, boxes: npt.NDArray[np.float32], um_per_px: float
-    ) -> npt.NDArray[np.float32]:
-        """Probabilities of the cells in some boxes, after the experts for its confusable codes were heard."""
-        probs, codes = classifier.name(source, boxes, um_per_px).probs, classifier.card.codes
-        experts = [(each, margin) for each, margin in self.experts if set(each.card.codes) <= set(codes)]
-        if not experts:
-            return probs
-
-        def ask(expert: Classifier) -> Expert:
-            return Expert(expert.card.codes, lambda rows: expert.name(source, boxes[rows], um_per_px).probs)
-
-        breaker = TieBreaker(codes, tuple(ask(each) for each, _ in experts), tuple(margin for _, margin in experts))
-        return break_ties(probs, breaker)[0]
-
-    def _judge(self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]) -> SmearResult:
+    def _judge(
+        self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]
+    ) -> tuple[SmearResult, CountableMap | None]:
         """Name the cells, decide which count, and sum them."""
-        labels, thresholds = self._name(source, found, scale.um_per_px)
+        labels, thresholds = self.namer.name(source, found, scale.um_per_px)
         names = counting.name_cells(found.kinds, labels, thresholds)
         kinds = counting.final_kinds(found.kinds, names, self.taxonomy)
         cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
-        counted, area_um2 = counting.counted_mask(cells.boxes, source.size_wh, scale.um_per_px, self.settings.edge_rule)
-        return SmearResult(
+        rule, whole = self.settings.edge_rule, self.settings.countable == "all"
+        frame = frame_of(source, cells, scale.um_per_px, rule, self.region, whole=whole)
+        quality = assess(source, scale, cells, frame.counted)
+        result = SmearResult(
             image_id=ids[0],
             slide_id=ids[1],
             size_wh=source.size_wh,
@@ -261,9 +225,10 @@ class Pipeline:
             detections=cells,
             labels=labels,
             names=names,
-            counted=counted,
-            counts=counting.count_cells(cells, names, counted, self.taxonomy),
-            counted_area_um2=area_um2,
-            quality=assess(source, scale, cells, counted),
+            counted=frame.counted,
+            counts=counting.count_cells(cells, names, frame.counted, frame.excluded, self.taxonomy),
+            counted_area_um2=frame.area_um2,
+            quality=replace(quality, shares=frame.shares, warnings=(*quality.warnings, *frame.notes)),
             provenance=self._provenance,
         )
+        return result, frame.squares

@@ -174,12 +174,14 @@ class Quality:
         red_cell_cover: share of the picture that the boxes of red cells cover.
         overlapping: share of the red cells whose box overlaps another one's by more than a tenth.
         warnings: sentences for the reader, empty for a good field.
+        shares: of a large picture, the share of its area by what can be counted and why the rest can't.
     """
 
     sharpness: float
     red_cell_cover: float
     overlapping: float
     warnings: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

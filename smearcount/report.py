@@ -257,13 +257,19 @@ def _cells_of(line: Line) -> tuple[str, ...]:
     )
 
 
+def _excluded(counts: Counts) -> str:
+    """How many cells are not counted, and why."""
+    reasons = [f"{n:,} {'at the edge' if name == 'edge' else name}" for name, n in counts.excluded.items() if n]
+    return f"{', '.join(reasons) or 'none'} not counted"
+
+
 def _caption(result: SmearResult, taxonomy: Taxonomy, lines: Sequence[Line]) -> str:
-    excluded, rates = sum(result.counts.excluded.values()), _rates(kind_totals(result.counts, result.labels, taxonomy))
+    rates = _rates(kind_totals(result.counts, result.labels, taxonomy))
     of_codes = "; of a type: of the named cells of its kind" if any(line.level for line in lines) else ""
     words = [
         *(f"{words}: {percent_text(rates[name])}" for name, *_, words in RATES if not math.isnan(rates[name].value)),
         f"per cent: of all cells{of_codes}; limits: sampling error only",
-        f"{len(result.detections):,} cells found, {excluded:,} at the edge not counted",
+        f"{len(result.detections):,} cells found, {_excluded(result.counts)}",
         f"scale {result.scale.um_per_px:.4g} um/px ({result.scale.source})",
         *remarks(result, taxonomy),
         *warnings_of(result, taxonomy),
@@ -312,6 +318,7 @@ def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = 
             "red_cell_cover": result.quality.red_cell_cover,
             "overlapping": result.quality.overlapping,
             "warnings": list(warnings_of(result, taxonomy)),
+            "area_shares": {name: round(share, 4) for name, share in result.quality.shares.items()},
         },
         "notes": list(remarks(result, taxonomy)),
         "not_recognised": list(NOT_RECOGNISED),

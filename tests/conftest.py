@@ -193,7 +193,10 @@ def make_result(taxonomy: Taxonomy) -> Callable[..., SmearResult]:
         values: dict[str, Any] = {
             **{"image_id": "a/b.jpg", "slide_id": "a", "size_wh": (640, 480), "image_sha256": "f" * 64},
             **{"scale": Scale(0.16, "estimated", 46.9), "detections": found, "labels": labels, "names": names},
-            **{"counted": counted, "counts": counting.count_cells(found, names, counted, taxonomy)},
+            **{
+                "counted": counted,
+                "counts": counting.count_cells(found, names, counted, {"edge": int((~counted).sum())}, taxonomy),
+            },
             **{"counted_area_um2": 1e4, "quality": Quality(0.9, 0.3, 0.1, ("too sparse",))},
             "provenance": Provenance(
                 "1.2.3", ("discs",), {"discs/m": "0" * 64}, "discs cpu f32", {"edge_rule": "corner"}

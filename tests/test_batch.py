@@ -1,11 +1,11 @@
-"""Names of outputs are never shared, and an output is whole or absent."""
+"""A batch has one row for every picture, whatever goes wrong; its outputs are whole or absent."""
 
 from __future__ import annotations
 
 import csv
 import errno
 import os
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fake_batch import DiscMaker, smears
 
-from smearcount.batch import BatchJob, Failure, Interrupted, analyze_each, run_batch, unique_stems
+from smearcount.batch import BatchJob, Failure, Interrupted, Outcome, Stage, analyze_each, run_batch, unique_stems
 from smearcount.crops import write_crops
 from smearcount.errors import ImageError, UsageError
-from smearcount.report import cells_csv, report_columns
+from smearcount.report import cells_csv, report_columns, report_row, to_csv
 from smearcount.taxonomy import Taxonomy
 
 
@@ -107,6 +108,26 @@ def pipeline(taxonomy: Taxonomy, make_result: Any, cells: Any) -> Any:
     return Fake(taxonomy, lambda **ids: make_result(cells([[10, 10, 50, 50]]), **ids))
 
 
+@dataclass(frozen=True)
+class Maker:
+    """Makes the fake pipeline, in this process only."""
+
+    pipeline: Any
+
+    def taxonomy(self) -> Taxonomy:
+        return self.pipeline.taxonomy
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, threads: int) -> Any:
+        return self.pipeline
+
+
+def run(pipeline: Any, job: BatchJob, watch: Any = lambda stage: None) -> Outcome:
+    return run_batch(Maker(pipeline), job, watch=watch)
+
+
 def pictures(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +159,7 @@ def test_a_bad_picture_costs_only_itself(pipeline: Any) -> None:
 def test_an_overlay_that_cannot_be_written_costs_only_its_picture(tmp_path: Path, pipeline: Any) -> None:
     folder = pictures(tmp_path / "in", "a.jpg", "broken.jpg", "dry.jpg", "taken.jpg", "z.jpg")
     (tmp_path / "o" / "taken.jpg.overlay.jpg").mkdir(parents=True)
-    outcome = run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", tmp_path / "o"))
+    outcome = run(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", tmp_path / "o"))
     assert outcome.done == 2
     bad = dict.fromkeys(("broken.jpg", "dry.jpg", "taken.jpg"), "failed")
     assert rows_of(tmp_path / "r.csv") == {"a.jpg": "ok", **bad, "z.jpg": "ok"}
@@ -154,92 +175,102 @@ def test_patches_of_a_picture_are_all_there_or_none(tmp_path: Path, pipeline: An
     assert len(files) == 2
 
 
+def test_a_fault_of_ours_costs_only_its_picture(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "odd.png", "z.png")
+    outcome = run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv"))
+    assert (outcome.done, len(outcome.failed)) == (2, 1)
+    assert "odd.png: unexpected ZeroDivisionError: a fault" in outcome.failed[0][1]
+
+
 def test_a_stopped_batch_keeps_the_finished_rows(tmp_path: Path, pipeline: Any) -> None:
     folder = pictures(tmp_path / "in", "a.jpg", "bad.jpg", "stop.jpg", "z.jpg")
     out = tmp_path / "out"
     pictures(out, "report.csv")
-    shown = []
-
-    def progress(paths: Iterable[Path]) -> Iterable[Path]:
-        shown.append("bar")
-        try:
-            yield from paths
-        finally:
-            shown.clear()
-
-    with pytest.raises(Interrupted, match=r"after 2 pictures.*report\.partial\.csv") as caught:
-        run_batch(pipeline, BatchJob(folder, out / "report.csv", out / "cells.csv"), progress)
-    assert not shown, "the bar is still there when the user is told"
-    assert (caught.value.done, set(caught.value.kept)) == (2, {out / "report.partial.csv", out / "cells.partial.csv"})
-    assert rows_of(out / "report.partial.csv") == {"a.jpg": "ok", "bad.jpg": "failed"}
-    assert len((out / "cells.partial.csv").read_text().splitlines()) == 2
-    assert {path.name for path in out.iterdir()} == {"report.csv", "report.partial.csv", "cells.partial.csv"}
+    job = BatchJob(folder, out / "report.csv", out / "cells.csv")
+    with pytest.raises(Interrupted, match=r"with 2 of 4 pictures done.*report\.csv\.journal.*goes on") as caught:
+        run(pipeline, job)
+    assert (caught.value.done, caught.value.total, caught.value.journal) == (2, 4, job.journal)
+    assert {path.name for path in out.iterdir()} == {"report.csv", "report.csv.journal"}
     assert (out / "report.csv").read_text() == ""
+
+
+def test_a_batch_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png", "stop.png", "z.png")
+    log = tmp_path / "log"
+    with pytest.raises(Interrupted):
+        run_batch(DiscMaker(log), BatchJob(folder, tmp_path / "r.csv"))
+    (folder / "stop.png").rename(folder / "x.png")
+    outcome = run_batch(DiscMaker(log), BatchJob(folder, tmp_path / "r.csv"))
+    assert (outcome.done, outcome.reused) == (4, 2)
+    assert log.read_text().split() == ["a.png", "b.png", "stop.png", "x.png", "z.png"]
+    assert list(rows_of(tmp_path / "r.csv")) == ["a.png", "b.png", "x.png", "z.png"]
 
 
 def test_bad_targets_are_found_before_the_first_picture(tmp_path: Path, pipeline: Any) -> None:
     folder = pictures(tmp_path / "in", "a.jpg")
     pictures(tmp_path, "file")
-    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken.csv").mkdir()
     pipeline.analyze = None
     good = tmp_path / "r.csv"
     for job, named in (
-        (BatchJob(folder, tmp_path / "taken"), "taken"),
+        (BatchJob(folder, tmp_path / "taken.csv"), "taken"),
         (BatchJob(folder, tmp_path / "file" / "r.csv"), "file"),
-        (BatchJob(folder, good, tmp_path / "taken"), "taken"),
+        (BatchJob(folder, good, tmp_path / "taken.csv"), "taken"),
         (BatchJob(folder, good, overlays=tmp_path / "file"), "file"),
-        (BatchJob(folder, good, overlays=tmp_path / "file" / "o"), "file"),
+        (BatchJob(folder, good, galleries=tmp_path / "file" / "o"), "file"),
     ):
         with pytest.raises(ImageError, match=rf"{named}.*; .*choose another"):
-            run_batch(pipeline, job)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in", "taken"]
+            run(pipeline, job)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in", "taken.csv"]
 
 
 def test_no_output_replaces_another_or_a_picture(tmp_path: Path, pipeline: Any) -> None:
     folder = pictures(tmp_path / "in", "a.jpg", "b.jpg")
     with pytest.raises(UsageError, match="one file"):
-        run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "in" / ".." / "r.csv"))
+        run(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "in" / ".." / "r.csv"))
+    with pytest.raises(UsageError, match=r"--slide-report are one file"):
+        run(pipeline, BatchJob(folder, tmp_path / "r.csv", slide_report=tmp_path / "r.csv"))
+    with pytest.raises(UsageError, match=r"--out takes a name that ends in \.csv, \.parquet, \.xlsx"):
+        run(pipeline, BatchJob(folder, folder / "a.jpg"))
     (tmp_path / "link.csv").symlink_to(folder / "b.jpg")
-    for job in (
-        BatchJob(folder, folder / "a.jpg"),
-        BatchJob(folder, tmp_path / "r.csv", folder / "a.jpg"),
-        BatchJob(folder, tmp_path / "link.csv"),
-    ):
+    for job in (BatchJob(folder, tmp_path / "link.csv"), BatchJob(folder, tmp_path / "r.csv", tmp_path / "link.csv")):
         with pytest.raises(UsageError, match="one of the pictures"):
-            run_batch(pipeline, job)
+            run(pipeline, job)
 
 
-def test_a_second_run_does_not_count_the_overlays_of_the_first(tmp_path: Path, pipeline: Any) -> None:
-    for name in ("a.png", "sub/b.png", "notes.txt"):
-        pictures(tmp_path, name)
-    for overlays in (tmp_path, tmp_path / "o"):
-        job = BatchJob(tmp_path, tmp_path / "r.csv", overlays=overlays, recursive=True)
-        run_batch(pipeline, job)
+def test_a_second_run_does_not_count_the_outputs_of_the_first(tmp_path: Path) -> None:
+    smears(tmp_path, "a.png", "sub/b.png")
+    pictures(tmp_path, "notes.txt")
+    for folder in (tmp_path, tmp_path / "o"):
+        job = BatchJob(tmp_path, tmp_path / "r.csv", overlays=folder, galleries=folder, recursive=True)
+        run_batch(DiscMaker(), job)
         first = (tmp_path / "r.csv").read_bytes()
-        outcome = run_batch(pipeline, job)
+        outcome = run_batch(DiscMaker(), job)
         assert (tmp_path / "r.csv").read_bytes() == first
-        assert outcome.done == 2
-    assert outcome.overlays == 4
-    assert outcome.others == 2  # the notes and the report
+        assert outcome.done == outcome.reused == 2
+    sheets = len(list(tmp_path.rglob("*.gallery/*.jpg")))
+    assert sheets >= 4
+    assert outcome.overlays == 4 + sheets
+    assert outcome.others == 3  # the notes, the report and its journal
 
 
 def test_names_that_are_no_unicode_are_reported(tmp_path: Path, pipeline: Any) -> None:
     name = b"M\xfcller.jpg".decode("utf-8", "surrogateescape")
     folder = pictures(tmp_path / "in", name)
-    assert run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv")).done == 1
-    assert run_batch(pipeline, BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", tmp_path / "o")).done == 1
+    assert run(pipeline, BatchJob(folder, tmp_path / "r.csv")).done == 1
+    job = BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", tmp_path / "o", slides="(.)ller")
+    assert run(pipeline, job).done == 1
     for table in (tmp_path / "r.csv", tmp_path / "c.csv"):
-        assert r"M\udcfcller.jpg" in table.read_text(encoding="utf-8")
+        assert r"M\udcfcller.jpg,\udcfc" in table.read_text(encoding="utf-8")
+    for ending in ("parquet", "xlsx"):
+        assert run(pipeline, BatchJob(folder, tmp_path / f"r.{ending}")).done == 1
     assert write_crops(pipeline, [folder / name], tmp_path / "o")[0] == 1
 
 
 def test_a_folder_becomes_one_row_a_picture(tmp_path: Path, pipeline: Any) -> None:
-    folder = tmp_path / "slides"
-    for name in ("one/a.jpg", "one/bad.jpg", "two/a.jpg", "top.png"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / name), np.zeros((9, 9, 3), np.uint8))
+    folder = pictures(tmp_path / "slides", "one/a.jpg", "one/bad.jpg", "two/a.jpg", "top.png")
     job = BatchJob(folder, tmp_path / "out" / "report.csv", tmp_path / "out" / "cells.csv", recursive=True)
-    outcome = run_batch(pipeline, job)
+    outcome = run(pipeline, job)
     assert (outcome.done, outcome.failed) == (3, (("one/bad.jpg", "one/bad.jpg: damaged"),))
     rows = [line.split(",") for line in job.report.read_text().splitlines()]
     assert tuple(rows[0]) == report_columns(pipeline.taxonomy)
@@ -256,26 +287,51 @@ def test_a_folder_becomes_one_row_a_picture(tmp_path: Path, pipeline: Any) -> No
     assert cells_csv(single).splitlines()[1] in lines
     assert len(lines) == 4
     before = job.report.read_bytes()
-    run_batch(pipeline, job)
+    run(pipeline, job)
     assert job.report.read_bytes() == before
+
+
+def test_the_report_is_that_of_single_analyses(tmp_path: Path) -> None:
+    names = ["a.png", "s/b.png", "s/c.png"]
+    folder = smears(tmp_path / "in", *names)
+    job = BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", recursive=True)
+    run_batch(DiscMaker(), job)
+    pipeline = DiscMaker().load(1)
+    single = [
+        pipeline.analyze(folder / name, image_id=name, slide_id="s" if "/" in name else "").result for name in names
+    ]
+    expected = to_csv(report_columns(pipeline.taxonomy), [report_row(each, pipeline.taxonomy) for each in single])
+    assert job.report.read_text() == expected
+    cells = "".join(cells_csv(each).split("\n", 1)[n > 0] for n, each in enumerate(single) if n)
+    assert (tmp_path / "c.csv").read_text() == cells_csv(single[0]) + cells
 
 
 def test_an_empty_folder_is_said_with_the_remedy(tmp_path: Path, pipeline: Any) -> None:
     (tmp_path / "sub").mkdir()
     with pytest.raises(UsageError, match="no pictures found; use --recursive"):
-        run_batch(pipeline, BatchJob(tmp_path, tmp_path / "r.csv"))
+        run(pipeline, BatchJob(tmp_path, tmp_path / "r.csv"))
+    assert not list(tmp_path.glob("r.csv*"))
+
+
+def test_every_step_is_told(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png", "c.png")
+    seen: list[Stage] = []
+    run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv"), watch=seen.append)
+    assert [stage.done for stage in seen if stage.label == "analysing"] == [0, 1, 2, 3]
+    assert {stage.total for stage in seen} == {3}
+    (folder / "c.png").unlink()
+    smears(folder, "d.png")
+    seen.clear()
+    run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv"), watch=seen.append)
+    assert [stage.done for stage in seen if stage.label == "analysing"] == [2, 3]
+
+
+def test_an_engine_that_forgets_a_picture_is_found_out(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png")
+
+    def forgetful(work: Any, tasks: Any) -> Any:
+        yield [(0, work.start(0)(tasks[0]))]
+
+    with pytest.raises(RuntimeError, match="1 had none"):
+        run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv"), forgetful)
     assert not (tmp_path / "r.csv").exists()
-
-
-def test_progress_sees_every_picture(tmp_path: Path, pipeline: Any) -> None:
-    for name in "cab":
-        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((9, 9, 3), np.uint8))
-    seen: list[str] = []
-
-    def progress(paths: Iterable[Path]) -> Iterable[Path]:
-        for path in paths:
-            seen.append(path.name)
-            yield path
-
-    run_batch(pipeline, BatchJob(tmp_path, tmp_path / "r.csv"), progress)
-    assert seen == ["a.png", "b.png", "c.png"]

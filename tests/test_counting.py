@@ -220,7 +220,9 @@ def test_a_named_erythroblast_is_no_white_cell(cells: Cells, taxonomy: Taxonomy)
     kinds = final_kinds(before, names, taxonomy)
     assert kinds.tolist() == ["nrbc", "wbc", "wbc", "wbc", "rbc", "platelet"]
     counted = np.array([True, True, True, False, True, True])
-    counts = count_cells(cells(np.zeros((6, 4)), kinds.tolist()), names, counted, taxonomy)
+    counts = count_cells(
+        cells(np.zeros((6, 4)), kinds.tolist()), names, counted, {"edge": int((~counted).sum())}, taxonomy
+    )
     assert counts.excluded == {"edge": 1}
     totals = {kind: kind_total(counts, kind, taxonomy) for kind in ("rbc", "wbc", "nrbc", "platelet")}
     assert totals == {"rbc": 1, "wbc": 2, "nrbc": 1, "platelet": 1}
@@ -237,8 +239,10 @@ def test_fields_pool_to_the_slide(cells: Cells, taxonomy: Taxonomy) -> None:
     whole = cells(np.zeros((90, 4)), kinds.tolist())
     total = Counts()
     for rows in np.array_split(rng.permutation(90), 7):
-        total = total + count_cells(whole.take(rows), names[rows], counted[rows], taxonomy)
-    assert total == count_cells(whole, names, counted, taxonomy)
+        total = total + count_cells(
+            whole.take(rows), names[rows], counted[rows], {"edge": int((~counted[rows]).sum())}, taxonomy
+        )
+    assert total == count_cells(whole, names, counted, {"edge": int((~counted).sum())}, taxonomy)
 
 
 def test_nucleated_red_cells_are_unknown_without_a_model_for_them(taxonomy: Taxonomy) -> None:

@@ -1,13 +1,29 @@
-"""The leak check: the same field is recognised however it was shrunk or restained, another field never is."""
+"""The leak check: the same field or cell is recognised however it was shrunk or cut out, another one never is."""
 
+import itertools
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from smearcount.cellsets import CellSet
+from smearcount.images import ArraySource
+from smearcount.patches import sample_window
 from smearcount.simulate import SmearRecipe, render
-from smearcount.training.leaks import near_duplicates, signature
+from smearcount.training import leaks
+from smearcount.training.leaks import (
+    cross_split_leaks,
+    duplicate_groups,
+    duplicate_pairs,
+    merged_groups,
+    near_duplicates,
+    same_cells,
+    signature,
+    without_leaks,
+)
 
 
 def field(seed: int) -> np.ndarray:
@@ -37,3 +53,159 @@ def test_blank_pictures_and_empty_lists_are_no_duplicates() -> None:
     blank = [(Path("blank.png"), signature(np.full((50, 60, 3), 200, np.uint8)))]
     assert near_duplicates(blank, blank) == []
     assert near_duplicates([], blank) == []
+
+
+def unit_vectors(n: int, seed: int) -> np.ndarray:
+    """Unit vectors of which many are copies of another one with a little noise, in chains."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, 40))
+    for row in rng.choice(np.arange(1, n), n // 2, replace=False):
+        vectors[row] = vectors[rng.integers(row)] + rng.normal(scale=0.08, size=40)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def slow_groups(vectors: np.ndarray, allowed: np.ndarray) -> list[int]:
+    """Flooding the lowest number along every allowed pair until nothing changes."""
+    group = list(range(len(vectors)))
+    changed = True
+    while changed:
+        changed = False
+        for a, b in itertools.combinations(range(len(vectors)), 2):
+            if allowed[a, b] and vectors[a] @ vectors[b] > leaks.SAME and group[a] != group[b]:
+                group[a] = group[b] = min(group[a], group[b])
+                changed = True
+    return group
+
+
+@pytest.mark.parametrize("where", ["any", "across", "within"])
+@pytest.mark.parametrize("block", [7, 512])
+def test_groups_are_those_of_a_slow_flood(where: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "_BLOCK", block)
+    vectors = unit_vectors(60, seed=3)
+    sources = np.random.default_rng(4).choice(["a", "b", "c"], 60)
+    alike = sources[:, None] == sources
+    allowed = {"any": np.ones_like(alike), "across": ~alike, "within": alike}[where]
+    expected = slow_groups(vectors, allowed)
+    assert 20 < len(set(expected)) < 60
+    assert duplicate_groups(vectors, sources, where).tolist() == expected
+
+
+def test_pairs_are_ordered_and_never_of_a_row_with_itself() -> None:
+    pairs = duplicate_pairs(unit_vectors(60, seed=5))
+    assert len(pairs)
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
+
+
+def test_blank_pictures_stay_groups_of_their_own() -> None:
+    assert duplicate_groups(np.zeros((3, 5), np.float32)).tolist() == [0, 1, 2]
+    assert duplicate_groups(np.zeros((0, 5), np.float32)).tolist() == []
+
+
+def test_sources_are_needed_to_tell_them_apart() -> None:
+    with pytest.raises(ValueError, match="sources: expected 3"):
+        duplicate_pairs(np.eye(3, dtype=np.float32), None, "across")
+
+
+def test_linked_groups_become_one() -> None:
+    groups = np.array(["x", "y", "x", "z", "w", "y"])
+    assert merged_groups(groups, np.array([[2, 5], [3, 4]])).tolist() == ["x", "x", "x", "w", "w", "x"]
+    assert merged_groups(groups, np.zeros((0, 2), np.intp)).tolist() == groups.tolist()
+
+
+WHITE = {"neutrophil": 3, "eosinophil": 1, "lymphocyte": 3, "monocyte": 1}
+
+
+@lru_cache
+def windows(um_per_px: float, side_um: float, shift_um: float, seed: int = 1) -> list[np.ndarray]:
+    """The white cells of one scene, photographed at any magnification and cut out beside their middle."""
+    size = (round(160 / um_per_px), round(120 / um_per_px))
+    recipe = SmearRecipe(
+        width=size[0], height=size[1], um_per_px=um_per_px, red_cells=110, white_cells=WHITE, noise=2.0, seed=seed
+    )
+    smear = render(recipe)
+    source, rng = ArraySource(smear.pixels), np.random.default_rng(seed)
+    cells = []
+    for box, kind in zip(smear.boxes, smear.kinds, strict=True):
+        if kind == "wbc":
+            angle = rng.uniform(0, 2 * np.pi)
+            x, y = (box[:2] + box[2:]) / 2 + shift_um / um_per_px * np.array([np.cos(angle), np.sin(angle)])
+            px = round(side_um / um_per_px)
+            cells.append(sample_window(source, (float(x), float(y)), px, px)[0])
+    return cells
+
+
+@pytest.mark.parametrize("change", [compressed, darker, shrunk], ids=lambda change: change.__name__)
+def test_the_same_cell_is_found_at_another_scale_and_place(change: object) -> None:
+    first, second = windows(0.16, 34, 0.0), [change(each) for each in windows(0.2, 31, 2.0)]
+    assert len(first) == len(second) == sum(WHITE.values())
+    order = np.random.default_rng(0).permutation(len(second))
+    found = same_cells(first, [second[row] for row in order])
+    assert {tuple(pair) for pair in found.tolist()} == {(int(order[row]), row) for row in range(len(order))}
+
+
+def test_other_cells_are_never_the_same() -> None:
+    assert same_cells(windows(0.16, 34, 0.0), windows(0.16, 34, 0.0, seed=2)).tolist() == []
+
+
+def test_a_list_is_not_compared_with_itself_row_by_row() -> None:
+    cells = windows(0.16, 34, 0.0)[:4]
+    assert same_cells(cells, cells).tolist() == []
+    doubled = [*cells, darker(cells[2])]
+    assert sorted(map(tuple, same_cells(doubled, doubled).tolist())) == [(2, 4), (4, 2)]
+
+
+def test_discs_of_one_shape_but_other_texture_are_not_the_same() -> None:
+    rng, y, x = np.random.default_rng(7), *np.mgrid[:96, :96]
+    inside = np.hypot(x - 48, y - 48) < 30
+
+    def cell() -> np.ndarray:
+        texture = cv2.GaussianBlur(rng.normal(size=(96, 96)), (0, 0), 2) * 120
+        return np.repeat(np.where(inside, 100 + texture, 210).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+    cells = [cell() for _ in range(6)]
+    bodies = leaks._Bodies(cells)
+    assert (bodies.signatures @ bodies.signatures.T).min() > leaks.ALIKE
+    assert same_cells(cells, cells).tolist() == []
+    assert same_cells(cells, [compressed(each) for each in cells]).tolist() == [[row, row] for row in range(6)]
+
+
+def cell_set() -> CellSet:
+    """Eight cells for training, then six of them again, found a little beside, with others, for validation."""
+    ours, theirs = windows(0.16, 34, 0.0), windows(0.16, 34, 1.0)[:6] + windows(0.16, 34, 0.0, seed=2)[:3]
+    n = len(ours) + len(theirs)
+    return CellSet(
+        pixels=(*ours, *theirs),
+        um_per_px=np.full(n, 0.16, np.float32),
+        targets=np.ones((n, 1), np.bool_),
+        codes=("neutrophil",),
+        sources=np.full(n, "made"),
+        groups=np.arange(n).astype("<U5"),
+        splits=np.array(["train"] * len(ours) + ["val"] * len(theirs)),
+        origins=np.array([f"cell {row}" for row in range(n)]),
+    )
+
+
+def test_training_cells_that_show_a_validation_cell_are_left_out_and_listed() -> None:
+    cells = cell_set()
+    assert cross_split_leaks(cells) == [(row, 8 + row) for row in range(6)]
+    kept, pairs = without_leaks(cells)
+    assert pairs == [(f"cell {row}", f"cell {8 + row}") for row in range(6)]
+    assert kept.origins.tolist() == [f"cell {row}" for row in range(6, 17)]
+    assert cross_split_leaks(kept) == []
+
+
+def test_a_group_on_both_sides_is_a_leak_whatever_the_cells_show() -> None:
+    # The last two of training and the last three of validation show nothing that the other side shows.
+    cells = cell_set().take(np.array([6, 7, 14, 15, 16]))
+    assert cross_split_leaks(cells) == []
+    cells = replace(cells, groups=np.array(["a", "slide", "b", "slide", "slide"]))
+    assert cross_split_leaks(cells) == [(1, 3)]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_one_side_alone_has_no_leaks(split: str) -> None:
+    cells = cell_set().split(split)
+    kept, pairs = without_leaks(cells)
+    assert len(kept) == len(cells)
+    assert pairs == []

@@ -25,7 +25,7 @@ __all__ = ["Journal", "Record"]
 _APPLICATION = 0x534D4352
 _FORMAT = 1
 _SCHEMA = (
-    "CREATE TABLE identities (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE, runtime TEXT NOT NULL)",
+    "CREATE TABLE identities (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE, provenance TEXT NOT NULL)",
     "CREATE TABLE pictures (identity INTEGER NOT NULL, image BLOB NOT NULL, sha256 TEXT NOT NULL, "
     "status TEXT NOT NULL, lasting INTEGER NOT NULL, row TEXT NOT NULL, counts TEXT NOT NULL, cells BLOB, "
     "files TEXT NOT NULL, seconds REAL NOT NULL, worker TEXT NOT NULL, finished TEXT NOT NULL, "
@@ -49,7 +49,7 @@ class Record:
         seconds: that the analysis took.
         worker: machine and process.
         finished: date and time, UTC.
-        runtime: library, device and precision; empty where it is not known.
+        provenance: what made the result, as JSON; empty for a failure. It is the same for all pictures of a report.
     """
 
     sha256: str
@@ -62,7 +62,7 @@ class Record:
     seconds: float = 0.0
     worker: str = ""
     finished: str = ""
-    runtime: str = ""
+    provenance: str = ""
 
     def content(self) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
         """Row, counts and files as values.
@@ -142,7 +142,7 @@ class Journal:
 
     def _number(self, identity: str) -> int:
         with self._transaction():
-            self._base.execute("INSERT OR IGNORE INTO identities (content, runtime) VALUES (?, '')", (identity,))
+            self._base.execute("INSERT OR IGNORE INTO identities (content, provenance) VALUES (?, '')", (identity,))
         found = self._base.execute("SELECT id FROM identities WHERE content = ?", (identity,)).fetchone()
         return int(found[0])
 
@@ -160,12 +160,12 @@ class Journal:
         """Keep the records of pictures; when this returns they are on the disk, all of them or, if it raises, none.
 
         Raises:
-            UsageError: a record was made with another runtime than those before it.
+            UsageError: a record was made with something else than those before it.
             ImageError: the disk is full or fails.
         """
         with self._named(), self._transaction():
             for image_id, record in records:
-                self._check_runtime(record.runtime)
+                self._check_provenance(record.provenance)
                 values = (
                     *(record.sha256, record.status, int(record.lasting), record.row, record.counts, record.cells),
                     *(record.files, record.seconds, record.worker, record.finished),
@@ -175,14 +175,18 @@ class Journal:
                     (self._identity, os.fsencode(image_id), *values),
                 )
 
-    def _check_runtime(self, runtime: str) -> None:
-        known = self._base.execute("SELECT runtime FROM identities WHERE id = ?", (self._identity,)).fetchone()[0]
-        if not known and runtime:
-            self._base.execute("UPDATE identities SET runtime = ? WHERE id = ?", (runtime, self._identity))
-        elif runtime and runtime != known:
+    def _check_provenance(self, provenance: str) -> None:
+        """One report is made by one version, with one runtime: another machine of a cluster may have others."""
+        if not provenance:
+            return
+        known = self._base.execute("SELECT provenance FROM identities WHERE id = ?", (self._identity,)).fetchone()[0]
+        if not known:
+            self._base.execute("UPDATE identities SET provenance = ? WHERE id = ?", (provenance, self._identity))
+        elif provenance != known:
             raise UsageError(
-                f"{self.path}: its rows were computed with {known}, this run computes with {runtime}: counts of one "
-                "report must not differ in that; name --runtime, --device and --precision, or give --fresh"
+                f"{self.path}: its rows were made with {_difference(known, provenance)}: one report must not mix them; "
+                "name --runtime, --device and --precision, see to it that all machines have the same version, or give "
+                "--fresh"
             )
 
     def find(self, image_id: str, *, cells: bool = True) -> Record | None:
@@ -235,3 +239,10 @@ def _remove(path: Path) -> None:
             each.unlink(missing_ok=True)
     except OSError as error:
         raise ImageError(f"{path}: can't be removed ({error.strerror}); check the permissions") from error
+
+
+def _difference(before: str, now: str) -> str:
+    """In what two provenances differ."""
+    old, new = json.loads(before), json.loads(now)
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return ", ".join(f"{key} {str(old.get(key))[:200]}, this run with {str(new.get(key))[:200]}" for key in keys)

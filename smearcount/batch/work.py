@@ -77,7 +77,8 @@ class PipelineMaker:
             ConfigError: a file that a setting names can't be read.
         """
         settings = self.settings
-        models = [find_model(name, self.weights) for name in (settings.detector, *settings.classifiers)]
+        names = (settings.detector, *settings.classifiers, *settings.experts)
+        models = [find_model(name, self.weights) for name in names]
         taxonomy = settings.taxonomy or shipped("configs") / "taxonomy.yaml"
         return {
             "version": smearcount.__version__,
@@ -158,7 +159,6 @@ def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
         seconds=round(time.perf_counter() - start, 4),
         worker=f"{socket.gethostname()}:{os.getpid()}",
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        runtime=pipeline.detector.runtime,
     )
 
 
@@ -194,6 +194,7 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
         counts=json.dumps(counts_as_json(analysis.result)),
         cells=_cells(analysis) if wishes.cells else None,
         files=json.dumps(files),
+        provenance=json.dumps(vars(analysis.result.provenance), sort_keys=True, default=dict),
     )
 
 

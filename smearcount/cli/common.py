@@ -46,6 +46,15 @@ _SETTINGS: dict[str, Any] = {
     "threads": Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")],
     "max_megapixels": Annotated[float | None, typer.Option("--max-megapixels", help="Refuse larger pictures.")],
     "page": Annotated[int | None, typer.Option("--page", help="Page of multi-page TIFFs, from 1.")],
+    "level": Annotated[int | None, typer.Option("--level", help="Resolution of a pyramid, from 0 for the finest.")],
+    "channel": Annotated[int | None, typer.Option("--channel", help="Channel of a multi-channel picture, from 1.")],
+    "region": Annotated[Path | None, typer.Option("--region", help="GeoJSON of where to count, in pixels.")],
+    "countable": Annotated[
+        str | None, typer.Option("--countable", help="auto, or all to count thick, thin and blurred parts too.")
+    ],
+    "min_label_score": Annotated[
+        float | None, typer.Option("--min-label-score", help="Below it a cell is unclassified, instead of the model's.")
+    ],
     "config": Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")],
 }
 """The flags of every command that analyses pictures, by their names in `Settings`, and `--config`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,7 @@ class CellSource(Strict):
     val_share: float = Field(default=0.0, ge=0, lt=1)
     train_groups: str = ""
     at_most: int | None = Field(default=None, ge=1)
+    without: frozenset[Path] = frozenset()
 
     def scale(self, size_wh: tuple[int, int]) -> float:
         """Micrometres a pixel of a picture of this size.
@@ -77,7 +79,7 @@ class Window:
 class _Reading:
     """What every reader needs."""
 
-    root: Path
+    folder: Path
     name: str
     source: CellSource
     detector: Detector
@@ -87,10 +89,6 @@ class _Reading:
     @property
     def side_um(self) -> float:
         return self.patch_um * CONTEXT
-
-    @property
-    def folder(self) -> Path:
-        return self.source.folder or self.root / self.name
 
 
 def load_cell_sources(config: Path | None = None) -> dict[str, CellSource]:
@@ -130,15 +128,13 @@ def read_cells(
     Raises:
         DatasetError: a collection is missing or malformed.
     """
-    root, finest = data_root() or Path(), patch_um / (2 * input_px)
-    parts = []
+    finest, parts = patch_um / (2 * input_px), []
     for name, source in sources.items():
-        reading = _Reading(root, name, source, detector, patch_um, seed)
-        try:
-            windows = [_coarse(window, finest) for window in _READERS[source.format](reading)]
-        except (OSError, KeyError, ValueError, IndexError) as error:
-            raise DatasetError(f"{reading.folder}: cells of format {source.format} can't be read ({error})") from error
-        if windows := _known(windows, source, codes):
+        reading = _Reading(_folder(name, source), name, source, detector, patch_um, seed)
+        with _readable(reading.folder, source):
+            read = _READERS[source.format](reading)
+            windows = [_coarse(window, finest) for window in read if _codes(source, window.label) & set(codes)]
+        if windows:
             parts.append(_as_set(windows, name, source, codes))
     if not parts:
         raise DatasetError("no labelled cell of the wanted codes was found")
@@ -154,11 +150,30 @@ def _coarse(window: Window, finest_um_per_px: float) -> Window:
     return replace(window, pixels=resize_rgb(window.pixels, side, side), um_per_px=scale)
 
 
-def _known(windows: list[Window], source: CellSource, codes: tuple[str, ...]) -> list[Window]:
-    return [window for window in windows if _codes(source, window.label) & set(codes)]
+def _folder(name: str, source: CellSource) -> Path:
+    """Where a collection lies; one of boxes lies where its fields do."""
+    root = data_root()
+    if root is None and source.folder is None:
+        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
+    folder = source.folder or Path(root or "", source.fields or name)
+    if not folder.is_dir() and source.format != "boxes":
+        raise DatasetError(f"{folder}: no such folder, where the cells of {name} should be")
+    return folder
+
+
+@contextmanager
+def _readable(folder: Path, source: CellSource) -> Iterator[None]:
+    """Whatever is wrong with the files of a collection says which collection it is."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{folder}: cells of format {source.format} can't be read ({fault})") from error
 
 
 def _codes(source: CellSource, label: str) -> set[str]:
+    if label not in source.classes:
+        raise ValueError(f"class {label!r} is not among {', '.join(source.classes)}")
     meant = source.classes[label]
     return {meant} - {""} if isinstance(meant, str) else set(meant)
 
@@ -215,25 +230,30 @@ def labelled_points(name: str, source: CellSource, split: str) -> list[LabelledP
     """The labelled cells of the fields of a collection of points or types, where the label is one code.
 
     Raises:
-        DatasetError: the collection is missing, or of another format.
+        DatasetError: the collection is missing, malformed, or of another format.
     """
-    folder = source.folder or (data_root() or Path()) / name
     if source.format not in ("points", "typed"):
         raise DatasetError(f"{name}: expected a collection of points or typed fields, got {source.format}")
-    types = _types(folder / source.types) if source.format == "typed" else {}
-    listed = []
-    for stem in stems_of(folder, split):
-        path = picture_of(folder / "images", stem)
-        scale = source.scale(open_image(path).size_wh)
-        if source.format == "typed":
-            labels = [(types[stem]["type"], None)] if stem in types else []
-        else:
-            labels = [(label, (x, y)) for x, y, label in _point_rows(folder / "labels" / f"{stem}.txt")]
-        for label, place in labels:
-            codes = _codes(source, label)
-            if len(codes) == 1:
-                listed.append(LabelledPoint(path, codes.pop(), place, scale))
-    return listed
+    folder = _folder(name, source)
+    with _readable(folder, source):
+        types = _types(folder / source.types) if source.format == "typed" else None
+        return [point for stem in stems_of(folder, split) for point in _points_of(folder, stem, source, types)]
+
+
+def _points_of(
+    folder: Path, stem: str, source: CellSource, types: dict[str, dict[str, str]] | None
+) -> Iterator[LabelledPoint]:
+    path = picture_of(folder / "images", stem)
+    scale = source.scale(open_image(path).size_wh)
+    labels: list[tuple[str, tuple[float, float] | None]]
+    if types is None:
+        labels = [(label, (x, y)) for x, y, label in _point_rows(folder / "labels" / f"{stem}.txt")]
+    else:
+        labels = [(types[stem]["type"], None)] if stem in types else []
+    for label, place in labels:
+        codes = _codes(source, label)
+        if len(codes) == 1:
+            yield LabelledPoint(path, codes.pop(), place, scale)
 
 
 def _point_rows(path: Path) -> list[tuple[float, float, str]]:
@@ -298,23 +318,19 @@ def _boxes(reading: _Reading) -> Iterator[Window]:
 
 def _folders(reading: _Reading) -> Iterator[Window]:
     """Single cells in one folder a class; the window is the whole picture, moved so that the cell is in the middle."""
-    paths = [path for path in find_images(reading.folder, recursive=True) if path.parent.name in reading.source.classes]
-    groups = np.array(
-        [path.stem if reading.source.train_groups else str(path.relative_to(reading.folder)) for path in paths]
-    )
+    source = reading.source
+    listed = find_images(reading.folder, recursive=True)
+    paths = [path for path in listed if source.classes.get(path.parent.name) and path not in source.without]
+    groups = np.array([path.stem if source.train_groups else str(path.relative_to(reading.folder)) for path in paths])
     labels = np.array([path.parent.name for path in paths])
     kept = _originals_in_training(reading)
     free = np.array([group not in kept for group in groups.tolist()])
     splits = np.full(len(paths), "train", "<U5")
-    if reading.source.val_share and free.any():
-        splits[free] = split_groups(groups[free], labels[free], reading.source.val_share, reading.seed)
+    if source.val_share and free.any():
+        splits[free] = split_groups(groups[free], labels[free], source.val_share, reading.seed)
     for path, group, split in zip(paths, groups.tolist(), splits.tolist(), strict=True):
         picture = open_image(path)
-        scale = (
-            reading.source.scale(picture.size_wh)
-            if reading.source.um_per_px
-            else reading.patch_um / min(picture.size_wh)
-        )
+        scale = source.scale(picture.size_wh) if source.um_per_px else reading.patch_um / min(picture.size_wh)
         pixels = picture.read(0, 0, *picture.size_wh)
         yield Window(
             _centred(pixels, _middle(picture, scale, reading, path)),
@@ -329,7 +345,7 @@ def _folders(reading: _Reading) -> Iterator[Window]:
 def _originals_in_training(reading: _Reading) -> frozenset[str]:
     if not reading.source.train_groups:
         return frozenset()
-    with (reading.root / reading.source.train_groups).open(newline="") as stream:
+    with Path(data_root() or "", reading.source.train_groups).open(newline="", encoding="utf-8") as stream:
         return frozenset(Path(row["original"]).stem for row in csv.DictReader(stream))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +20,10 @@ from smearcount.mending.merging import merge_targets
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cells import CellSource, load_cell_sources, read_cells
+from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted
-from smearcount.training.survey import folder_classes
+from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes
 
 __all__ = ["CellData", "cells_of", "checked_cells", "data_of"]
 
@@ -83,16 +86,16 @@ def data_of(recipe: ClassifierRecipe) -> CellData:
 def checked_cells(recipe: ClassifierRecipe, out: Path) -> CellSet:
     """The cells of a recipe without training cells that show the same as a validation cell; these are in `leaks.txt`.
 
-    For a folder, pictures that can't be used are listed in `faults.csv`, with those that are merely suspicious.
+    For a folder, pictures that are left out are listed in `faults.csv`, with those that are merely suspicious.
 
     Raises:
         ConfigError: a collection, a code or a class is unknown.
         DatasetError: the labelled cells are not at hand.
     """
     data = data_of(recipe)
-    faults = check_pictures(find_images(data.folder, recursive=True)) if data.folder else []
-    write_text_atomic(out / "faults.csv", faults_csv(faults))
-    cells, leaks = without_leaks(cells_of(recipe))
+    faults = _faults(data)
+    write_text_atomic(out / "faults.csv", faults_csv(faults, data.folder))
+    cells, leaks = without_leaks(_cells(recipe, data, faults))
     write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
     return cells
 
@@ -105,35 +108,56 @@ def cells_of(recipe: ClassifierRecipe, *, whole: bool = False) -> CellSet:
         DatasetError: the labelled cells are not at hand.
     """
     data = data_of(recipe)
+    return _cells(recipe, data, _faults(data), whole=whole)
+
+
+def _faults(data: CellData) -> list[PictureFault]:
+    """What is wrong with the pictures of a folder; collections are as they were published."""
+    return check_pictures(find_images(data.folder, recursive=True)) if data.folder else []
+
+
+def _cells(recipe: ClassifierRecipe, data: CellData, faults: Sequence[PictureFault], *, whole: bool = False) -> CellSet:
     taxonomy = load_taxonomy(data.taxonomy)
     codes = data.codes or tuple(code for kind in data.kinds for code in taxonomy.codes_of(kind))
-    sources = _sources(data, taxonomy)
+    without = frozenset(fault.file for fault in faults if fault.action == "left out")
+    sources = _sources(data, taxonomy, without)
     if data.folder and not data.codes:
         given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
         codes = tuple(dict.fromkeys((*(code for code in taxonomy.codes if code in given), *given)))
     detector = Detector(find_model(data.detector), RuntimeChoice())
     cells = read_cells(sources, codes, detector, recipe.patch_um, recipe.input_px, recipe.seed)
+    if unknown := sorted(set(data.leave_out) - set(cells.sources.tolist())):
+        known = ", ".join(np.unique(cells.sources).tolist())
+        raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {known}")
     if not whole:
         cells = cells.take(~np.isin(cells.sources, data.leave_out))
     if data.painted:
         cells = with_painted(cells, data.painted, recipe.seed)
+    if not data.codes:
+        cells = _with_cells_of_their_own(cells)
     if data.merge:
         targets, merged = merge_targets(cells.targets, cells.codes, data.merge)
-        cells = CellSet(
-            cells.pixels, cells.um_per_px, targets, merged, cells.sources, cells.groups, cells.splits, cells.origins
-        )
+        cells = replace(cells, targets=targets, codes=merged)
     return cells
+
+
+def _with_cells_of_their_own(cells: CellSet) -> CellSet:
+    """The set without the codes of which no cell is known for sure: nothing tells these from the others."""
+    kept = np.flatnonzero(cells.targets[cells.exact].any(axis=0))
+    some = np.flatnonzero(cells.targets[:, kept].any(axis=1))
+    codes = tuple(cells.codes[column] for column in kept)
+    return replace(cells.take(some), targets=cells.targets[np.ix_(some, kept)], codes=codes)
 
 
 def _as_tuple(meant: str | tuple[str, ...]) -> tuple[str, ...]:
     return () if not meant else (meant,) if isinstance(meant, str) else meant
 
 
-def _sources(data: CellData, taxonomy: Taxonomy) -> dict[str, CellSource]:
+def _sources(data: CellData, taxonomy: Taxonomy, without: frozenset[Path]) -> dict[str, CellSource]:
     if data.folder:
-        entry: dict[str, Any] = {"format": "folders", "folder": data.folder, "val_share": data.val_share}
+        entry: dict[str, Any] = {"format": "folders", "folder": data.folder, "without": without}
         classes = folder_classes(data.folder, taxonomy, data.classes)
-        return {"folder": CellSource.model_validate({**entry, "classes": classes})}
+        return {"folder": CellSource.model_validate({**entry, "val_share": data.val_share, "classes": classes})}
     known = load_cell_sources(data.cells)
     unknown = [name for name in data.collections if name not in known]
     if unknown:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import cv2
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
@@ -170,6 +169,12 @@ class NamingData(pl.LightningDataModule):
         self.cells, self.recipe, self.phase, self.normal, self.first_epoch = cells, recipe, phase, normal, first_epoch
         self.input_px = phase.input_px or recipe.net.input_px
 
+    @property
+    def batches(self) -> int:
+        """Batches an epoch, in each of the processes that train together."""
+        order = _TrainingOrder(self.cells.split("train").targets, self.recipe, self.phase.batch, lambda: 0)
+        return -(-len(order) // self.phase.batch)
+
     def train_dataloader(self) -> DataLoader[Item]:
         """The cells of one epoch."""
         cells = self.cells.split("train")
@@ -206,7 +211,6 @@ class NamingData(pl.LightningDataModule):
             num_workers=workers,
             collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
             # Any other way of starting would copy the cells into every worker.
             multiprocessing_context="fork" if workers else None,
@@ -215,7 +219,3 @@ class NamingData(pl.LightningDataModule):
     def _collate(self, items: list[Item]) -> Batch:
         views = to_batch([view for view, _ in items], self.normal.mean, self.normal.std)
         return torch.from_numpy(views), torch.from_numpy(np.stack([targets for _, targets in items]))
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(1)

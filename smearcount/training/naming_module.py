@@ -133,7 +133,8 @@ class NamingModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Hand the figures to the callbacks that wait for them."""
-        self.log_dict(self.validation_values())
+        # The metrics have put the processes together already; Lightning wants to hear it.
+        self.log_dict(self.validation_values(), sync_dist=True)
         for metric in (self.valid_loss, self.accuracy, self.macro_f1):
             metric.reset()
 
@@ -146,7 +147,9 @@ class NamingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule of the phase."""
         optimiser = make_optimiser(self.net, self.phase, self.recipe.optimiser)
-        steps = int(self.trainer.estimated_stepping_batches) if self.trainer.max_epochs != -1 else 1
+        # Lightning's own count of the steps would start the workers, before a resumed run knows its epoch.
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        steps = data.batches * self.phase.epochs
         schedule = make_schedule(optimiser, self.phase, self.recipe.optimiser, steps)
         if schedule is None:
             return optimiser

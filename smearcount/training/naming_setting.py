@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
@@ -55,14 +56,19 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_cores() -> Iterator[None]:
-    """PyTorch on as many threads as there are cores for this process, or as `OMP_NUM_THREADS` says."""
-    before = torch.get_num_threads()
+    """PyTorch on as many threads as there are cores for this process, or as `OMP_NUM_THREADS` says.
+
+    OpenCV has one: its threads don't live on in forked workers, which would wait for them forever.
+    """
+    before, opencv_before = torch.get_num_threads(), cv2.getNumThreads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or cores or before))
+    cv2.setNumThreads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        cv2.setNumThreads(opencv_before)
 
 
 def find_rate(trainer: pl.Trainer, module: NamingModule, data: NamingData) -> dict[str, Any]:

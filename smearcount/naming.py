@@ -1,0 +1,97 @@
+"""Names the cells of a picture: each classifier is asked about its kinds, and experts where two codes are close."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.cards import Card, find_model
+from smearcount.classifier import Classifier
+from smearcount.config import Settings
+from smearcount.detector import PixelSource
+from smearcount.errors import ConfigError
+from smearcount.geometry import FloatArray
+from smearcount.mending.tiebreak import Expert, TieBreaker, break_ties
+from smearcount.records import Detections, Labels
+from smearcount.runtimes import RuntimeChoice
+from smearcount.taxonomy import Taxonomy
+
+__all__ = ["Namer"]
+
+
+class Namer:
+    """All models that name cells.
+
+    Args:
+        settings: which ones, and their thresholds.
+        taxonomy: has a kind and a name for every code.
+        choice: runtime, device and precision.
+        weights: folder of the models instead of the shipped one.
+
+    Raises:
+        ModelError: a model is no classifier, or a file is missing or damaged.
+        ConfigError: a code is not in the taxonomy, a kind is asked about twice, or an expert has no generalist.
+    """
+
+    def __init__(self, settings: Settings, taxonomy: Taxonomy, choice: RuntimeChoice, weights: Path | None) -> None:
+        self.classifiers = tuple(
+            Classifier(find_model(name, weights), choice, settings.min_label_score) for name in settings.classifiers
+        )
+        self.experts = tuple(
+            (Classifier(find_model(name, weights), choice), margin) for name, margin in settings.experts.items()
+        )
+        self.codes = tuple(dict.fromkeys(code for each in self.classifiers for code in each.card.codes))
+        self._check(taxonomy)
+
+    def _check(self, taxonomy: Taxonomy) -> None:
+        """Every code has a name and a kind, no kind is asked about twice, and every expert has a generalist."""
+        asked: set[str] = set()
+        for card in (each.card for each in self.classifiers):
+            unknown = [code for code in card.codes if code not in taxonomy.codes]
+            if unknown:
+                raise ConfigError(f"{card.id}: gives {', '.join(unknown)}, which the taxonomy lacks; set `taxonomy`")
+            if twice := asked & set(card.kinds):
+                raise ConfigError(f"{card.id}: another classifier names {', '.join(sorted(twice))} already")
+            asked |= set(card.kinds)
+        for card in (expert.card for expert, _ in self.experts):
+            if not any(set(card.codes) <= set(each.card.codes) for each in self.classifiers):
+                raise ConfigError(f"{card.id}: no classifier gives all of its codes, {', '.join(card.codes)}")
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Of the classifiers, then of the experts."""
+        return tuple(each.card for each in (*self.classifiers, *(expert for expert, _ in self.experts)))
+
+    @property
+    def patch_um(self) -> dict[str, float]:
+        """Physical side of the windows around cells of each kind that is asked about."""
+        return {kind: each.card.patch_um for each in self.classifiers for kind in each.card.kinds}
+
+    def name(self, source: PixelSource, found: Detections, um_per_px: float) -> tuple[Labels, FloatArray]:
+        """The labels of the cells of a picture, and the probability `(N,)` that the name of each must reach."""
+        probs = np.zeros((len(found), len(self.codes)), np.float32)
+        thresholds = np.ones(len(found), np.float32)
+        for each in self.classifiers:
+            rows = np.flatnonzero(np.isin(found.kinds, each.card.kinds))
+            columns = np.array([self.codes.index(code) for code in each.card.codes], np.intp)
+            probs[np.ix_(rows, columns)] = self._heard(each, source, found.boxes[rows], um_per_px)
+            thresholds[rows] = each.min_label_score
+        return Labels(probs, self.codes), thresholds
+
+    def _heard(self, classifier: Classifier, source: PixelSource, boxes: FloatArray, um_per_px: float) -> FloatArray:
+        """Probabilities of the cells in some boxes, after the experts for codes of the classifier were heard."""
+        probs, codes = classifier.name(source, boxes, um_per_px).probs, classifier.card.codes
+        experts = [(each, margin) for each, margin in self.experts if set(each.card.codes) <= set(codes)]
+        if not experts:
+            return probs
+
+        def expert_of(asked: Classifier) -> Expert:
+            def answer(rows: npt.NDArray[np.intp]) -> FloatArray:
+                return asked.name(source, boxes[rows], um_per_px).probs
+
+            return Expert(asked.card.codes, answer)
+
+        asked, margins = zip(*experts, strict=True)
+        return break_ties(probs, TieBreaker(codes, tuple(map(expert_of, asked)), margins))[0]

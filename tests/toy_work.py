@@ -1,0 +1,50 @@
+"""Work for engines that costs next to nothing to import in a worker: squares, and every way to fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from smearcount.errors import SmearcountError
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares of numbers; the worker dies of those in `deadly`, and once only of those in `once`.
+
+    Attributes:
+        folder: where it is noted what was done, one file a task and process.
+        deadly: numbers that always kill.
+        once: numbers that kill the first time.
+        refusal: why the work can't start, if it can't.
+        birth: the worker dies before it is ready.
+    """
+
+    folder: Path
+    deadly: tuple[int, ...] = ()
+    once: tuple[int, ...] = ()
+    refusal: str = ""
+    birth: bool = False
+
+    def start(self, threads: int) -> Callable[[int], tuple[int, int]]:
+        if self.refusal:
+            raise SmearcountError(self.refusal)
+        if self.birth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def square(number: int) -> tuple[int, int]:
+            mark = self.folder / f"{number}"
+            if number in self.deadly or (number in self.once and not mark.exists()):
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            with mark.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            if number < 0:
+                time.sleep(60)
+            return number * number, threads
+
+        return square
