@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +49,11 @@ class CellSet:
     origins: npt.NDArray[np.str_]
 
     def __post_init__(self) -> None:
-        """Check that everything is parallel, and that each cell may be something."""
+        """Check that everything is parallel, that windows are square, and that each cell may be something."""
         n = len(self.pixels)
+        odd = {(w.shape, w.dtype.name) for w in self.pixels if w.shape != (len(w), len(w), 3) or w.dtype != np.uint8}
+        if odd:
+            raise ValueError(f"pixels: expected windows (S, S, 3) uint8, got {sorted(odd)}")
         lengths = {name: len(getattr(self, name)) for name in ("um_per_px", "sources", "groups", "splits", "origins")}
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong or self.targets.shape != (n, len(self.codes)):
@@ -103,7 +107,7 @@ def join(parts: Sequence[CellSet]) -> CellSet:
         np.concatenate([part.um_per_px for part in parts]),
         np.concatenate([part.targets for part in parts]),
         parts[0].codes,
-        *(np.concatenate([np.asarray(getattr(part, name), "<U200") for part in parts]) for name in _WORDS),
+        *(np.concatenate([np.asarray(getattr(part, name), np.str_) for part in parts]) for name in _WORDS),
     )
 
 
@@ -131,9 +135,9 @@ def load_cells(path: Path) -> CellSet:
         DatasetError: the file is no such set.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             sides = stored["sides"]
-            flat = np.split(stored["pixels"], np.cumsum(3 * sides**2)[:-1])
+            flat = np.split(stored["pixels"], np.cumsum(3 * sides**2))[: len(sides)]
             return CellSet(
                 tuple(part.reshape(side, side, 3) for part, side in zip(flat, sides.tolist(), strict=True)),
                 stored["um_per_px"],
@@ -141,5 +145,5 @@ def load_cells(path: Path) -> CellSet:
                 tuple(stored["codes"].tolist()),
                 *(stored[name] for name in _WORDS),
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise DatasetError(f"{path}: no set of labelled cells ({error}); let it be cut out again") from error

@@ -15,7 +15,7 @@ from smearcount.detector import Detector
 from smearcount.errors import SmearcountError, UsageError
 from smearcount.geometry import FloatArray, centres
 from smearcount.images import ImageSource, check_target, find_images, grow_text, open_image
-from smearcount.mending.examples import Prototypes, extend, read_examples
+from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.patches import Pixels, sample_window
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
@@ -67,7 +67,7 @@ def listed_pictures(paths: Iterable[Path]) -> list[Path]:
     """Pictures given one by one, in folders with their sub-folders, or as lines of a `.txt` file.
 
     Raises:
-        UsageError: there is no picture.
+        UsageError: there is no picture, or a list can't be read.
         ImageError: a folder can't be listed.
     """
     listed: list[Path] = []
@@ -75,13 +75,21 @@ def listed_pictures(paths: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             listed += find_images(path, recursive=True)
         elif path.suffix.lower() == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            listed += [path.parent / line.strip() for line in lines if line.strip()]
+            listed += _listed_in(path)
         else:
             listed.append(path)
     if not listed:
         raise UsageError("no pictures found in what was given")
     return list(dict.fromkeys(listed))
+
+
+def _listed_in(path: Path) -> list[Path]:
+    """The pictures on the lines of a file, relative to its folder."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no list of pictures, one a line ({error})") from error
+    return [path.parent / line.strip() for line in lines if line.strip()]
 
 
 def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) -> Iterator[Row]:
@@ -173,10 +181,12 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
 def _with_examples(classifier: Classifier, job: ClassifyJob, folder: Path) -> tuple[ClassifyJob, tuple[str, ...]]:
     """The job with the classes of some examples: added to the classifier's, or alone where none of them is its own."""
     listed = read_examples(folder, load_taxonomy())
-    features = classifier.name_views(_view(open_image(path), classifier, job) for path, _ in listed).features
     codes = tuple(dict.fromkeys(code for _, code in listed))
+    if len(codes) < 2:
+        raise UsageError(f"{folder}: expected examples of two classes or more, got {', '.join(codes)} only")
+    named = classifier.name_views(_view(open_image(path), classifier, job) for path, _ in listed)
     labels = np.array([codes.index(code) for _, code in listed], np.intp)
-    prototypes = Prototypes.from_examples(features, labels, codes)
+    prototypes = Prototypes.from_examples(named.features, labels, codes)
     low, high = prototypes.check.limits
     told = f"the examples name one another right in {prototypes.check.accuracy:.0%} ({low:.0%} to {high:.0%})"
     own = [code for code in codes if code in job.codes]
@@ -184,8 +194,9 @@ def _with_examples(classifier: Classifier, job: ClassifyJob, folder: Path) -> tu
         probabilities: Probabilities = lambda named: prototypes.probs(named.features)  # noqa: E731
         return replace(job, codes=codes, probabilities=probabilities), (*prototypes.warnings, told)
 
-    def extended(named: Named) -> FloatArray:
-        return extend(Labels(named.probs, classifier.card.codes), named.features, prototypes).labels.probs
+    def extended(named: Named) -> Extension:
+        return extend(Labels(named.probs, classifier.card.codes), named.features, prototypes)
 
-    every = (*job.codes, *(code for code in codes if code not in job.codes))
-    return replace(job, codes=every, probabilities=extended), (*prototypes.warnings, told)
+    with_new = extended(named)
+    more = replace(job, codes=with_new.labels.codes, probabilities=lambda named: extended(named).labels.probs)
+    return more, (*with_new.warnings, told)

@@ -15,7 +15,7 @@ from smearcount.cards import Metric, Model, find_model
 from smearcount.cellsets import CellSet, Pixels
 from smearcount.classifier import Classifier
 from smearcount.config import read_model
-from smearcount.errors import UsageError
+from smearcount.errors import DatasetError, UsageError
 from smearcount.images import make_folder
 from smearcount.judging import Judged, figures, heat_maps, write_report
 from smearcount.patches import to_batch
@@ -157,7 +157,8 @@ def _look_up(analysis: Analysis, point: LabelledPoint, kind: str, out: NamedPoin
     boxes = result.detections.boxes
     asked = result.labels.probs.sum(axis=1) > 0 if result.labels.codes else np.isin(result.detections.kinds, (kind,))
     kinds = result.detections.kinds
-    right = asked & ((kinds == kind) if kind == "rbc" else (kinds != "rbc"))
+    # A red cell that is named a platelet is one by now, but was found.
+    right = asked & (~np.isin(kinds, ("wbc", "nrbc")) if kind == "rbc" else kinds != "rbc")
     if point.xy is None:
         held = np.flatnonzero(right)
         size = (boxes[held, 2:] - boxes[held, :2]).prod(axis=1)
@@ -186,9 +187,14 @@ def point_figures(points: NamedPoints) -> dict[str, Any]:
     """Share found, accuracy and macro-F1 over the labelled codes; a missed or unclassified cell is a wrong one.
 
     `at_best_guess` repeats both without abstention.
+
+    Raises:
+        DatasetError: there is no labelled cell.
     """
     from sklearn.metrics import accuracy_score, f1_score
 
+    if not points.truth:
+        raise DatasetError("expected cells that are labelled with one code, got none")
     codes = sorted(set(points.truth))
 
     def both(said: list[str]) -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +30,11 @@ KINDS = ("rbc", "wbc", "platelet")
 BACKGROUND = 214
 # Green is the same for all kinds, so that one threshold finds them; red tells them apart.
 COLOURS = {"rbc": (200, 100, 120), "wbc": (60, 100, 160), "platelet": (130, 100, 160)}
+# What a classifier tells apart is the blue; for the disc network "spherocyte" is an "rbc", "erythroblast" a "wbc".
+CODE_COLOURS = {
+    **{"normocyte": (200, 100, 120), "spherocyte": (200, 100, 10), "target_cell": (200, 100, 230)},
+    **{"neutrophil": (60, 100, 120), "erythroblast": (60, 100, 10), "white platelet": (60, 100, 230)},
+}
 UM_PER_PX = 0.16
 RED_CELL_PX = 7.5 / UM_PER_PX
 
@@ -74,7 +82,7 @@ def draw(size_wh: tuple[int, int], discs: Floats, kinds: tuple[str, ...]) -> Dra
         at_y, at_x = np.ogrid[: part.shape[0], : part.shape[1]]
         inside = diameter / 2 - np.hypot(at_x + left + 0.5 - x, at_y + top + 0.5 - y)
         share = np.clip(inside + 0.5, 0, 1)[..., None]
-        part[:] = np.rint(part * (1 - share) + np.array(COLOURS[kind]) * share)
+        part[:] = np.rint(part * (1 - share) + np.array((COLOURS | CODE_COLOURS)[kind]) * share)
     return Drawing(pixels, discs.astype(np.float32), kinds)
 
 
@@ -218,3 +226,61 @@ def _no_internet(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+RED_CODES = ("normocyte", "spherocyte", "target_cell")
+WHITE_CODES = ("neutrophil", "erythroblast", "platelet")
+MEAN, STD = (0.5, 0.45, 0.4), (0.25, 0.3, 0.35)
+
+
+@pytest.fixture(scope="session")
+def naming_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classifiers that name drawn discs by their blue, in windows of 12 um at 32 px.
+
+    `red-discs` is asked about red cells, `white-discs` about white ones, of which it calls some a platelet.
+    """
+    from smearcount.training.packaging import package_classifier
+
+    weights = tmp_path_factory.mktemp("naming")
+    about = {
+        **{"description": "d", "licence": "MIT", "intended_use": "tests", "limits": ["discs only"]},
+        **{"training_data": (), "min_label_score": 0.5, "probe_tolerance": 0.05},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own future
+        for name, kind, codes in (("red-discs", "rbc", RED_CODES), ("white-discs", "wbc", WHITE_CODES)):
+            run = _trained_run(tmp_path_factory.mktemp("run"), codes, 0 if kind == "rbc" else 3)
+            package_classifier(run, {**about, "id": name, "kinds": (kind,)}, weights / name)
+    return weights
+
+
+def _trained_run(run: Path, codes: tuple[str, ...], first: int) -> Path:
+    """What a training of LeNet-5 leaves, after sixty steps on drawn discs of three colours of `CODE_COLOURS`."""
+    import torch
+    import yaml
+    from safetensors.torch import save_file
+
+    from smearcount.naming_nets import NetSpec, build_net
+    from smearcount.patches import sample_window, to_batch
+
+    rng, names = np.random.default_rng(0), list(CODE_COLOURS)[first : first + 3]
+    views = []
+    for row in range(60):
+        x, y, diameter = *rng.uniform(58, 62, 2), rng.uniform(36, 60)
+        drawn = draw((120, 120), np.array([[x, y, diameter]]), (names[row % 3],))
+        views.append(sample_window(drawn, (x, y), 12 / UM_PER_PX, 32)[0])
+    batch, labels = torch.from_numpy(to_batch(views, MEAN, STD)), torch.arange(60) % 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = build_net(NetSpec(backbone="lenet5", codes=3, input_px=32))
+        optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+        for _ in range(60):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(net(batch)[0], labels).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    net.eval()
+    save_file(net.state_dict(), str(run / "model.safetensors"))
+    (run / "architecture.yaml").write_text(yaml.safe_dump(net.spec.model_dump()))
+    values = {"codes": codes, "mean": MEAN, "std": STD, "input_px": 32, "temperature": 1.5, "embedding": net.embedding}
+    (run / "summary.json").write_text(json.dumps({**values, "recipe": {"patch_um": 12.0}}))
+    return run

@@ -43,14 +43,17 @@ ALIKE = 0.85
 SAME_DETAIL = 0.75
 """Correlation of the aligned detail of two cells above which they are one cell.
 
-Of the copies that are known by name (PBC), at other scales and cut out at other places, 96 % lie above, of those of
-Raabin all; of different cells that look alike, one in some thousand red cells.
+Measured on cells cut out of PBC and Raabin pictures and of TXL-PBC fields made of the same originals: 150 of 151 known
+pairs lie above, and no pair of different white cells does; of red cells, which have less detail, one in three thousand.
 """
 
 _RIVALS = 5
 _BLOCK = 512
 _THUMB_PX, _VIEW_PX, _TEMPLATE = 96, 64, 0.65
 _ZOOMS = (0.9, 0.95, 1.0, 1.05, 1.1)
+_SURROUND = 6.0
+"""Side of the square that is compared, in radii of the body: the cell, and little of what a window may not hold."""
+
 _RADII = (0.04, 0.25)
 """Radius of a dark body, as a standard deviation in shares of the window's side."""
 
@@ -203,7 +206,7 @@ class _Bodies:
         self.bodies = np.concatenate([np.zeros((0, 3), np.float32), *blocks])
         self.signatures = np.zeros((len(windows), SIDE * SIDE), np.float32)
         for row, radius in enumerate(self.bodies[:, 2]):
-            self.signatures[row] = _unit(self.view(row, 8 * float(radius), _THUMB_PX))
+            self.signatures[row] = _unit(self.view(row, _SURROUND * float(radius), _THUMB_PX))
 
     def view(self, row: int, share: float, out_px: int) -> Floats:
         """A square of `share` of the window's side, centred on the dark body, as `(out_px, out_px) float32`."""

@@ -70,6 +70,6 @@ def _retouched(cells: CellSet, rows: npt.NDArray[np.intp], rng: np.random.Genera
 def _renamed(part: CellSet, what: str) -> CellSet:
     return replace(
         part,
-        sources=np.array([f"painted:{name}" for name in part.sources.tolist()], "<U80"),
-        origins=np.array([f"{origin} {what}" for origin in part.origins.tolist()], "<U200"),
+        sources=np.array([f"painted:{name}" for name in part.sources.tolist()], np.str_),
+        origins=np.array([f"{origin} {what}" for origin in part.origins.tolist()], np.str_),
     )

@@ -1,0 +1,221 @@
+"""An engine gives every task to a worker and its result back, exactly once, whatever becomes of the workers."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from fake_batch import DiscMaker, smears
+from toy_work import Squares
+
+from smearcount.batch import BatchJob, run_batch
+from smearcount.engines import LocalPlan, Lost, RayPlan, run_here, run_local, run_ray
+from smearcount.engines.local import usable_cores
+from smearcount.errors import RuntimeMissingError, SmearcountError
+
+SPARSE = Path(__file__).parents[1] / "sample_smears" / "sparse.jpg"
+RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+
+
+def collected(results: Any) -> dict[int, Any]:
+    """All results by the number of the task; one that comes twice fails the test."""
+    found: dict[int, Any] = {}
+    for each in results:
+        assert each
+        for number, result in each:
+            assert number not in found
+            found[number] = result
+    return found
+
+
+def runs_of(folder: Path) -> dict[str, int]:
+    return {path.name: len(path.read_text().split()) for path in folder.iterdir()}
+
+
+def test_here_is_one_after_the_other(tmp_path: Path) -> None:
+    assert list(run_here(Squares(tmp_path), [3, 4])) == [[(0, (9, 0))], [(1, (16, 0))]]
+    assert list(run_here(Squares(tmp_path, refusal="never asked"), [])) == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_task_is_done_once(tmp_path: Path, workers: int) -> None:
+    found = collected(run_local(LocalPlan(workers, 2), Squares(tmp_path), range(40)))
+    assert found == {n: (n * n, 2) for n in range(40)}
+    assert runs_of(tmp_path) == {str(n): 1 for n in range(40)}
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_replaced_and_its_task_tried_once_more(tmp_path: Path) -> None:
+    work = Squares(tmp_path, deadly=(5, 17), once=(0, 9, 38))
+    found = collected(run_local(LocalPlan(2, 1), work, range(40)))
+    assert {n: found.pop(n) for n in (5, 17)} == dict.fromkeys((5, 17), Lost("signal SIGKILL"))
+    assert found == {n: (n * n, 1) for n in range(40) if n not in (5, 17)}
+
+
+def test_a_worker_that_is_killed_from_outside_loses_nothing(tmp_path: Path) -> None:
+    results = run_local(LocalPlan(2, 1), Squares(tmp_path), range(300))
+    found = collected([next(results)])
+    for child in multiprocessing.active_children():
+        child.kill()
+    rest = collected(results)
+    assert not set(found) & set(rest)
+    assert {n: square for n, (square, _) in (found | rest).items()} == {n: n * n for n in range(300)}
+
+
+def test_what_a_worker_says_at_its_start_is_heard(tmp_path: Path) -> None:
+    with pytest.raises(SmearcountError, match="no such model"):
+        collected(run_local(LocalPlan(2), Squares(tmp_path, refusal="no such model"), [1, 2]))
+    with pytest.raises(SmearcountError, match=r"before they are ready \(signal SIGKILL\)"):
+        collected(run_local(LocalPlan(2), Squares(tmp_path, birth=True), [1, 2]))
+    assert not multiprocessing.active_children()
+
+
+def test_an_engine_that_is_closed_ends_its_workers(tmp_path: Path) -> None:
+    results = run_local(LocalPlan(2), Squares(tmp_path), [1, -2, -3])
+    assert next(results) == [(0, (1, results and usable_cores() // 2 or 1))]
+    start = time.monotonic()
+    results.close()
+    assert time.monotonic() - start < 30, "the workers were waited for, not ended"
+    assert not multiprocessing.active_children()
+
+
+def test_cores_are_shared() -> None:
+    assert LocalPlan().share(100, 8) == (8, 1)
+    assert LocalPlan().share(3, 8) == (3, 2)
+    assert LocalPlan().share(1, 8) == (1, 8)
+    assert LocalPlan(threads=2).share(100, 8) == (4, 2)
+    assert LocalPlan(threads=16).share(100, 8) == (1, 16)
+    assert LocalPlan(workers=2).share(100, 8) == (2, 4)
+    assert LocalPlan(workers=16).share(100, 8) == (16, 1)
+
+
+def test_the_quota_of_a_container_counts(tmp_path: Path) -> None:
+    all_of_them = usable_cores(tmp_path / "absent")
+    assert 1 <= all_of_them <= (os.cpu_count() or 1)
+    for text, expected in (("100000 100000", 1), ("50000 100000", 1), ("max 100000", all_of_them)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert usable_cores(tmp_path / "cpu.max") == expected
+
+
+# ---- whole batches ----
+
+
+def outputs(folder: Path, out: Path, engine: Any) -> dict[str, bytes]:
+    """Every byte that a batch writes, but for the journal."""
+    tables = {"cells": out / "c.csv", "slide_report": out / "s.csv"}
+    places = {"overlays": out / "o", "galleries": out / "g"}
+    run_batch(DiscMaker(), BatchJob(folder, out / "r.csv", recursive=True, **tables, **places), engine)  # type: ignore[arg-type]
+    found = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    del found["r.csv.journal"]
+    return found
+
+
+def test_the_outputs_are_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", *(f"s{n % 3}/{n:02}.png" for n in range(20)))
+    (folder / "text.png").write_text("no picture")
+    expected = outputs(folder, tmp_path / "here", run_here)
+    assert len(expected) > 3 + 20 + 20
+    for workers in (1, 4):
+        found = outputs(folder, tmp_path / str(workers), partial(run_local, LocalPlan(workers, 1)))
+        assert found == expected
+
+
+def test_a_picture_that_kills_its_worker_is_a_row(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", *(f"{n:02}.png" for n in range(8)), "kill.png", "once.png")
+    job = BatchJob(folder, tmp_path / "r.csv")
+    outcome = run_batch(DiscMaker(tmp_path / "log"), job, partial(run_local, LocalPlan(2, 1)))
+    assert outcome.done == 9
+    ((name, reason),) = outcome.failed
+    assert name == "kill.png"
+    assert reason.startswith("kill.png: its worker ended twice while it was being analysed (signal SIGKILL)")
+    (folder / "kill.png").rename(folder / "well.png")
+    again = run_batch(DiscMaker(), job, partial(run_local, LocalPlan(2, 1)))
+    assert (again.done, again.reused) == (10, 9)
+
+
+# ---- Ray ----
+
+
+def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RuntimeMissingError, match=r"pip install 'smearcount\[ray\]'"):
+        collected(run_ray(RayPlan(), Squares(tmp_path), [1]))
+
+
+def test_actors_are_shared_out() -> None:
+    cores = {"CPU": 8.0}
+    assert RayPlan().share(100, cores) == (8, 0)
+    assert RayPlan(workers=3).share(100, cores) == (3, 0)
+    assert RayPlan(threads=4).share(100, cores) == (2, 0)
+    assert RayPlan().share(2, cores) == (2, 0)
+    assert RayPlan(gpu=True).share(100, cores | {"GPU": 2.0}) == (2, 1.0)
+    assert RayPlan(gpu=True, workers=8).share(100, cores | {"GPU": 2.0}) == (8, 0.25)
+    for plan in (RayPlan(gpu=True), RayPlan(workers=9), RayPlan(workers=2, threads=5)):
+        with pytest.raises(SmearcountError, match="cluster"):
+            plan.share(100, cores)
+
+
+def real_fields(folder: Path, number: int) -> Path:
+    """Small crops of a sample smear, for the shipped network."""
+    pixels = cv2.imread(str(SPARSE))
+    for n in range(number):
+        (folder / f"s{n % 2}").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"s{n % 2}" / f"{n:02}.png"), pixels[40 * n : 40 * n + 160, 60 * n : 60 * n + 200])
+    (folder / "bad.png").write_text("no picture")
+    return folder
+
+
+def command(folder: Path, out: Path, *flags: str) -> int:
+    """The command as a process of its own: Ray changes the one it is started in."""
+    words = ["batch", str(folder), "--recursive", "--out", str(out / "r.csv"), "--cells", str(out / "c.csv")]
+    words += ["--slide-report", str(out / "s.csv"), "--overlays", str(out / "o"), "--um-per-px", "0.12", "--quiet"]
+    return subprocess.run([sys.executable, "-m", "smearcount", *words, *flags], check=False).returncode
+
+
+@RAY
+def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
+    folder = real_fields(tmp_path / "in", 6)
+    assert command(folder, tmp_path / "local", "--workers", "1") == 1
+    assert command(folder, tmp_path / "ray", "--engine", "ray", "--workers", "2") == 1
+    for path in [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.*") if path.is_file()]:
+        if path.suffix != ".journal":
+            assert (tmp_path / "ray" / path).read_bytes() == (tmp_path / "local" / path).read_bytes(), path
+    with (tmp_path / "ray" / "r.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["failed", *["ok"] * 6]
+
+
+@RAY
+def test_an_actor_that_dies_loses_nothing(tmp_path: Path) -> None:
+    """In a process of its own; the deadly task and no other is lost."""
+    program = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from pathlib import Path
+from smearcount.engines import Lost, RayPlan, run_ray
+from toy_work import Squares
+
+work = Squares(Path({str(tmp_path)!r}), deadly=(5,), once=(0, 9))
+found = [each for results in run_ray(RayPlan(workers=2), work, range(24)) for each in results]
+assert sorted(number for number, _ in found) == list(range(24)), found
+assert {{number for number, result in found if isinstance(result, Lost)}} == {{5}}, found
+assert all(result == (number * number, 1) for number, result in found if number != 5), found
+"""
+    path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,398 @@
+"""Every image exactly once: whatever kills a run, the next one goes on, and the report is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from fake_batch import DiscMaker, smear, smears
+
+from smearcount.batch import BatchJob, Outcome, run_batch
+from smearcount.batch.files import locked, replacing
+from smearcount.batch.journal import Journal, Record
+from smearcount.errors import ImageError, UsageError
+
+PROGRAM = Path(__file__).parent / "fake_batch.py"
+RECORD = Record("ab", "ok", True, '{"image": "a"}')
+
+
+def program(folder: Path, report: Path, *flags: object) -> list[str]:
+    return [sys.executable, str(PROGRAM), str(folder), str(report), *map(str, flags)]
+
+
+def batch(folder: Path, report: Path, maker: DiscMaker = DiscMaker(), **wanted: object) -> Outcome:  # noqa: B008
+    return run_batch(maker, BatchJob(folder, report, recursive=True, **wanted))  # type: ignore[arg-type]
+
+
+def status_of(report: Path) -> dict[str, str]:
+    return {row["image"]: row["status"] for row in csv.DictReader(report.read_text().splitlines())}
+
+
+# ---- the file ----
+
+
+def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
+    odd = b"M\xfcller.png".decode("utf-8", "surrogateescape")
+    full = Record("cd", "ok", True, '{"a": 1}', '{"b": 2}', b"cells", '["c"]', 1.5, "me:1", "2026-01-01", "{}")
+    with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
+        journal.add([("a", RECORD), (odd, full), ("a", full)])
+    with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
+        for name in ("a", odd):
+            assert journal.find(name) == Record(*list(vars(full).values())[:-1])
+        assert journal.find("b") is None
+        light = journal.find("a", cells=False)
+        assert light
+        assert light.cells == b""
+
+
+def test_rows_of_another_identity_are_kept_and_not_used(tmp_path: Path) -> None:
+    for version in (1, 2):
+        with closing(Journal(tmp_path / "j", {"v": version})) as journal:
+            assert journal.find("a") is None
+            journal.add([("a", Record(str(version), "ok", True, "{}"))])
+    for version in (1, 2):
+        with closing(Journal(tmp_path / "j", {"v": version})) as journal:
+            found = journal.find("a")
+            assert found
+            assert found.sha256 == str(version)
+
+
+def test_what_is_not_all_written_is_not_written_at_all(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / "j", {})) as journal:
+
+        def records() -> Iterator[tuple[str, Record]]:
+            yield "a", RECORD
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            journal.add(records())
+        assert journal.find("a") is None
+        journal.add([("b", RECORD)])
+    with closing(Journal(tmp_path / "j", {})) as journal:
+        assert journal.find("b") == RECORD
+
+
+def test_results_of_another_runtime_are_refused(tmp_path: Path) -> None:
+    def made_with(runtime: str) -> Record:
+        return Record("ab", "ok", True, "{}", provenance=f'{{"runtime": "{runtime}", "version": "1"}}')
+
+    with closing(Journal(tmp_path / "j", {})) as journal:
+        journal.add([("a", made_with("openvino cpu f32")), ("failed", RECORD)])
+    with closing(Journal(tmp_path / "j", {})) as journal:
+        journal.add([("b", made_with("openvino cpu f32"))])
+        with pytest.raises(UsageError, match="with runtime openvino cpu f32, this run with torch cuda f16: one report"):
+            journal.add([("c", made_with("torch cuda f16"))])
+        assert journal.find("c") is None
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_files_of_others_are_left_alone(tmp_path: Path, fresh: bool) -> None:
+    base = tmp_path / "base"
+    with closing(sqlite3.connect(base)) as other:
+        other.execute("CREATE TABLE t (a)")
+        other.commit()
+    text = tmp_path / "text"
+    text.write_text("notes\n" * 100)
+    for path, error, words in (
+        (base, UsageError, "no journal of smearcount"),
+        (text, ImageError, "not a database"),
+        (tmp_path, ImageError, "unable to open"),
+    ):
+        before = path.read_bytes() if path.is_file() else b""
+        with pytest.raises(error, match=words):
+            Journal(path, {}, fresh=fresh)
+        assert not path.is_file() or path.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "text"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON pictures BEGIN DELETE FROM pictures; END",
+        "CREATE VIEW v AS SELECT 1",
+        "ALTER TABLE pictures ADD COLUMN more",
+        "PRAGMA user_version = 7",
+    ],
+)
+def test_a_journal_that_is_not_as_we_write_it_is_refused(tmp_path: Path, change: str) -> None:
+    Journal(tmp_path / "j", {}).close()
+    with closing(sqlite3.connect(tmp_path / "j")) as other:
+        other.execute(change)
+        other.commit()
+    with pytest.raises(UsageError, match="another version; give --fresh"):
+        Journal(tmp_path / "j", {})
+    with closing(Journal(tmp_path / "j", {}, fresh=True)) as journal:
+        journal.add([("a", RECORD)])
+        assert journal.find("a") == RECORD
+
+
+def test_rows_that_make_no_sense_are_made_again(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png", "c.png", "d.png")
+    report = tmp_path / "r.csv"
+    batch(folder, report)
+    before = report.read_bytes()
+    with closing(sqlite3.connect(tmp_path / "r.csv.journal")) as other:
+        for name, row in (("a.png", "import os"), ("b.png", "[]"), ("c.png", '{"x": 1}')):
+            other.execute("UPDATE pictures SET row = ? WHERE image = ?", (row, name.encode()))
+        other.commit()
+    assert batch(folder, report).reused == 1
+    assert report.read_bytes() == before
+
+
+def test_timings_are_in_the_journal_and_nowhere_else(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png")
+    reports = []
+    for name in ("one", "two"):
+        batch(folder, tmp_path / f"{name}.csv")
+        reports.append((tmp_path / f"{name}.csv").read_bytes())
+    assert reports[0] == reports[1]
+    with closing(sqlite3.connect(tmp_path / "one.csv.journal")) as other:
+        rows = other.execute("SELECT seconds, worker, finished FROM pictures").fetchall()
+    assert len(rows) == 2
+    assert all(
+        seconds > 0 and f":{os.getpid()}" in worker and finished[:2] == "20" for seconds, worker, finished in rows
+    )
+
+
+# ---- what is done again, and what is not ----
+
+
+def test_finished_pictures_are_not_analysed_again(tmp_path: Path) -> None:
+    names = ["a.png", "s/b.png", "s/c.png"]
+    folder, log, report = smears(tmp_path / "in", *names), tmp_path / "log", tmp_path / "r.csv"
+    maker = DiscMaker(log)
+    assert batch(folder, report, maker, overlays=tmp_path / "o").reused == 0
+    log.unlink()
+    assert batch(folder, report, maker, overlays=tmp_path / "o").reused == 3
+    assert not log.exists()
+    before = report.read_bytes()
+    for change, again in (
+        (lambda: smear(folder / "a.png", 77), ["a.png"]),
+        (lambda: smear(folder / "new.png", 78), ["new.png"]),
+        (lambda: (folder / "new.png").unlink(), []),
+        (lambda: (folder / "s" / "c.png").rename(folder / "s" / "d.png"), ["d.png"]),
+        (lambda: (tmp_path / "o" / "s" / "b.png.overlay.jpg").unlink(), ["b.png"]),
+        (lambda: (tmp_path / "o" / "a.png.overlay.jpg").write_bytes(b""), ["a.png"]),
+        (lambda: os.utime(folder / "a.png"), []),
+    ):
+        change()
+        batch(folder, report, maker, overlays=tmp_path / "o")
+        assert (log.read_text().split() if log.exists() else []) == again
+        log.unlink(missing_ok=True)
+    assert list(status_of(report)) == ["a.png", "s/b.png", "s/d.png"]
+    assert report.read_bytes() != before
+    batch(folder, report, maker, fresh=True)
+    assert len(log.read_text().split()) == 3
+
+
+def test_what_is_wanted_in_addition_is_made(tmp_path: Path) -> None:
+    folder, report = smears(tmp_path / "in", "a.png", "b.png"), tmp_path / "r.csv"
+    batch(folder, report)
+    assert batch(folder, report, cells=tmp_path / "c.csv").reused == 0
+    assert batch(folder, report).reused == 2
+    # The cells are still in the journal, the galleries have never been there.
+    assert batch(folder, report, cells=tmp_path / "c.csv").reused == 2
+    assert batch(folder, report, galleries=tmp_path / "g").reused == 0
+    sheets = sorted((tmp_path / "g").rglob("*.jpg"))
+    sheets[0].unlink()
+    assert batch(folder, report, galleries=tmp_path / "g").reused == 1
+    assert sorted((tmp_path / "g").rglob("*.jpg")) == sheets
+
+
+def test_other_settings_are_another_run_and_leave_the_old_rows(tmp_path: Path) -> None:
+    folder, report = smears(tmp_path / "in", "a.png"), tmp_path / "r.csv"
+    batch(folder, report)
+    assert batch(folder, report, DiscMaker(version=2)).reused == 0
+    assert batch(folder, report, DiscMaker(version=1)).reused == 1
+    with pytest.raises(UsageError, match="runtime discs, this run with circles"):
+        smear(folder / "b.png", 9)
+        batch(folder, report, DiscMaker(runtime="circles"))
+
+
+def test_the_slide_may_be_told_otherwise_without_analysing_again(tmp_path: Path) -> None:
+    folder, report = smears(tmp_path / "in", "s/a1.png"), tmp_path / "r.csv"
+    batch(folder, report, cells=tmp_path / "c.csv")
+    assert batch(folder, report, cells=tmp_path / "c.csv", slides="(.)[0-9]").reused == 1
+    for table in (report, tmp_path / "c.csv"):
+        assert {row["slide"] for row in csv.DictReader(table.read_text().splitlines())} == {"a"}
+
+
+def test_failures_of_the_picture_last_and_others_are_tried_again(tmp_path: Path) -> None:
+    folder, log, report = smears(tmp_path / "in", "a.png", "odd.png"), tmp_path / "log", tmp_path / "r.csv"
+    (folder / "text.png").write_text("no picture")
+    first = batch(folder, report, DiscMaker(log))
+    assert (first.done, len(first.failed)) == (1, 2)
+    log.unlink()
+    again = batch(folder, report, DiscMaker(log))
+    assert (again.done, again.failed, again.reused) == (1, first.failed, 2)
+    assert log.read_text().split() == ["odd.png"]
+    smear(folder / "text.png", 5)
+    assert batch(folder, report, DiscMaker(log)).done == 2
+
+
+# ---- killed ----
+
+
+def killed_at(command: list[str], seconds: float) -> int:
+    """Start a program, kill it with its workers' parent after a while; its exit code."""
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return process.wait()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_moments_every_image_is_there_once(tmp_path: Path, workers: int) -> None:
+    names = [f"s{n % 3}/{n:02}slow.png" for n in range(40)] + ["bad.png"]
+    folder, log = smears(tmp_path / "in", *names), tmp_path / "log"
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    batch(folder, tmp_path / "calm.csv", cells=tmp_path / "calm.cells.csv")
+    report = tmp_path / "out" / "r.csv"
+    command = program(folder, report, "--workers", workers, "--log", log, "--overlays", tmp_path / "o")
+    moments, kills = random.Random(workers), 0
+    start = time.monotonic()
+    assert subprocess.run([*program(folder, tmp_path / "first.csv")], check=False).returncode == 1
+    whole = time.monotonic() - start
+    for _ in range(4):
+        if killed_at(command, moments.uniform(0.5, 1.2) * whole) == -signal.SIGKILL:
+            kills += 1
+    assert subprocess.run(command, check=False).returncode == 1
+    assert report.read_bytes() == (tmp_path / "calm.csv").read_bytes()
+    assert report.with_suffix(".cells.csv").read_bytes() == (tmp_path / "calm.cells.csv").read_bytes()
+    assert len(list((tmp_path / "o").rglob("*.overlay.jpg"))) == 40
+    done = Counter(log.read_text().split())
+    assert set(done) == {Path(name).name for name in names}
+    # No more than what was under way, or just finished, when it was killed is done twice.
+    assert done.total() <= len(names) + kills * max(1, 2 * 2 * workers)
+    left = {path.name for path in (*report.parent.iterdir(), *(tmp_path / "o").rglob("*"))}
+    assert not [name for name in left if name.endswith((".part", ".lock"))], left
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", *(f"{n:02}slow.png" for n in range(60)))
+    log = tmp_path / "log"
+    with subprocess.Popen(program(folder, tmp_path / "r.csv", "--workers", 2, "--log", log)) as process:
+        while not log.exists():
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.kill()
+    time.sleep(0.5)
+    size = log.stat().st_size
+    time.sleep(0.5)
+    assert log.stat().st_size == size
+
+
+# ---- full disks ----
+
+
+def test_a_limit_on_file_sizes_stops_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
+    folder, report = smears(tmp_path / "in", *(f"{n}.png" for n in range(12))), tmp_path / "r.csv"
+    done = subprocess.run(program(folder, report, "--limit", 40_000), check=False, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert "r.csv.journal: the journal can't be used" in done.stderr
+    assert "what is finished is kept" in done.stderr
+    assert not report.exists()
+    outcome = batch(folder, report, cells=report.with_suffix(".cells.csv"))
+    assert 0 < outcome.reused < 12
+    batch(folder, tmp_path / "calm.csv")
+    assert report.read_bytes() == (tmp_path / "calm.csv").read_bytes()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    folder.mkdir()
+    tool = shutil.which("mount")
+    command = [tool or "mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if not tool or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", *(f"{n}.png" for n in range(12)))
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        with pytest.raises(ImageError, match="journal can't be used .*full.*; free some space"):
+            batch(folder, disk / "r.csv", cells=disk / "c.csv")
+        assert not (disk / "r.csv").exists()
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        assert 0 < batch(folder, disk / "r.csv", cells=disk / "c.csv").reused < 12
+        batch(folder, tmp_path / "calm.csv", cells=tmp_path / "c.csv")
+        for name, calm in (("r.csv", "calm.csv"), ("c.csv", "c.csv")):
+            assert (disk / name).read_bytes() == (tmp_path / calm).read_bytes()
+        # The tables find no room: the old report stays, and nothing half-written beside it.
+        before = (disk / "r.csv").read_bytes()
+        smears(folder, *(f"{n}.png" for n in range(20)))
+        room = os.statvfs(disk)
+        (disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - 60_000))
+        with pytest.raises(ImageError, match="free some space"):
+            batch(folder, disk / "r.csv", cells=disk / "c.csv")
+        assert (disk / "r.csv").read_bytes() == before
+        assert not list(disk.glob(".*.part"))
+
+
+def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "r.csv"
+    target.write_text("old")
+    with pytest.raises(ImageError, match="No space left"), replacing(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
+    assert target.read_text() == "old"
+    with replacing(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+
+
+# ---- two at once ----
+
+
+def test_two_runs_on_one_output_refuse_each_other(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "r.csv")
+    (tmp_path / "o").mkdir()
+    with locked([tmp_path / "r.csv", tmp_path / "o"]):
+        for wanted in (
+            {"report": tmp_path / "r.csv"},
+            {"report": tmp_path / "in" / ".." / "r.csv"},
+            {"report": tmp_path / "link.csv"},
+            {"report": tmp_path / "x.csv", "cells": tmp_path / "r.csv"},
+            {"report": tmp_path / "x.csv", "overlays": tmp_path / "o"},
+        ):
+            with pytest.raises(UsageError, match=rf"another run \(process {os.getpid()} on .*\) is writing it"):
+                batch(folder, **wanted)  # type: ignore[arg-type]
+        assert batch(folder, tmp_path / "x.csv").done == 1
+    assert batch(folder, tmp_path / "r.csv").done == 1
+    assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".lock")]
+
+
+def test_a_run_refuses_another_process_and_the_lock_of_a_dead_one_is_none(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", *(f"{n:02}slow.png" for n in range(60)))
+    log = tmp_path / "log"
+    with subprocess.Popen(program(folder, tmp_path / "r.csv", "--log", log)) as process:
+        while not log.exists():
+            time.sleep(0.02)
+            assert process.poll() is None
+        with pytest.raises(UsageError, match=f"process {process.pid} on"):
+            batch(folder, tmp_path / "r.csv")
+        process.kill()
+    assert (tmp_path / ".r.csv.lock").exists()
+    assert batch(folder, tmp_path / "r.csv").done == 60
+    assert not (tmp_path / ".r.csv.lock").exists()
