@@ -1,4 +1,4 @@
-"""Every image exactly once: whatever kills a run, the next one goes on, and the report is that of an undisturbed run."""
+"""Every image exactly once: whatever kills a run, the next one goes on, and its report is that of a calm run."""
 
 from __future__ import annotations
 
@@ -161,9 +161,10 @@ def test_timings_are_in_the_journal_and_nowhere_else(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "one.csv.journal")) as other:
         rows = other.execute("SELECT seconds, worker, finished FROM pictures").fetchall()
     assert len(rows) == 2
-    assert all(
-        seconds > 0 and f":{os.getpid()}" in worker and finished[:2] == "20" for seconds, worker, finished in rows
-    )
+    for seconds, worker, finished in rows:
+        assert seconds > 0
+        assert worker.endswith(f":{os.getpid()}")
+        assert finished.endswith("+00:00")
 
 
 # ---- what is done again, and what is not ----
@@ -181,9 +182,9 @@ def test_finished_pictures_are_not_analysed_again(tmp_path: Path) -> None:
     for change, again in (
         (lambda: smear(folder / "a.png", 77), ["a.png"]),
         (lambda: smear(folder / "new.png", 78), ["new.png"]),
-        (lambda: (folder / "new.png").unlink(), []),
+        ((folder / "new.png").unlink, []),
         (lambda: (folder / "s" / "c.png").rename(folder / "s" / "d.png"), ["d.png"]),
-        (lambda: (tmp_path / "o" / "s" / "b.png.overlay.jpg").unlink(), ["b.png"]),
+        ((tmp_path / "o" / "s" / "b.png.overlay.jpg").unlink, ["b.png"]),
         (lambda: (tmp_path / "o" / "a.png.overlay.jpg").write_bytes(b""), ["a.png"]),
         (lambda: os.utime(folder / "a.png"), []),
     ):
@@ -216,8 +217,8 @@ def test_other_settings_are_another_run_and_leave_the_old_rows(tmp_path: Path) -
     batch(folder, report)
     assert batch(folder, report, DiscMaker(version=2)).reused == 0
     assert batch(folder, report, DiscMaker(version=1)).reused == 1
+    smear(folder / "b.png", 9)
     with pytest.raises(UsageError, match="runtime discs, this run with circles"):
-        smear(folder / "b.png", 9)
         batch(folder, report, DiscMaker(runtime="circles"))
 
 
@@ -267,7 +268,7 @@ def test_killed_at_random_moments_every_image_is_there_once(tmp_path: Path, work
     start = time.monotonic()
     assert subprocess.run([*program(folder, tmp_path / "first.csv")], check=False).returncode == 1
     whole = time.monotonic() - start
-    for _ in range(4):
+    for _ in range(3):
         if killed_at(command, moments.uniform(0.5, 1.2) * whole) == -signal.SIGKILL:
             kills += 1
     assert subprocess.run(command, check=False).returncode == 1
@@ -301,7 +302,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
 
 def test_a_limit_on_file_sizes_stops_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
     folder, report = smears(tmp_path / "in", *(f"{n}.png" for n in range(12))), tmp_path / "r.csv"
-    done = subprocess.run(program(folder, report, "--limit", 40_000), check=False, capture_output=True, text=True)
+    done = subprocess.run(program(folder, report, "--limit", 120_000), check=False, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert "r.csv.journal: the journal can't be used" in done.stderr
     assert "what is finished is kept" in done.stderr

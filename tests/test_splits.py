@@ -21,18 +21,22 @@ def worst_share(groups: np.ndarray, labels: np.ndarray, in_val: np.ndarray, shar
     return max(abs(float(in_val[labels == each].mean()) - share) for each in np.unique(labels))
 
 
+def largest_group(groups: np.ndarray, labels: np.ndarray) -> float:
+    """The largest share of a class that one group holds."""
+    return max(float((groups[labels == k] == g).mean()) for k in np.unique(labels) for g in np.unique(groups))
+
+
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 @pytest.mark.parametrize("seed", range(4))
 def test_no_group_is_on_both_sides_and_classes_are_even(seed: int, share: float) -> None:
     groups, labels = made(seed)
     in_val = split_groups(groups, labels, share, seed) == "val"
     assert all(len(set(in_val[groups == group])) == 1 for group in np.unique(groups))
-    # A group can hold a tenth of a class: nearer than that is no matter of course.
-    assert worst_share(groups, labels, in_val, share) < 0.06
+    assert worst_share(groups, labels, in_val, share) < max(0.03, largest_group(groups, labels) / 2)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_few_groups_are_split_nearly_as_well_as_by_trying_everything(seed: int) -> None:
+def test_few_groups_are_split_as_well_as_by_trying_everything(seed: int) -> None:
     groups, labels = made(seed, n=300, n_groups=11)
     names, classes = np.unique(groups), np.unique(labels)
     counts = np.array([[((groups == g) & (labels == k)).sum() for k in classes] for g in names])
@@ -49,7 +53,7 @@ def test_few_groups_are_split_nearly_as_well_as_by_trying_everything(seed: int) 
     )
     in_val = split_groups(groups, labels, 0.2, seed) == "val"
     got = distance(np.array([(in_val & (labels == k)).sum() for k in classes]))
-    assert got <= best + 0.03
+    assert best <= got <= best + 0.003
 
 
 def test_rows_split_to_the_very_share() -> None:
@@ -105,7 +109,8 @@ def test_folds_are_whole_groups_of_even_classes(seed: int) -> None:
     fold = folds(groups, labels, 5, seed)
     assert all(len(set(fold[groups == group])) == 1 for group in np.unique(groups))
     for number in range(5):
-        assert worst_share(groups, labels, fold == number, 0.2) < 0.08
+        # The rarest class may be mostly in one group, which no way of splitting makes even.
+        assert worst_share(groups, labels, fold == number, 0.2) < 0.02 + largest_group(groups, labels)
     assert (fold == folds(groups, labels, 5, seed)).all()
 
 

@@ -22,6 +22,8 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 _STARTS = 5
+_EXCHANGES = 50_000
+"""Pairs of groups up to which exchanges are tried; where there are more, moving single groups comes near enough."""
 
 
 def split_groups(groups: Labels, labels: Labels, val_share: float, seed: int) -> npt.NDArray[np.str_]:
@@ -148,15 +150,30 @@ def _take_up(aim: _Aim, rng: np.random.Generator) -> Bools:
 
 
 def _improve(aim: _Aim, chosen: Bools) -> Bools:
-    """Move the one group whose change of side brings the shares nearest, until none does."""
+    """Move the one group, or exchange the two, that bring the shares nearest, until none does."""
     chosen = chosen.copy()
-    now = float(aim.distance(aim.counts[chosen].sum(axis=0)))
     while True:
-        step = np.where(chosen, -1, 1)[:, None] * aim.counts
-        after = aim.distance(aim.counts[chosen].sum(axis=0) + step)
-        after[chosen & (chosen.sum() == 1)] = np.inf
-        after[~chosen & (chosen.sum() == aim.most)] = np.inf
-        group = int(after.argmin())
-        if after[group] > now - 1e-12:
+        taken = aim.counts[chosen].sum(axis=0)
+        now = float(aim.distance(taken)) - 1e-12
+        moves = _best_move(aim, chosen, taken)
+        if moves[0] >= now and chosen.sum() * (~chosen).sum() <= _EXCHANGES:
+            moves = _best_exchange(aim, chosen, taken)
+        if moves[0] >= now:
             return chosen
-        chosen[group], now = not chosen[group], float(after[group])
+        chosen[moves[1]] = ~chosen[moves[1]]
+
+
+def _best_move(aim: _Aim, chosen: Bools, taken: Counts) -> tuple[float, list[int]]:
+    """The distance after the best change of side of one group, and that group."""
+    after = aim.distance(taken + np.where(chosen, -1, 1)[:, None] * aim.counts)
+    after[chosen & (chosen.sum() == 1)] = np.inf
+    after[~chosen & (chosen.sum() == aim.most)] = np.inf
+    return float(after.min()), [int(after.argmin())]
+
+
+def _best_exchange(aim: _Aim, chosen: Bools, taken: Counts) -> tuple[float, list[int]]:
+    """The distance after the best exchange of two groups, and these."""
+    out, into = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    after = aim.distance(taken - aim.counts[out][:, None] + aim.counts[into][None])
+    a, b = np.unravel_index(after.argmin(), after.shape)
+    return float(after.min()), [int(out[a]), int(into[b])]
