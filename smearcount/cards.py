@@ -121,6 +121,7 @@ class ClassifierCard(Card):
         input_px: side of the network input.
         temperature: divides the logits before the softmax (Guo et al. 2017, arXiv 1706.04599).
         min_label_score: a cell whose best probability is lower is `unclassified`.
+        largest_um: a cell whose box is larger than this, in the mean of its sides, can't have the code.
         painted: codes learned from painted cells only, without any test on real ones.
         embedding: length of the feature vector, the second output of the network.
         abstention: rows of threshold, share abstained and accuracy of the rest, on validation cells.
@@ -132,6 +133,7 @@ class ClassifierCard(Card):
     input_px: int = Field(ge=16, le=1024)
     temperature: float = Field(gt=0)
     min_label_score: float = Field(ge=0, lt=1)
+    largest_um: dict[str, float] = {}
     painted: tuple[str, ...] = ()
     embedding: int = Field(ge=1)
     abstention: tuple[tuple[float, float, float], ...] = ()
@@ -140,9 +142,9 @@ class ClassifierCard(Card):
     def _codes_are_distinct(self) -> ClassifierCard:
         if len(set(self.codes)) != len(self.codes) or len(self.codes) < 2:
             raise ValueError(f"codes: expected two or more, each once, got {list(self.codes)}")
-        unknown = [code for code in self.painted if code not in self.codes]
-        if unknown:
-            raise ValueError(f"painted: {', '.join(unknown)} are not among the codes")
+        for name, listed in (("painted", self.painted), ("largest_um", self.largest_um)):
+            if unknown := [code for code in listed if code not in self.codes]:
+                raise ValueError(f"{name}: {', '.join(unknown)} are not among the codes")
         return self
 
 

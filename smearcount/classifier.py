@@ -6,13 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.cards import Model
+from smearcount.cards import ClassifierCard, Model
 from smearcount.detector import PixelSource
-from smearcount.geometry import FloatArray, centres
+from smearcount.geometry import FloatArray, centres, diameters, resize_rgb
 from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice, make_runtime
 
@@ -20,6 +19,9 @@ __all__ = ["Classifier", "Named", "calibrated"]
 
 BATCH = 10
 """Cells a network call: more is no faster on a CPU."""
+
+FINEST = 2
+"""Resolution over that of the network at which single cells are kept: finer ones are shrunk first."""
 
 BLOCK_PX = 1024
 """Side of the squares of a picture that are read at once, so that a compressed scan is decoded once only."""
@@ -63,7 +65,8 @@ class Classifier:
         order: list[int] = []
         named = self.name_views(self._windows(source, middles, self.card.patch_um / um_per_px, order))
         back = np.argsort(np.array(order))
-        return Named(named.probs[back], named.features[back])
+        sizes_um = diameters(boxes) * np.float32(um_per_px)
+        return Named(_without_giants(named.probs[back], sizes_um, self.card), named.features[back])
 
     def _windows(self, source: PixelSource, middles: FloatArray, side_px: float, order: list[int]) -> Iterator[Pixels]:
         """The window of each cell, block by block of the picture; `order` receives the row of each."""
@@ -105,16 +108,24 @@ def calibrated(logits: FloatArray, temperature: float) -> FloatArray:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
 
+def _without_giants(probs: FloatArray, sizes_um: FloatArray, card: ClassifierCard) -> FloatArray:
+    """Probabilities `(N, K)` in which a cell has no code that its size `(N,)` rules out; what is left sums to 1."""
+    allowed = np.stack([sizes_um <= card.largest_um.get(code, np.inf) for code in card.codes], axis=1)
+    kept = probs * allowed
+    total = kept.sum(axis=1, keepdims=True)
+    return np.asarray(np.where(total > 0, kept / np.maximum(total, np.float32(1e-12)), probs), np.float32)
+
+
 def fitted(picture: Pixels, side: int) -> Pixels:
-    """A picture of any size as `(side, side, 3)`: its central square, resampled as a patch is."""
+    """A picture of any size as `(side, side, 3)`: its central square, as training sees a picture without a scale."""
     height, width = picture.shape[:2]
     square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
+    top, left = round((height - square) / 2), round((width - square) / 2)
     central = picture[top : top + square, left : left + square]
-    if square == side:
-        return central
-    how = cv2.INTER_AREA if square > side else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(central, (side, side), interpolation=how), np.uint8)
+    if square > FINEST * side:
+        square = FINEST * side
+        central = resize_rgb(central, square, square)
+    return sample_window(_Block(central, 0, 0, (square, square)), (square / 2, square / 2), square, side)[0]
 
 
 @dataclass(frozen=True, eq=False)

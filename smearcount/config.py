@@ -47,7 +47,7 @@ class Settings(Strict):
     """
 
     detector: str = "cells-yolo11-p4"
-    classifiers: tuple[str, ...] = ()
+    classifiers: tuple[str, ...] = ("red-cells", "white-cells")
     experts: dict[str, float] = {}
     runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -64,6 +64,22 @@ class Settings(Strict):
     region: Path | None = None
     countable: Literal["auto", "all"] = "auto"
     taxonomy: Path | None = None
+
+    @pydantic.field_validator("classifiers", mode="before")
+    @classmethod
+    def _from_a_flag(cls, value: Any) -> Any:
+        """Names separated by commas, as on the command line; `none` for none."""
+        if not isinstance(value, str):
+            return value
+        return () if value == "none" else tuple(word.strip() for word in value.split(","))
+
+    @pydantic.field_validator("experts", mode="before")
+    @classmethod
+    def _pairs_from_a_flag(cls, value: Any) -> Any:
+        """`model=gap` separated by commas, as on the command line."""
+        if not isinstance(value, str):
+            return value
+        return dict(word.strip().rpartition("=")[::2] for word in value.split(","))
 
 
 def shipped(name: str) -> Path:

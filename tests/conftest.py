@@ -162,7 +162,7 @@ def disc_detector(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Detector]:
 
     def make(threshold: float | None = None, **changes: Any) -> Detector:
         monkeypatch.setattr(detector, "make_runtime", lambda model, choice: (DiscNetwork(), "discs"))
-        model: Any = SimpleNamespace(card=card(**changes))
+        model: Any = SimpleNamespace(card=card(**changes), detector_card=card(**changes))
         return Detector(model, RuntimeChoice(), threshold)
 
     return make

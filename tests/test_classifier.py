@@ -16,10 +16,11 @@ from smearcount.cards import find_model
 from smearcount.classifier import Classifier, calibrated, fitted
 from smearcount.config import Settings
 from smearcount.errors import ModelError
+from smearcount.images import write_picture
 from smearcount.patches import PATCH_PX, cut_patches, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_views import plain_view
-from smearcount.training.cells import CONTEXT, cut_window
+from smearcount.training.cells import CONTEXT, CellSource, cut_window, read_cells
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -240,20 +241,28 @@ def test_patches_of_452_px_get_the_names_of_direct_sampling(red: Classifier, dra
     assert max(drift) < 0.1
 
 
-@pytest.mark.parametrize("size_wh", [(32, 32), (452, 452), (80, 80), (40, 40), (33, 90), (101, 64)])
-def test_a_picture_of_any_size_is_shown_as_in_training(size_wh: tuple[int, int]) -> None:
-    """A single-cell picture is its own window: its central square, as training sees it where no scale is known."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(40, 230, (9, 9, 3)).astype(np.uint8)
-    picture = np.asarray(cv2.resize(coarse, size_wh, interpolation=cv2.INTER_CUBIC), np.uint8)
-    shown, square = fitted(picture, 32), min(size_wh)
-    assert (shown.shape, shown.dtype) == ((32, 32, 3), np.uint8)
-    trained = plain_view(picture, 12 / square, 12.0, 32)
-    away = np.abs(shown.astype(int) - trained.astype(int))
-    # A square that is off the middle by half a pixel of the picture, where width and height differ by an odd number.
-    odd = (max(size_wh) - square) % 2 == 1
-    assert away.mean() < (3 if odd else 1.5)
-    assert away.max() <= (30 if odd else 12)
+SIZES_WH = [(32, 32), (452, 452), (80, 80), (64, 64), (65, 65), (40, 40), (33, 90), (101, 64), (300, 201)]
+
+
+def test_a_ready_made_picture_is_shown_as_in_training(tmp_path: Path) -> None:
+    """Without a scale a single-cell picture is its own window: in training as in `classify`, but for the rounding of its scale."""
+    rng, pictures = np.random.default_rng(0), dict[str, Pixels]()
+    (tmp_path / "normal").mkdir()
+    for number, size_wh in enumerate(SIZES_WH):
+        coarse = rng.integers(40, 230, (9, 9, 3)).astype(np.uint8)
+        pictures[f"{number}.png"] = np.asarray(cv2.resize(coarse, size_wh, interpolation=cv2.INTER_CUBIC), np.uint8)
+        write_picture(tmp_path / "normal" / f"{number}.png", pictures[f"{number}.png"])
+    source = CellSource(format="folders", folder=tmp_path, classes={"normal": "normocyte"})
+    unused: Any = None
+    cells = read_cells({"own": source}, ("normocyte",), unused, 12.0, 32)
+    assert len(cells) == len(SIZES_WH)
+    for window, scale, origin in zip(cells.pixels, cells.um_per_px.tolist(), cells.origins.tolist(), strict=True):
+        shown = fitted(pictures[Path(origin).name], 32)
+        assert (shown.shape, shown.dtype) == ((32, 32, 3), np.uint8)
+        away = np.abs(shown.astype(int) - plain_view(window, scale, 12.0, 32))
+        assert away.max() <= 1
+        assert away.mean() < 0.01
+    assert max(len(window) for window in cells.pixels) == 64
 
 
 def test_calibration_has_its_closed_form() -> None:

@@ -342,11 +342,14 @@ def test_a_stopped_batch_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.Monk
         return analyze(self, image, **more)
 
     monkeypatch.setattr(Pipeline, "analyze", stop_at_b)
-    result = call("batch", folder, "--out", tmp_path / "report.csv")
+    words = ("batch", folder, "--out", tmp_path / "report.csv")
+    result = call(*words, "--workers", 0)
     assert result.exit_code == 130
-    assert "report.partial.csv" in result.stderr
-    assert [row["image"] for row in rows_of(tmp_path / "report.partial.csv")] == ["a.png"]
-    assert {path.name for path in tmp_path.iterdir()} == {"in", "report.partial.csv"}
+    assert "1 of 3 pictures done" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "report.csv.journal"}
+    monkeypatch.setattr(Pipeline, "analyze", analyze)
+    assert "1 of them in an earlier run" in call(*words, "--workers", 0).stdout
+    assert [row["image"] for row in rows_of(tmp_path / "report.csv")] == ["a.png", "b.png", "c.png"]
     assert signal.getsignal(signal.SIGTERM) == handler
 
 

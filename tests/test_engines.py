@@ -198,8 +198,6 @@ def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
 def test_an_actor_that_dies_loses_nothing(tmp_path: Path) -> None:
     """In a process of its own; the deadly task and no other is lost."""
     program = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
 from pathlib import Path
 from smearcount.engines import Lost, RayPlan, run_ray
 from toy_work import Squares
@@ -210,12 +208,7 @@ assert sorted(number for number, _ in found) == list(range(24)), found
 assert {{number for number, result in found if isinstance(result, Lost)}} == {{5}}, found
 assert all(result == (number * number, 1) for number, result in found if number != 5), found
 """
-    path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1])))
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": path},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    places = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1])))}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=os.environ | places, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """The leak check: the same field or cell is recognised however it was shrunk or cut out, another one never is."""
 
+import csv
 import itertools
 from dataclasses import replace
 from functools import lru_cache
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from smearcount.cellsets import CellSet
+from smearcount.datasets import data_root
 from smearcount.images import ArraySource
 from smearcount.patches import sample_window
 from smearcount.simulate import SmearRecipe, render
@@ -160,7 +162,7 @@ def test_discs_of_one_shape_but_other_texture_are_not_the_same() -> None:
     inside = np.hypot(x - 48, y - 48) < 30
 
     def cell() -> np.ndarray:
-        texture = cv2.GaussianBlur(rng.normal(size=(96, 96)), (0, 0), 2) * 120
+        texture = cv2.GaussianBlur(rng.normal(size=(96, 96)), (0, 0), 2) * 80
         return np.repeat(np.where(inside, 100 + texture, 210).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
     cells = [cell() for _ in range(6)]
@@ -209,3 +211,22 @@ def test_one_side_alone_has_no_leaks(split: str) -> None:
     kept, pairs = without_leaks(cells)
     assert len(kept) == len(cells)
     assert pairs == []
+
+
+def test_shrunk_originals_are_found_among_real_fields_by_their_look() -> None:
+    root = data_root()
+    if root is None or not (root / "pbc8").is_dir():
+        pytest.skip("pbc8 and txl_pbc are not at hand")
+    with (root / "txl_pbc" / "wbc_types.csv").open(newline="") as stream:
+        originals = {row["original"]: row["image"] for row in csv.DictReader(stream) if row["source"] == "PBC"}
+    singles = sorted((root / "pbc8").glob("*/*.jpg"))
+    named = [path for path in singles if path.name in originals]
+    assert len(named) > 70
+    # Pictures are known by their names, and others of the same microscope must not be taken for them.
+    shown = [*named, *singles[::30]]
+    fields = [root / "txl_pbc" / "images" / f"{originals[path.name]}.jpg" for path in named]
+    vectors = np.stack([signature(cv2.imread(str(path))) for path in (*shown, *fields)])
+    sources = np.array(["pbc8"] * len(shown) + ["txl_pbc"] * len(fields))
+    pairs = {(shown[a].name, fields[b - len(shown)].stem) for a, b in duplicate_pairs(vectors, sources, "across")}
+    assert {(path.name, originals[path.name]) for path in named} <= pairs
+    assert len(pairs) <= len(named) + 1

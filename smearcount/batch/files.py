@@ -30,8 +30,8 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
         ImageError: a lock file can't be made.
     """
     with contextlib.ExitStack() as stack:
-        for path in sorted({path.resolve() for path in paths}):
-            stack.enter_context(_locked(path))
+        for path in sorted({os.path.realpath(path) for path in paths}):
+            stack.enter_context(_locked(Path(path)))
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,21 +100,26 @@ class Interrupted(KeyboardInterrupt):
         self.journal = journal
 
 
-def check_job(job: BatchJob, pictures: set[Path]) -> None:
+def check_job(job: BatchJob, pictures: set[str]) -> None:
     """Refuse, before the first picture, what would end badly after the last one.
+
+    Args:
+        job: what is wanted.
+        pictures: the real paths of the pictures to analyse.
 
     Raises:
         UsageError: an output would replace another or a picture, or has an ending that is no table's.
         ImageError: an output can't be written.
         RuntimeMissingError: the library for a format is not installed.
     """
-    taken: dict[Path, str] = {}
+    taken: dict[str, str] = {}
     for flag, path in job.tables.items():
         if path.suffix.lower() not in ENDINGS:
             raise UsageError(f"{path}: {flag} takes a name that ends in {', '.join(ENDINGS)}")
-        if taken.setdefault(path.resolve(), flag) != flag:
-            raise UsageError(f"{path}: {taken[path.resolve()]} and {flag} are one file; give them different names")
-        if path.resolve() in pictures:
+        real = os.path.realpath(path)  # unlike Path.resolve it takes links to themselves for names
+        if taken.setdefault(real, flag) != flag:
+            raise UsageError(f"{path}: {taken[real]} and {flag} are one file; give them different names")
+        if real in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
     for path in job.tables.values():
         check_writer(path)

@@ -45,7 +45,7 @@ class Record:
         row: of the report, as JSON.
         counts: what slide totals need, as JSON.
         cells: the rows of its cells without picture and slide, as compressed CSV; None where none were asked for.
-        files: `[folder, name, bytes]` of the pictures written, as JSON.
+        files: `[folder, name, sha256]` of the pictures written for it, as JSON.
         seconds: that the analysis took.
         worker: machine and process.
         finished: date and time, UTC.

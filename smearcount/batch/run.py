@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from smearcount.batch.journal import Journal, Record
 from smearcount.batch.listing import Picture, list_pictures
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.tables import write_table
-from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record
+from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
 from smearcount.images import content_sha256
@@ -66,7 +67,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
     """
     start = time.perf_counter()
     listing = list_pictures(job)
-    check_job(job, {picture.path.resolve() for picture in listing.pictures})
+    check_job(job, {os.path.realpath(picture.path) for picture in listing.pictures})
     with locked((*job.tables.values(), *job.folders)):
         sweep(job.tables.values(), job.folders)
         with contextlib.closing(Journal(job.journal, maker.identity(), fresh=job.fresh)) as journal:
@@ -146,11 +147,11 @@ class _Batch:
             return False  # it is analysed, and the reason, if there still is one, becomes its row
 
     def _has(self, wanted: Path | None, files: Sequence[Any]) -> bool:
-        """Whether every picture that was written for this folder is still there, whole; a folder not wanted has all."""
+        """Whether every picture that was written to this folder is still there as it was; one not wanted has all."""
         if wanted is None:
             return True
-        written = [(Path(folder) / name, size) for folder, name, size in files if folder == str(wanted)]
-        return bool(written) and all(path.is_file() and path.stat().st_size == size for path, size in written)
+        written = [(Path(folder) / name, sha256) for folder, name, sha256 in files if folder == str(wanted)]
+        return bool(written) and all(path.is_file() and file_digest(path) == sha256 for path, sha256 in written)
 
     def _named(self, tasks: Sequence[Task], found: Sequence[tuple[int, Any]]) -> Iterator[tuple[str, Record]]:
         for number, result in found:

@@ -94,11 +94,20 @@ def _parquet(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) ->
 
 def _xlsx(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
     from openpyxl import Workbook
-    from openpyxl.cell import WriteOnlyCell
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet("smearcount")
+    try:
+        _fill(sheet, columns, chunks)
+    finally:
+        sheet.close()
+    book.save(path)
+
+
+def _fill(sheet: Any, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
+    from openpyxl.cell import WriteOnlyCell
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
     sheet.append(list(columns))
     written = 1
     for rows in chunks:
@@ -113,7 +122,6 @@ def _xlsx(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> No
                 # A file name that begins with = is no formula.
                 cell.data_type = "s" if cell.data_type == "f" else cell.data_type
             sheet.append(cells)
-    book.save(path)
 
 
 ENDINGS: dict[str, Callable[[Path, Sequence[str], Iterable[list[Row]]], None]] = {

@@ -30,7 +30,7 @@ from smearcount.images import content_sha256, make_folder, write_picture
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record"]
+__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "file_digest"]
 
 _NO_EFFECT = frozenset(("threads", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
@@ -180,12 +180,12 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     name = shortened(Path(task.image_id).name)
     if wishes.overlays:
         folder = make_folder(wishes.overlays / Path(task.image_id).parent)
-        files += _sizes(wishes.overlays, [write_picture(folder / f"{name}.overlay.jpg", analysis.overlay())])
+        files += _kept(wishes.overlays, [write_picture(folder / f"{name}.overlay.jpg", analysis.overlay())])
     if wishes.galleries:
         from smearcount.gallery import write_gallery
 
         folder = make_folder(wishes.galleries / Path(task.image_id).parent)
-        files += _sizes(wishes.galleries, write_gallery(analysis, folder, name))
+        files += _kept(wishes.galleries, write_gallery(analysis, folder, name))
     return Record(
         sha256=analysis.result.image_sha256,
         status="ok",
@@ -198,8 +198,14 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     )
 
 
-def _sizes(folder: Path, written: list[Path]) -> list[tuple[str, str, int]]:
-    return [(str(folder), path.relative_to(folder).as_posix(), path.stat().st_size) for path in written]
+def _kept(folder: Path, written: list[Path]) -> list[tuple[str, str, str]]:
+    return [(str(folder), path.relative_to(folder).as_posix(), file_digest(path)) for path in written]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file that was written for a picture."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cells(analysis: Analysis) -> bytes:

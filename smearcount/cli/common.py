@@ -40,6 +40,10 @@ _SETTINGS: dict[str, Any] = {
     ],
     "edge_rule": Annotated[str | None, typer.Option("--edge-rule", help="corner (unbiased frame) or all.")],
     "detector": Annotated[str | None, typer.Option("--detector", help="Model id or folder.")],
+    "classifiers": Annotated[
+        str | None, typer.Option("--classifiers", help="Ids or folders, comma-separated; none for kinds only.")
+    ],
+    "experts": Annotated[str | None, typer.Option("--experts", help="MODEL=GAP, comma-separated; see mend experts.")],
     "device": Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")],
     "runtime": Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")],
     "precision": Annotated[str | None, typer.Option("--precision", help="auto, f32 or bf16.")],
@@ -103,7 +107,8 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
         first = error.errors()[0] if hasattr(error, "errors") else {"loc": ("?",), "msg": str(error)}
         flag = "--" + str(first["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"{first['msg']}", param_hint=flag) from error
-    known_model(settings.detector)
+    for model in (settings.detector, *settings.classifiers, *settings.experts):
+        known_model(model)
     return settings
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from smearcount.cellsets import CellSet, Pixels, join
+from smearcount.classifier import FINEST
 from smearcount.config import Strict, load_yaml, shipped
 from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_of, read_source, stems_of
 from smearcount.detector import FILL, Detector, PixelSource
@@ -33,7 +35,7 @@ CONTEXT = 1.6
 class CellSource(Strict):
     """One entry of `configs/cells.yaml`, where each key is explained."""
 
-    format: Literal["points", "typed", "boxes", "folders"]
+    format: Literal["points", "typed", "boxes", "folders", "truth"]
     classes: dict[str, str | tuple[str, ...]]
     um_per_px: dict[str, float] = {}
     find: Literal["rbc", "wbc", ""] = ""
@@ -128,7 +130,7 @@ def read_cells(
     Raises:
         DatasetError: a collection is missing or malformed.
     """
-    finest, parts = patch_um / (2 * input_px), []
+    finest, parts = patch_um / (FINEST * input_px), []
     for name, source in sources.items():
         reading = _Reading(_folder(name, source), name, source, detector, patch_um, seed)
         with _readable(reading.folder, source):
@@ -316,6 +318,20 @@ def _boxes(reading: _Reading) -> Iterator[Window]:
         )
 
 
+def _truth(reading: _Reading) -> Iterator[Window]:
+    """Cells of rendered smears, which know their codes; `truth.json` lies beside the pictures."""
+    smears = json.loads((reading.folder / "truth.json").read_text(encoding="utf-8"))
+    names = np.array(list(smears))
+    splits = split_groups(names, np.full(len(names), "smear"), reading.source.val_share, reading.seed)
+    for name, split in zip(names.tolist(), splits.tolist(), strict=True):
+        smear, picture = smears[name], open_image(reading.folder / name)
+        rows = [row for row, code in enumerate(smear["codes"]) if code in reading.source.classes]
+        for (x, y), row in zip(centres(np.array(smear["boxes"], np.float32)[rows]).tolist(), rows, strict=True):
+            pixels = cut_window(picture, (x, y), round(reading.side_um / smear["um_per_px"]))
+            origin = f"{name} {x:.0f} {y:.0f}"
+            yield Window(pixels, smear["um_per_px"], smear["codes"][row], f"{reading.name}/{name}", split, origin)
+
+
 def _folders(reading: _Reading) -> Iterator[Window]:
     """Single cells in one folder a class; the window is the whole picture, moved so that the cell is in the middle."""
     source = reading.source
@@ -385,4 +401,5 @@ _READERS: dict[str, Callable[[_Reading], Iterable[Window]]] = {
     "typed": _typed,
     "boxes": _boxes,
     "folders": _folders,
+    "truth": _truth,
 }

@@ -165,7 +165,7 @@ def _improve(aim: _Aim, chosen: Bools) -> Bools:
 
 def _best_move(aim: _Aim, chosen: Bools, taken: Counts) -> tuple[float, list[int]]:
     """The distance after the best change of side of one group, and that group."""
-    after = aim.distance(taken + np.where(chosen, -1, 1)[:, None] * aim.counts)
+    after = aim.distance(taken + np.where(chosen[:, None], -aim.counts, aim.counts))
     after[chosen & (chosen.sum() == 1)] = np.inf
     after[~chosen & (chosen.sum() == aim.most)] = np.inf
     return float(after.min()), [int(after.argmin())]
