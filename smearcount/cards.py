@@ -66,7 +66,7 @@ class Card(Strict):
     codes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Literal["f32", "bf16", "int8"] = "f32"
     probe_tolerance: float = Field(gt=0)
     licence: str
     intended_use: str
@@ -254,7 +254,9 @@ def find_model(model: str, weights: Path | None = None) -> Model:
 def list_models(weights: Path | None = None) -> list[Model]:
     """All models below `weights/`, by id."""
     root = weights or shipped("weights")
-    return [Model(path.parent) for path in sorted(root.glob("*/card.yaml"))]
+    cards = sorted(root.glob("*/card.yaml"))
+    # A hidden folder is a model that is still being made.
+    return [Model(path.parent) for path in cards if not path.parent.name.startswith(".")]
 
 
 def as_yaml(card: Card) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from smearcount.pipeline import Analysis, Pipeline
 from smearcount.records import UNCLASSIFIED
 from smearcount.runtimes import RuntimeChoice, network_of
 from smearcount.training.cell_views import plain_view
-from smearcount.training.cells import CellSource, LabelledPoint, labelled_points
+from smearcount.training.cells import CellSource
+from smearcount.training.labelled_points import LabelledPoint, labelled_points
 from smearcount.training.naming_cells import cells_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import update_card

@@ -254,6 +254,25 @@ def naming_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weights
 
 
+@pytest.fixture
+def naming_pipeline(
+    naming_models: Path, disc_detector: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Make a pipeline whose detector finds drawn discs, and which names them; keywords are its settings."""
+    from smearcount.config import Settings, shipped
+    from smearcount.pipeline import Pipeline
+
+    found = disc_detector()
+    monkeypatch.setattr("smearcount.pipeline.Detector", lambda *_: found)
+    some = str(shipped("weights") / Settings().detector)
+
+    def make(**changes: Any) -> Pipeline:
+        values = {"detector": some, "classifiers": ("red-discs", "white-discs"), **changes}
+        return Pipeline(Settings.model_validate(values), naming_models)
+
+    return make
+
+
 def _trained_run(run: Path, codes: tuple[str, ...], first: int) -> Path:
     """What a training of LeNet-5 leaves, after sixty steps on drawn discs of three colours of `CODE_COLOURS`."""
     import torch

@@ -21,7 +21,7 @@ import numpy as np
 from conftest import RED_CELL_PX, DiscNetwork, draw
 
 from smearcount import detector
-from smearcount.batch import BatchJob, run_batch
+from smearcount.batch import BatchJob, Interrupted, run_batch
 from smearcount.config import Settings
 from smearcount.engines import LocalPlan, run_here, run_local
 from smearcount.errors import SmearcountError
@@ -77,7 +77,7 @@ class DiscMaker:
     def load(self, threads: int) -> Pipeline:
         cv2.setNumThreads(1)
         with patch.object(detector, "make_runtime", lambda model, choice: (DiscNetwork(), self.runtime)):
-            pipeline = DiscPipeline.load(Settings(um_per_px=0.16))
+            pipeline = DiscPipeline.load(Settings(um_per_px=0.16, classifiers=(), experts={}))
         pipeline.log = self.log
         return pipeline
 
@@ -123,6 +123,9 @@ def main() -> int:
     except SmearcountError as error:
         sys.stderr.write(f"{error}\n")
         return 3
+    except Interrupted as stop:
+        sys.stderr.write(f"{stop}\n")
+        return 130
     return 1 if outcome.failed else 0
 
 

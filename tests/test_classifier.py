@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import numpy.typing as npt
 import pytest
 
 from smearcount import classifier as module
-from smearcount.cards import find_model
+from smearcount.cards import Model, find_model
 from smearcount.classifier import Classifier, calibrated, fitted
 from smearcount.config import Settings
 from smearcount.errors import ModelError
 from smearcount.images import write_picture
-from smearcount.patches import PATCH_PX, cut_patches, sample_window, to_batch
+from smearcount.patches import cut_patches, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_views import plain_view
 from smearcount.training.cells import CONTEXT, CellSource, cut_window, read_cells
+from smearcount.training.packaging import update_card
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -97,8 +99,10 @@ def test_no_cells_are_no_rows(red: Classifier, draw_discs: Draw) -> None:
 
 
 @pytest.mark.parametrize("um_per_px", [0.08, 0.16, 0.31])
-def test_the_network_sees_the_cell_in_the_middle_at_its_size(red: Classifier, draw_discs: Draw, um_per_px: float) -> None:
-    """A disc of 6 um in a window of 12 um is half of it, at every magnification; its middle is right to half a pixel."""
+def test_the_network_sees_the_cell_in_the_middle_at_its_size(
+    red: Classifier, draw_discs: Draw, um_per_px: float
+) -> None:
+    """A disc of 6 um is half of a window of 12 um, at every magnification; its middle is right to half a pixel."""
     centres = np.array([[301.0, 250.0], [150.25, 151.5], [420.9, 333.3]])
     discs = np.column_stack([centres, np.full(3, 6 / um_per_px)])
     picture, seen = draw_discs((640, 520), discs, ("normocyte",) * 3), Recorder(red)
@@ -221,7 +225,7 @@ def test_every_runtime_gives_the_same_names(naming_models: Path, draw_discs: Dra
 
 
 def test_patches_of_452_px_get_the_names_of_direct_sampling(red: Classifier, draw_discs: Draw) -> None:
-    """The format that is exchanged, shrunk to the network's size, against sampling the picture straight at that size."""
+    """The format that is exchanged, shrunk to the size of the network, against sampling straight at that size."""
     rng = np.random.default_rng(3)
     n, same, drift = 0, 0, list[float]()
     for um_per_px in (0.09, 0.16, 0.25):
@@ -245,7 +249,7 @@ SIZES_WH = [(32, 32), (452, 452), (80, 80), (64, 64), (65, 65), (40, 40), (33, 9
 
 
 def test_a_ready_made_picture_is_shown_as_in_training(tmp_path: Path) -> None:
-    """Without a scale a single-cell picture is its own window: in training as in `classify`, but for the rounding of its scale."""
+    """Without a scale a single-cell picture is its own window, in training as in `classify`, but for rounding."""
     rng, pictures = np.random.default_rng(0), dict[str, Pixels]()
     (tmp_path / "normal").mkdir()
     for number, size_wh in enumerate(SIZES_WH):
@@ -301,3 +305,23 @@ def test_the_threshold_is_the_card_s_or_what_was_asked_for(naming_models: Path) 
 def test_a_detector_is_no_classifier() -> None:
     with pytest.raises(ModelError, match=r"a detector, where a classifier is needed.*models list"):
         Classifier(find_model(Settings().detector), RuntimeChoice())
+
+
+def test_a_code_is_not_given_to_a_cell_too_large_for_it(
+    naming_models: Path, draw_discs: Draw, tmp_path: Path, red: Classifier
+) -> None:
+    """What the size rules out goes to the other codes in their proportion; where it rules out all, it says nothing."""
+    shutil.copytree(naming_models / "red-discs", tmp_path / "sized")
+    update_card(tmp_path / "sized", largest_um={"spherocyte": 7.0})
+    discs = np.array([[60, 60, 40], [160, 60, 48], [260, 60, 48]])
+    picture = draw_discs((320, 120), discs, ("spherocyte", "spherocyte", "normocyte"))
+    free = red.name(picture, picture.boxes, UM_PER_PX).probs
+    sized = Classifier(Model(tmp_path / "sized"), RuntimeChoice()).name(picture, picture.boxes, UM_PER_PX).probs
+    np.testing.assert_allclose(sized[0], free[0], atol=1e-6)
+    assert sized[1:, 1].tolist() == [0, 0]
+    for row in (1, 2):
+        np.testing.assert_allclose(sized[row, [0, 2]], free[row, [0, 2]] / (1 - free[row, 1]), atol=1e-4)
+    np.testing.assert_allclose(sized.sum(axis=1), 1, atol=1e-6)
+    update_card(tmp_path / "sized", largest_um=dict.fromkeys(RED, 7.0))
+    all_ruled_out = Classifier(Model(tmp_path / "sized"), RuntimeChoice()).name(picture, picture.boxes, UM_PER_PX).probs
+    np.testing.assert_allclose(all_ruled_out, free, atol=1e-6)

@@ -45,7 +45,7 @@ def status_of(report: Path) -> dict[str, str]:
 
 def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
     odd = b"M\xfcller.png".decode("utf-8", "surrogateescape")
-    full = Record("cd", "ok", True, '{"a": 1}', '{"b": 2}', b"cells", '["c"]', 1.5, "me:1", "2026-01-01", "{}")
+    full = Record("cd", "ok", True, '{"a": 1}', '{"b": 2}', b"cells", '{"c": {}}', 1.5, "me:1", "2026-01-01", "{}")
     with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
         journal.add([("a", RECORD), (odd, full), ("a", full)])
     with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
@@ -258,7 +258,7 @@ def killed_at(command: list[str], seconds: float) -> int:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_moments_every_image_is_there_once(tmp_path: Path, workers: int) -> None:
-    names = [f"s{n % 3}/{n:02}slow.png" for n in range(40)] + ["bad.png"]
+    names = [f"s{n % 3}/{n:02}slow.png" for n in range(30)] + ["bad.png"]
     folder, log = smears(tmp_path / "in", *names), tmp_path / "log"
     (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     batch(folder, tmp_path / "calm.csv", cells=tmp_path / "calm.cells.csv")
@@ -274,7 +274,7 @@ def test_killed_at_random_moments_every_image_is_there_once(tmp_path: Path, work
     assert subprocess.run(command, check=False).returncode == 1
     assert report.read_bytes() == (tmp_path / "calm.csv").read_bytes()
     assert report.with_suffix(".cells.csv").read_bytes() == (tmp_path / "calm.cells.csv").read_bytes()
-    assert len(list((tmp_path / "o").rglob("*.overlay.jpg"))) == 40
+    assert len(list((tmp_path / "o").rglob("*.overlay.jpg"))) == 30
     done = Counter(log.read_text().split())
     assert set(done) == {Path(name).name for name in names}
     # No more than what was under way, or just finished, when it was killed is done twice.
@@ -295,6 +295,26 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     size = log.stat().st_size
     time.sleep(0.5)
     assert log.stat().st_size == size
+
+
+def test_ctrl_c_ends_all_at_once_and_leaves_no_rubbish(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", *(f"{n:02}slow.png" for n in range(60)))
+    log, report = tmp_path / "log", tmp_path / "r.csv"
+    command = program(folder, report, "--workers", 2, "--log", log, "--overlays", tmp_path / "o")
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        while not log.exists() or len(log.read_text().split()) < 6:
+            time.sleep(0.02)
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate()
+    assert process.returncode == 130
+    assert told.count("Traceback") == 0, told
+    assert "of 60 pictures done" in told
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "log", "o", "r.csv.journal"}
+    assert all(path.name.endswith(".overlay.jpg") for path in (tmp_path / "o").iterdir())
+    outcome = batch(folder, report, cells=report.with_suffix(".cells.csv"))
+    assert outcome.done == 60
+    assert outcome.reused >= 2
 
 
 # ---- full disks ----

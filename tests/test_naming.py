@@ -13,9 +13,8 @@ import pytest
 
 from smearcount.cards import ClassifierCard, find_model, list_models
 from smearcount.classifier import Classifier
-from smearcount.config import Settings, shipped
+from smearcount.config import Settings
 from smearcount.counting import kind_totals, name_cells
-from smearcount.detector import Detector
 from smearcount.errors import ConfigError, ModelError
 from smearcount.naming import Namer
 from smearcount.pipeline import Pipeline
@@ -46,21 +45,6 @@ def field(draw_discs: Draw) -> tuple[Any, list[str]]:
     at = (np.indices((8, 7)).reshape(2, -1).T + 0.5) * 80
     sizes = [24 if code == "platelet" else 46 for code in codes]
     return draw_discs((640, 560), np.column_stack([at, sizes]), tuple(codes)), codes
-
-
-@pytest.fixture
-def pipeline(
-    naming_models: Path, disc_detector: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Pipeline]:
-    """A pipeline whose detector finds drawn discs, and which names them."""
-    detector = disc_detector()
-    monkeypatch.setattr("smearcount.pipeline.Detector", lambda *_: detector)
-    shown = str(shipped("weights") / Settings().detector)
-
-    def make(**changes: Any) -> Pipeline:
-        return Pipeline(Settings(**{"detector": shown, "classifiers": BOTH, **changes}), naming_models)
-
-    return make
 
 
 def test_every_shipped_card_agrees_with_the_taxonomy() -> None:
@@ -143,9 +127,11 @@ def test_a_field_without_cells_is_named(naming_models: Path, field: tuple[Any, l
     assert (labels.probs.shape, thresholds.shape) == ((0, 6), (0,))
 
 
-def test_the_pipeline_names_what_was_drawn(pipeline: Callable[..., Pipeline], field: tuple[Any, list[str]]) -> None:
+def test_the_pipeline_names_what_was_drawn(
+    naming_pipeline: Callable[..., Pipeline], field: tuple[Any, list[str]]
+) -> None:
     picture, codes = field
-    result = pipeline().analyze(picture.pixels, um_per_px=UM_PER_PX).result
+    result = naming_pipeline().analyze(picture.pixels, um_per_px=UM_PER_PX).result
     middles = (result.detections.boxes[:, :2] + result.detections.boxes[:, 2:]) / 2
     nearest = np.linalg.norm(middles[:, None] - picture.discs[None, :, :2], axis=2).argmin(axis=1)
     assert sorted(nearest.tolist()) == list(range(56))
@@ -159,9 +145,9 @@ def test_the_pipeline_names_what_was_drawn(pipeline: Callable[..., Pipeline], fi
 
 
 def test_erythroblasts_leave_the_white_cells_and_false_white_cells_become_platelets(
-    pipeline: Callable[..., Pipeline], field: tuple[Any, list[str]], taxonomy: Taxonomy
+    naming_pipeline: Callable[..., Pipeline], field: tuple[Any, list[str]], taxonomy: Taxonomy
 ) -> None:
-    analysis = pipeline(edge_rule="all").analyze(field[0].pixels, um_per_px=UM_PER_PX)
+    analysis = naming_pipeline(edge_rule="all").analyze(field[0].pixels, um_per_px=UM_PER_PX)
     totals = kind_totals(analysis.counts, analysis.result.labels, taxonomy)
     assert totals == {"rbc": 24, "wbc": 8, "nrbc": 8, "platelet": 16}
     table = analysis.differential
@@ -171,7 +157,7 @@ def test_erythroblasts_leave_the_white_cells_and_false_white_cells_become_platel
     assert sum(analysis.counts.unclassified.values()) == 0
 
 
-def test_abstention_is_monotone(pipeline: Callable[..., Pipeline], draw_discs: Draw) -> None:
+def test_abstention_is_monotone(naming_pipeline: Callable[..., Pipeline], draw_discs: Draw) -> None:
     """A higher threshold only takes names away; at 0 every cell that is asked about has one."""
     at = (np.indices((8, 6)).reshape(2, -1).T + 0.5) * 80
     picture = draw_discs((640, 480), np.column_stack([at, np.full(48, 46)]), ("normocyte",) * 48)
@@ -182,7 +168,7 @@ def test_abstention_is_monotone(pipeline: Callable[..., Pipeline], draw_discs: D
     previous: list[str] | None = None
     unnamed = []
     for threshold in (0.0, 0.3, 0.5, 0.7, 0.9, 0.95, 0.98, 0.99, 1.0):
-        result = pipeline(min_label_score=threshold).analyze(picture.pixels, um_per_px=UM_PER_PX).result
+        result = naming_pipeline(min_label_score=threshold).analyze(picture.pixels, um_per_px=UM_PER_PX).result
         names = result.names.tolist()
         unnamed.append(names.count(UNCLASSIFIED))
         best = result.labels.probs.max(axis=1)
@@ -197,9 +183,9 @@ def test_abstention_is_monotone(pipeline: Callable[..., Pipeline], draw_discs: D
 
 
 def test_unclassified_cells_keep_their_kind_and_are_counted(
-    pipeline: Callable[..., Pipeline], field: tuple[Any, list[str]]
+    naming_pipeline: Callable[..., Pipeline], field: tuple[Any, list[str]]
 ) -> None:
-    analysis = pipeline(min_label_score=1.0, edge_rule="all").analyze(field[0].pixels, um_per_px=UM_PER_PX)
+    analysis = naming_pipeline(min_label_score=1.0, edge_rule="all").analyze(field[0].pixels, um_per_px=UM_PER_PX)
     assert dict(analysis.counts.unclassified) == {"rbc": 24, "wbc": 24, "nrbc": 0, "platelet": 0}
     assert analysis.counts.named["platelet"] == 8
     frame = analysis.cells

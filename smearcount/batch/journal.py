@@ -45,7 +45,7 @@ class Record:
         row: of the report, as JSON.
         counts: what slide totals need, as JSON.
         cells: the rows of its cells without picture and slide, as compressed CSV; None where none were asked for.
-        files: `[folder, name, sha256]` of the pictures written for it, as JSON.
+        files: the pictures written for it, `{folder: {name: sha256}}`, as JSON.
         seconds: that the analysis took.
         worker: machine and process.
         finished: date and time, UTC.
@@ -58,21 +58,21 @@ class Record:
     row: str
     counts: str = "{}"
     cells: bytes | None = None
-    files: str = "[]"
+    files: str = "{}"
     seconds: float = 0.0
     worker: str = ""
     finished: str = ""
     provenance: str = ""
 
-    def content(self) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+    def content(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Row, counts and files as values.
 
         Raises:
             ValueError: they are no such JSON.
         """
         row, counts, files = json.loads(self.row), json.loads(self.counts), json.loads(self.files)
-        if not (isinstance(row, dict) and isinstance(counts, dict) and isinstance(files, list)):
-            raise ValueError("expected two objects and a list")
+        if not all(isinstance(each, dict) for each in (row, counts, files)):
+            raise ValueError("expected three objects")
         return row, counts, files
 
     def cell_lines(self) -> bytes:

@@ -146,12 +146,14 @@ class _Batch:
         except (ValueError, TypeError, ImageError, OSError):
             return False  # it is analysed, and the reason, if there still is one, becomes its row
 
-    def _has(self, wanted: Path | None, files: Sequence[Any]) -> bool:
+    def _has(self, wanted: Path | None, files: Mapping[str, Mapping[str, str]]) -> bool:
         """Whether every picture that was written to this folder is still there as it was; one not wanted has all."""
         if wanted is None:
             return True
-        written = [(Path(folder) / name, sha256) for folder, name, sha256 in files if folder == str(wanted)]
-        return bool(written) and all(path.is_file() and file_digest(path) == sha256 for path, sha256 in written)
+        written = files.get(str(wanted))
+        if written is None:
+            return False
+        return all((wanted / name).is_file() and file_digest(wanted / name) == sha for name, sha in written.items())
 
     def _named(self, tasks: Sequence[Task], found: Sequence[tuple[int, Any]]) -> Iterator[tuple[str, Record]]:
         for number, result in found:

@@ -176,16 +176,16 @@ def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy) -> Record:
 
 
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
-    files = []
+    files: dict[str, dict[str, str]] = {}
     name = shortened(Path(task.image_id).name)
     if wishes.overlays:
         folder = make_folder(wishes.overlays / Path(task.image_id).parent)
-        files += _kept(wishes.overlays, [write_picture(folder / f"{name}.overlay.jpg", analysis.overlay())])
+        files |= _kept(wishes.overlays, [write_picture(folder / f"{name}.overlay.jpg", analysis.overlay())])
     if wishes.galleries:
         from smearcount.gallery import write_gallery
 
         folder = make_folder(wishes.galleries / Path(task.image_id).parent)
-        files += _kept(wishes.galleries, write_gallery(analysis, folder, name))
+        files |= _kept(wishes.galleries, write_gallery(analysis, folder, name))
     return Record(
         sha256=analysis.result.image_sha256,
         status="ok",
@@ -198,8 +198,8 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     )
 
 
-def _kept(folder: Path, written: list[Path]) -> list[tuple[str, str, str]]:
-    return [(str(folder), path.relative_to(folder).as_posix(), file_digest(path)) for path in written]
+def _kept(folder: Path, written: list[Path]) -> dict[str, dict[str, str]]:
+    return {str(folder): {path.relative_to(folder).as_posix(): file_digest(path) for path in written}}
 
 
 def file_digest(path: Path) -> str:

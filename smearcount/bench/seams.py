@@ -1,4 +1,4 @@
-"""Is a cell lost or counted twice where two windows meet? Against the truth of a simulated slide, and between origins."""
+"""Is a cell lost or counted twice where windows meet? Against the truth of a simulated slide, and between origins."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def check_counts(ours: Mapping[str, int], theirs: Mapping[str, int], rival: str,
     Raises:
         SmearcountError: they differ by more than `tolerance`, so that times could not be compared.
     """
-    ratio = theirs["all"] / max(ours["all"], 1) if ours["all"] or theirs["all"] else 1.0
+    ratio = theirs["all"] / ours["all"] if ours["all"] else 1.0 + theirs["all"]
     if not abs(ratio - 1) <= tolerance:
         raise SmearcountError(
             f"{rival} counts {dict(theirs)}, where smearcount counts {dict(ours)}: more than {100 * tolerance:g} % "

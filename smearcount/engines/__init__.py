@@ -5,7 +5,18 @@ An engine adds no logic and knows nothing of pictures: it gives tasks to workers
 
 from smearcount.engines.contract import Engine, Lost, Results, Work
 from smearcount.engines.here import run_here
-from smearcount.engines.local import LocalPlan, run_local
+from smearcount.engines.local import LocalPlan, run_local, usable_cores
 from smearcount.engines.ray import RayPlan, run_ray
 
-__all__ = ["Engine", "LocalPlan", "Lost", "RayPlan", "Results", "Work", "run_here", "run_local", "run_ray"]
+__all__ = [
+    "Engine",
+    "LocalPlan",
+    "Lost",
+    "RayPlan",
+    "Results",
+    "Work",
+    "run_here",
+    "run_local",
+    "run_ray",
+    "usable_cores",
+]

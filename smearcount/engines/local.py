@@ -14,7 +14,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that it does not have
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
-        self.process.start()
+        with _undisturbed():
+            self.process.start()
         theirs.close()  # so that the pipe ends with the process
         self.given: deque[int] = deque()
         self.ready = False
@@ -116,6 +119,20 @@ class _Worker:
         self.pipe.close()
 
 
+@contextmanager
+def _undisturbed() -> Generator[None, None, None]:
+    """Ctrl-C, which reaches the whole group, waits until the end of the block, and never comes to what is started."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # it lets the signal through again when it is started itself
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+
 class _Pool:
     """All workers, and which task is where: waiting, given, tried once in vain, or done."""
 
@@ -126,10 +143,13 @@ class _Pool:
         self._tried: set[int] = set()
         self._lost: Results = []
         self._false_starts = 0
-        self._workers = [_Worker(self._work, threads) for _ in range(workers)]
+        self._wanted = workers
+        self._workers: list[_Worker] = []
 
     def results(self) -> Generator[Results, None, None]:
         """What is finished, as soon as it is; everything that waits is handed over at once."""
+        for _ in range(self._wanted):
+            self._workers.append(_Worker(self._work, self._threads))
         while self._waiting or self._again or any(worker.given for worker in self._workers):
             self._hand_out()
             by_pipe = {worker.pipe: worker for worker in self._workers}
@@ -224,7 +244,7 @@ def _settle(threads: int) -> None:
     """Threads, signals, and an end with the parent; before any library with threads is imported."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
-    # Ctrl-C reaches the whole group: the parent decides. SIGTERM comes from it, and leaves time to tidy up.
+    # The parent decides on Ctrl-C. SIGTERM comes from it, and leaves time to tidy up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=_end_with_parent, daemon=True).start()

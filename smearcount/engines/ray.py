@@ -12,6 +12,7 @@ import os
 import pickle
 from collections import Counter
 from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def run_ray(plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Generator[Result
     """
     if not tasks:
         return
-    ray = _imported()
+    ray = _imported(plan.address)
     started = not ray.is_initialized()
     if started:
         _connect(ray, plan, len(tasks))
@@ -83,10 +84,12 @@ def run_ray(plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Generator[Result
             ray.shutdown()
 
 
-def _imported() -> Any:
-    # Read when Ray is imported or started: no usage report, and no log on the terminal.
+def _imported(address: str) -> Any:
+    # Read when Ray is imported: no usage report, no log on the terminal, and a cluster of our own on the loopback only.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if not address:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
         import ray.data
@@ -104,14 +107,29 @@ def _connect(ray: Any, plan: RayPlan, tasks: int) -> None:
     if plan.address:
         options["address"] = plan.address
     else:
-        options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES, "_node_ip_address": "127.0.0.1"}
         # As many cores as were asked for, even where there are fewer: the user knows why.
-        options["num_cpus"] = max(usable_cores(), min(plan.workers or 1, tasks) * (plan.threads or 1))
+        cores = max(usable_cores(), min(plan.workers or 1, tasks) * (plan.threads or 1))
+        options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
-        ray.init(**options)
+        with nullcontext() if plan.address else _offline():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"at {plan.address}" if plan.address else "on this machine"
         raise SmearcountError(f"no Ray cluster {where}: {error}; start one with `ray start --head`") from error
+
+
+@contextmanager
+def _offline() -> Generator[None, None, None]:
+    """A proxy that is not there for all that Ray starts: even without usage reports it asks which cloud it runs in."""
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    wanted = nowhere | dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost")
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _mapped(ray: Any, plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Generator[Results, None, None]:

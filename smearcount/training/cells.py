@@ -26,7 +26,18 @@ from smearcount.geometry import FloatArray, centres, iou_matrix, resize_rgb
 from smearcount.images import find_images, open_image
 from smearcount.training.splits import split_groups
 
-__all__ = ["CellSource", "LabelledPoint", "Window", "labelled_points", "load_cell_sources", "read_cells"]
+__all__ = [
+    "CONTEXT",
+    "CellSource",
+    "Window",
+    "cut_window",
+    "folder_of",
+    "load_cell_sources",
+    "point_rows",
+    "read_cells",
+    "readable",
+    "types_of",
+]
 
 CONTEXT = 1.6
 """Side of a kept window over the side of the patch: room for turning, shifting and a lower magnification."""
@@ -62,6 +73,17 @@ class CellSource(Strict):
         """What tells the microscopes of a collection apart: the size of their pictures; empty where there is one."""
         size = f"{size_wh[0]}x{size_wh[1]}"
         return "" if len(self.um_per_px) < 2 else f"/{size if size in self.um_per_px else 'any'}"
+
+    def codes_of(self, label: str) -> set[str]:
+        """What a cell of a class may be; nothing where the class is left out.
+
+        Raises:
+            ValueError: the class is unknown.
+        """
+        if label not in self.classes:
+            raise ValueError(f"class {label!r} is not among {', '.join(self.classes)}")
+        meant = self.classes[label]
+        return {meant} - {""} if isinstance(meant, str) else set(meant)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +154,10 @@ def read_cells(
     """
     finest, parts = patch_um / (FINEST * input_px), []
     for name, source in sources.items():
-        reading = _Reading(_folder(name, source), name, source, detector, patch_um, seed)
-        with _readable(reading.folder, source):
+        reading = _Reading(folder_of(name, source), name, source, detector, patch_um, seed)
+        with readable(reading.folder, source):
             read = _READERS[source.format](reading)
-            windows = [_coarse(window, finest) for window in read if _codes(source, window.label) & set(codes)]
+            windows = [_coarse(window, finest) for window in read if source.codes_of(window.label) & set(codes)]
         if windows:
             parts.append(_as_set(windows, name, source, codes))
     if not parts:
@@ -152,7 +174,7 @@ def _coarse(window: Window, finest_um_per_px: float) -> Window:
     return replace(window, pixels=resize_rgb(window.pixels, side, side), um_per_px=scale)
 
 
-def _folder(name: str, source: CellSource) -> Path:
+def folder_of(name: str, source: CellSource) -> Path:
     """Where a collection lies; one of boxes lies where its fields do."""
     root = data_root()
     if root is None and source.folder is None:
@@ -164,7 +186,7 @@ def _folder(name: str, source: CellSource) -> Path:
 
 
 @contextmanager
-def _readable(folder: Path, source: CellSource) -> Iterator[None]:
+def readable(folder: Path, source: CellSource) -> Iterator[None]:
     """Whatever is wrong with the files of a collection says which collection it is."""
     try:
         yield
@@ -173,15 +195,8 @@ def _readable(folder: Path, source: CellSource) -> Iterator[None]:
         raise DatasetError(f"{folder}: cells of format {source.format} can't be read ({fault})") from error
 
 
-def _codes(source: CellSource, label: str) -> set[str]:
-    if label not in source.classes:
-        raise ValueError(f"class {label!r} is not among {', '.join(source.classes)}")
-    meant = source.classes[label]
-    return {meant} - {""} if isinstance(meant, str) else set(meant)
-
-
 def _as_set(windows: list[Window], name: str, source: CellSource, codes: tuple[str, ...]) -> CellSet:
-    allowed = [_codes(source, window.label) for window in windows]
+    allowed = [source.codes_of(window.label) for window in windows]
     return CellSet(
         pixels=tuple(window.pixels for window in windows),
         um_per_px=np.array([window.um_per_px for window in windows], np.float32),
@@ -213,57 +228,19 @@ def _points(reading: _Reading) -> Iterator[Window]:
         scale = reading.source.scale(picture.size_wh)
         cells = reading.detector.find(picture, scale)
         boxes = cells.boxes[cells.kinds == reading.source.find]
-        for x, y, label in _point_rows(reading.folder / "labels" / f"{stem}.txt"):
+        for x, y, label in point_rows(reading.folder / "labels" / f"{stem}.txt"):
             pixels = cut_window(picture, _around(boxes, x, y), round(reading.side_um / scale))
             yield Window(pixels, scale, label, f"{reading.name}/{stem}", split, f"{path.name} {x:.0f} {y:.0f}")
 
 
-@dataclass(frozen=True)
-class LabelledPoint:
-    """A labelled cell of a field: where it is, or None for the one white cell of its field."""
-
-    path: Path
-    code: str
-    xy: tuple[float, float] | None
-    um_per_px: float
-
-
-def labelled_points(name: str, source: CellSource, split: str) -> list[LabelledPoint]:
-    """The labelled cells of the fields of a collection of points or types, where the label is one code.
-
-    Raises:
-        DatasetError: the collection is missing, malformed, or of another format.
-    """
-    if source.format not in ("points", "typed"):
-        raise DatasetError(f"{name}: expected a collection of points or typed fields, got {source.format}")
-    folder = _folder(name, source)
-    with _readable(folder, source):
-        types = _types(folder / source.types) if source.format == "typed" else None
-        return [point for stem in stems_of(folder, split) for point in _points_of(folder, stem, source, types)]
-
-
-def _points_of(
-    folder: Path, stem: str, source: CellSource, types: dict[str, dict[str, str]] | None
-) -> Iterator[LabelledPoint]:
-    path = picture_of(folder / "images", stem)
-    scale = source.scale(open_image(path).size_wh)
-    labels: list[tuple[str, tuple[float, float] | None]]
-    if types is None:
-        labels = [(label, (x, y)) for x, y, label in _point_rows(folder / "labels" / f"{stem}.txt")]
-    else:
-        labels = [(types[stem]["type"], None)] if stem in types else []
-    for label, place in labels:
-        codes = _codes(source, label)
-        if len(codes) == 1:
-            yield LabelledPoint(path, codes.pop(), place, scale)
-
-
-def _point_rows(path: Path) -> list[tuple[float, float, str]]:
+def point_rows(path: Path) -> list[tuple[float, float, str]]:
+    """The lines `x y class` of a file."""
     rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [(float(x), float(y), label) for x, y, label in rows]
 
 
-def _types(path: Path) -> dict[str, dict[str, str]]:
+def types_of(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a CSV file by their column `image`."""
     with path.open(newline="", encoding="utf-8") as stream:
         return {row["image"]: row for row in csv.DictReader(stream)}
 
@@ -280,7 +257,7 @@ def _around(boxes: FloatArray, x: float, y: float) -> tuple[float, float]:
 
 def _typed(reading: _Reading) -> Iterator[Window]:
     """The white cell of every field whose type is known; fields with several white cells are left out."""
-    types = _types(reading.folder / reading.source.types)
+    types = types_of(reading.folder / reading.source.types)
     for split, stem in _split_stems(reading.folder):
         if stem not in types:
             continue
@@ -322,11 +299,15 @@ def _truth(reading: _Reading) -> Iterator[Window]:
     """Cells of rendered smears, which know their codes; `truth.json` lies beside the pictures."""
     smears = json.loads((reading.folder / "truth.json").read_text(encoding="utf-8"))
     names = np.array(list(smears))
-    splits = split_groups(names, np.full(len(names), "smear"), reading.source.val_share, reading.seed)
+    share = reading.source.val_share
+    labels = np.full(len(names), "smear")
+    splits = split_groups(names, labels, share, reading.seed) if share else np.full(len(names), "train")
     for name, split in zip(names.tolist(), splits.tolist(), strict=True):
         smear, picture = smears[name], open_image(reading.folder / name)
         rows = [row for row, code in enumerate(smear["codes"]) if code in reading.source.classes]
-        for (x, y), row in zip(centres(np.array(smear["boxes"], np.float32)[rows]).tolist(), rows, strict=True):
+        for (x, y), row in zip(
+            centres(np.array(smear["boxes"], np.float32).reshape(-1, 4)[rows]).tolist(), rows, strict=True
+        ):
             pixels = cut_window(picture, (x, y), round(reading.side_um / smear["um_per_px"]))
             origin = f"{name} {x:.0f} {y:.0f}"
             yield Window(pixels, smear["um_per_px"], smear["codes"][row], f"{reading.name}/{name}", split, origin)

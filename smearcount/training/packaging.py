@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
 from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Metric, Model, as_yaml, find_model
 from smearcount.config import load_yaml, shipped
-from smearcount.errors import ModelError
+from smearcount.errors import ConfigError, ModelError
 from smearcount.probe import probe_errors
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
 
@@ -37,8 +38,12 @@ def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], o
 
     Returns:
         The card, whose metrics are empty until `evaluate` has filled them in.
+
+    Raises:
+        ConfigError: a word of the card is missing or wrong.
     """
-    card = DetectorCard.model_validate(
+    card = _checked(
+        DetectorCard,
         {
             **about,
             "um_per_px": recipe["canonical_um_per_px"],
@@ -48,9 +53,17 @@ def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], o
             "metrics": (),
             "git_commit": git_commit(),
             "files": {},
-        }
+        },
     )
     return assemble(run, card, out)
+
+
+def _checked(kind: type[Card], values: dict[str, Any]) -> Card:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"words of the card of {values.get('id', 'a model without id')}: {faults}") from error
 
 
 def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
@@ -64,10 +77,14 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
 
     Returns:
         The card, whose metrics are empty until `evaluate classifier --card` has filled them in.
+
+    Raises:
+        ConfigError: a word of the card is missing or wrong.
     """
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     kept = {name: summary[name] for name in ("codes", "mean", "std", "input_px", "temperature")}
-    card = ClassifierCard.model_validate(
+    card = _checked(
+        ClassifierCard,
         {
             **about,
             **kept,
@@ -76,7 +93,7 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
             "metrics": (),
             "git_commit": git_commit(),
             "files": {},
-        }
+        },
     )
     return assemble(run, card, out)
 

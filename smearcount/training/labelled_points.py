@@ -1,0 +1,54 @@
+"""Labelled cells of whole fields, by their places: what the pipeline's names are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from smearcount.datasets import picture_of, stems_of
+from smearcount.errors import DatasetError
+from smearcount.images import open_image
+from smearcount.training.cells import CellSource, folder_of, point_rows, readable, types_of
+
+__all__ = ["LabelledPoint", "labelled_points"]
+
+
+@dataclass(frozen=True)
+class LabelledPoint:
+    """A labelled cell of a field: where it is, or None for the one white cell of its field."""
+
+    path: Path
+    code: str
+    xy: tuple[float, float] | None
+    um_per_px: float
+
+
+def labelled_points(name: str, source: CellSource, split: str) -> list[LabelledPoint]:
+    """The labelled cells of the fields of a collection of points or types, where the label is one code.
+
+    Raises:
+        DatasetError: the collection is missing, malformed, or of another format.
+    """
+    if source.format not in ("points", "typed"):
+        raise DatasetError(f"{name}: expected a collection of points or typed fields, got {source.format}")
+    folder = folder_of(name, source)
+    with readable(folder, source):
+        types = types_of(folder / source.types) if source.format == "typed" else None
+        return [point for stem in stems_of(folder, split) for point in _points_of(folder, stem, source, types)]
+
+
+def _points_of(
+    folder: Path, stem: str, source: CellSource, types: dict[str, dict[str, str]] | None
+) -> Iterator[LabelledPoint]:
+    path = picture_of(folder / "images", stem)
+    scale = source.scale(open_image(path).size_wh)
+    labels: list[tuple[str, tuple[float, float] | None]]
+    if types is None:
+        labels = [(label, (x, y)) for x, y, label in point_rows(folder / "labels" / f"{stem}.txt")]
+    else:
+        labels = [(types[stem]["type"], None)] if stem in types else []
+    for label, place in labels:
+        codes = source.codes_of(label)
+        if len(codes) == 1:
+            yield LabelledPoint(path, codes.pop(), place, scale)

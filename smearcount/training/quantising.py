@@ -1,0 +1,347 @@
+"""An INT8 version of a model: convolutions with 8-bit weights and activations, made by NNCF for OpenVINO on CPUs.
+
+The ranges of the activations are taken from pictures; on others, which were not used for that, the answers are compared
+with those in float32. A version that differs by more than `MOST_APART` is not written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smearcount.cards import ClassifierCard, FileEntry, Metric, Model
+from smearcount.classifier import Classifier, fitted
+from smearcount.datasets import LabelledField, choose_sources, read_source
+from smearcount.detector import Detector, canonical_size, to_tensor
+from smearcount.errors import ModelError, RuntimeMissingError, UsageError
+from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.images import find_images, open_image
+from smearcount.offline import quiet_openvino
+from smearcount.patches import to_batch
+from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.scale import find_at_scale
+from smearcount.training.packaging import update_card
+
+__all__ = ["MOST_APART", "Agreement", "Samples", "compare", "has_int8", "quantise", "samples_in", "samples_of"]
+
+MOST_APART = 0.005
+"""Largest difference to float32: of the pooled counts of a detector, of the labels of a classifier, as a share."""
+
+LEAST_CELLS = 200
+"""With fewer cells to compare, one of them would decide."""
+
+CALIBRATION, CHECK = 120, 100
+"""Pictures: more make the ranges no better, and the counts of fewer say little."""
+
+_INSTRUCTIONS = frozenset(("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))
+"""Products of 8-bit numbers in one instruction, as Linux names them; without one INT8 is slower and saturates."""
+
+_PROBE_SLACK = 1.5
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures for making an INT8 version, each with its scale in micrometres a pixel where that is known.
+
+    Attributes:
+        calibration: the ranges of the activations are taken from these.
+        check: the answers are compared on these, which are others.
+    """
+
+    calibration: tuple[tuple[Path, float | None], ...]
+    check: tuple[tuple[Path, float | None], ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the answers of an INT8 version compare with those in float32.
+
+    Attributes:
+        rest: precision of the layers that were not quantised.
+        pictures: that were compared.
+        counts: by code, number in float32 and in INT8.
+        same: share of the pictures with the same counts; of a classifier, with the same label.
+        apart: difference of the pooled counts as a share; of a classifier, the share of other labels.
+    """
+
+    rest: str
+    pictures: int
+    counts: dict[str, tuple[int, int]]
+    same: float
+    apart: float
+
+    @property
+    def cells(self) -> int:
+        """Cells in float32."""
+        return sum(reference for reference, _ in self.counts.values())
+
+
+def has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine has the instructions that make INT8 worth while.
+
+    Raises:
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    quiet_openvino()
+    try:
+        import openvino
+    except ImportError as error:
+        raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
+    able = "INT8" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
+    # OpenVINO says yes for any x86 processor; where the flags can't be read, its word is all there is.
+    return able and (flags is None or not _INSTRUCTIONS.isdisjoint(flags[1].split()))
+
+
+def samples_in(folder: Path) -> Samples:
+    """All pictures of a folder and below; every fifth is kept for the comparison.
+
+    Raises:
+        ImageError: the folder can't be listed.
+        UsageError: there are fewer than ten pictures.
+    """
+    pictures = [(path, None) for path in find_images(folder, recursive=True)]
+    if len(pictures) < 10:
+        raise UsageError(f"{folder}: {len(pictures)} pictures are too few to calibrate with; give 100 or more")
+    check = pictures[4::5]
+    return Samples(tuple(_spread([each for each in pictures if each not in check], CALIBRATION)), tuple(check))
+
+
+def samples_of(sources: Sequence[str], datasets: Path | None = None) -> Samples:
+    """Fields of labelled collections, with their scales: of the train lists to calibrate, of the val lists to compare.
+
+    Raises:
+        DatasetError: the data are not at hand.
+    """
+    root, chosen = choose_sources(sources, datasets)
+    parts = []
+    for split, number in (("train", CALIBRATION), ("val", CHECK)):
+        looks: dict[str, list[LabelledField]] = {}
+        for field in (field for source in chosen for field in read_source(root, source, split)):
+            looks.setdefault(field.source, []).append(field)
+        share = -(-number // len(looks))
+        picked = [field for fields in looks.values() for field in _spread(fields, share)]
+        parts.append(tuple((field.path, field.um_per_px) for field in picked[:number]))
+    return Samples(*parts)
+
+
+def _spread(items: Sequence[Any], number: int) -> list[Any]:
+    """At most so many of a list, evenly spaced."""
+    return [items[int(row)] for row in np.linspace(0, len(items) - 1, min(number, len(items)))]
+
+
+def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agreement]]:
+    """Write the INT8 version of a model as the folder `out/<id>-int8`; an existing one is replaced.
+
+    Args:
+        model: a model with OpenVINO files in float32.
+        samples: fields of view for a detector, pictures of single cells for a classifier.
+        out: where the new folder is made.
+
+    Returns:
+        The folder, and how its answers compare with float32: with the layers that stay in floating point in float32,
+        and in bf16 where the machine has it.
+
+    Raises:
+        RuntimeMissingError: NNCF is not installed, or the machine lacks the instructions.
+        ModelError: the model is damaged, or the INT8 version differs by more than `MOST_APART`.
+    """
+    if not has_int8():
+        raise RuntimeMissingError("this processor has no instructions for INT8 (VNNI or AMX); use f32 or bf16")
+    if model.card.precision == "int8":
+        raise UsageError(f"{model.card.id}: is an INT8 version already; give the model that it was made of")
+    out.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".int8-", dir=out))
+    try:
+        _write_network(model, list(_inputs(model, samples.calibration)), staging)
+        _write_card(model, staging)
+        made = Model(staging)
+        agreements = [compare(model, made, samples.check, rest) for rest in _rests()]
+        _check(made, agreements)
+        _record(made, agreements)
+        target = out / made.card.id
+        shutil.rmtree(target, ignore_errors=True)
+        staging.chmod(0o755)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target, agreements
+
+
+def _inputs(model: Model, pictures: Sequence[tuple[Path, float | None]]) -> Iterator[FloatArray]:
+    """What the network sees of each picture: the middle of a field, or a single cell."""
+    if isinstance(model.card, ClassifierCard):
+        for path, _ in pictures:
+            source = open_image(path)
+            view = fitted(source.read(0, 0, *source.size_wh), model.card.input_px)
+            yield to_batch([view], model.card.mean, model.card.std)
+        return
+    card, detector = model.detector_card, Detector(model, RuntimeChoice("openvino", "cpu", "f32"))
+    for path, known in pictures:
+        source = open_image(path)
+        um_per_px = known or find_at_scale(source, detector, None, source.um_per_px)[0].um_per_px
+        side = round(card.window_px * card.um_per_px / um_per_px)
+        width, height = (min(length, side) for length in source.size_wh)
+        left, top = (source.size_wh[0] - width) // 2, (source.size_wh[1] - height) // 2
+        wh = canonical_size((width, height), um_per_px, card)
+        yield to_tensor(resize_rgb(source.read(left, top, width, height), *wh), card)
+
+
+def _write_network(model: Model, inputs: list[FloatArray], folder: Path) -> None:
+    """Quantise the OpenVINO network of a model; write it as `model.xml` and `model.bin`."""
+    try:
+        import nncf
+    except ImportError as error:
+        raise RuntimeMissingError("NNCF is not installed: pip install 'smearcount[int8]'") from error
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    network = openvino.Core().read_model(model.read("model.xml"), openvino.Tensor(_bytes(model.read("model.bin"))))
+    names = [operation.get_friendly_name() for operation in network.get_ordered_ops()]
+    # NNCF shows its progress on stdout, which belongs to what a command has to say.
+    with contextlib.redirect_stdout(sys.stderr):
+        quantised = nncf.quantize(
+            network,
+            nncf.Dataset(inputs),
+            subset_size=len(inputs),
+            preset=nncf.QuantizationPreset.MIXED,  # Swish gives negative values too: ranges are not symmetric
+            ignored_scope=nncf.IgnoredScope(patterns=_kept_exact(names), validate=False),
+        )
+    openvino.save_model(quantised, folder / "model.xml", compress_to_fp16=False)
+
+
+def _bytes(content: bytes) -> Any:
+    return np.frombuffer(content, np.uint8).copy()
+
+
+def _kept_exact(names: Sequence[str]) -> list[str]:
+    """Patterns of the operations that stay in floating point.
+
+    In a detector the first layer, whose few channels gain nothing; the branch that scores the kinds, since thresholds
+    are set to a hundredth; and what turns the distances of the box branch into pixels. A classifier has none of these.
+    """
+    layers = [int(found[1]) for name in names if (found := re.match(r"/model\.(\d+)/", name))]
+    if not layers:
+        return []
+    head = rf"/model\.{max(layers)}/"
+    return [r"/model\.0/.*", rf"{head}(?!cv2\.).*", rf"{head}cv2\.\d/cv2\.\d\.2/.*"]
+
+
+def _write_card(model: Model, folder: Path) -> None:
+    """The card of the INT8 version, with the probe of the model: what float32 gives stays the measure."""
+    (folder / "card.yaml").write_bytes((model.folder / "card.yaml").read_bytes())
+    (folder / "probe.npz").write_bytes(model.read("probe.npz"))
+    files = {}
+    for name, runtime in (("model.xml", "openvino"), ("model.bin", "openvino"), ("probe.npz", "probe")):
+        content = (folder / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        files[name] = FileEntry.model_validate({"runtime": runtime, "sha256": digest, "bytes": len(content)})
+    update_card(
+        folder,
+        id=f"{model.card.id}-int8",
+        description=f"{model.card.description} INT8 version of {model.card.id}, for OpenVINO.",
+        precision="int8",
+        files={name: entry.model_dump() for name, entry in files.items()},
+        metrics=(),
+        limits=(*model.card.limits, f"Figures against labels are those of {model.card.id}; INT8 was compared with it."),
+    )
+
+
+def _rests() -> tuple[str, ...]:
+    """Precisions in which the layers that are not quantised can run here."""
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("f32", "bf16") if "BF16" in able else ("f32",)
+
+
+def compare(
+    reference: Model, quantised: Model, pictures: Sequence[tuple[Path, float | None]], rest: str = "f32"
+) -> Agreement:
+    """Answers of an INT8 version against those of its model in float32.
+
+    Args:
+        reference: the model.
+        quantised: its INT8 version.
+        pictures: none of which was used to calibrate, with their scales where known.
+        rest: precision of the layers that are not quantised.
+    """
+    naming = isinstance(reference.card, ClassifierCard)
+    runs = ((reference, RuntimeChoice("openvino", "cpu", "f32")), (quantised, RuntimeChoice("openvino", "cpu", rest)))
+    rows = _labels(runs, pictures) if naming else _counts(runs, pictures)
+    table = np.array(rows, np.int64).reshape(-1, 2, len(reference.card.codes))
+    first, second = table.sum(axis=0)
+    same = float((table[:, 0] == table[:, 1]).all(axis=1).mean())
+    apart = 1 - same if naming else abs(int(second.sum()) - int(first.sum())) / max(int(first.sum()), 1)
+    counts = {code: (int(first[i]), int(second[i])) for i, code in enumerate(reference.card.codes)}
+    return Agreement(rest, len(table), counts, same, apart)
+
+
+_Runs = tuple[tuple[Model, RuntimeChoice], ...]
+_Rows = list[list[list[int]]]
+
+
+def _counts(runs: _Runs, pictures: Sequence[tuple[Path, float | None]]) -> _Rows:
+    """Number of cells of each code in each picture, by each run."""
+    detectors = [Detector(model, choice) for model, choice in runs]
+    rows = []
+    for path, known in pictures:
+        source = open_image(path)
+        um_per_px = known or find_at_scale(source, detectors[0], None, source.um_per_px)[0].um_per_px
+        kinds = [each.find(source, um_per_px).kinds for each in detectors]
+        rows.append([[int((found == code).sum()) for code in detectors[0].card.codes] for found in kinds])
+    return rows
+
+
+def _labels(runs: _Runs, pictures: Sequence[tuple[Path, float | None]]) -> _Rows:
+    """A one at the label of each single cell, by each run."""
+    classifiers = [Classifier(model, choice) for model, choice in runs]
+    sources = [open_image(path) for path, _ in pictures]
+    views = [fitted(each.read(0, 0, *each.size_wh), classifiers[0].card.input_px) for each in sources]
+    labels = np.stack([each.name_views(views).probs.argmax(axis=1) for each in classifiers], axis=1)
+    rows: _Rows = np.eye(len(classifiers[0].card.codes), dtype=int)[labels].tolist()
+    return rows
+
+
+def _check(made: Model, agreements: Sequence[Agreement]) -> None:
+    for each in agreements:
+        if each.cells < LEAST_CELLS:
+            raise UsageError(f"{each.cells} cells are too few to compare, expected {LEAST_CELLS}; give more pictures")
+        if each.apart > MOST_APART:
+            raise ModelError(
+                f"{made.card.id}: not written, since its answers are {100 * each.apart:.2f} % from those in float32 "
+                f"(allowed {100 * MOST_APART:g} %), other layers in {each.rest}: {each.counts}; give more or other "
+                "pictures to calibrate with"
+            )
+
+
+def _record(made: Model, agreements: Sequence[Agreement]) -> None:
+    """Write the comparison on the card, and how far the probe is from float32."""
+    probe = np.load(io.BytesIO(made.read("probe.npz")), allow_pickle=False)
+    worst, metrics = made.card.probe_tolerance, []
+    for each in agreements:
+        run, _ = make_runtime(made, RuntimeChoice("openvino", "cpu", each.rest))
+        worst = max(worst, float(np.abs(run(probe["pixels"].astype(np.float32))[0] - probe["expected"]).max()))
+        data = f"{each.pictures} pictures not used to calibrate, other layers in {each.rest}"
+        metrics += [
+            Metric(name=f"{code} over float32", data=data, n=first, value=round(second / first, 5))
+            for code, (first, second) in each.counts.items()
+            if first
+        ]
+    update_card(
+        made.folder,
+        probe_tolerance=round(_PROBE_SLACK * worst, 3),
+        metrics=[metric.model_dump(exclude_none=True) for metric in metrics],
+    )

@@ -1,0 +1,295 @@
+"""Ready-made pictures of single cells: what each is shown as, its row, and classes from a few examples."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount.cards import find_model
+from smearcount.classifier import Classifier
+from smearcount.classify import ClassifyOutcome, ClassifyRun, label_columns, listed_pictures, run_classify
+from smearcount.detector import Detector
+from smearcount.errors import ImageError, ModelError, UsageError
+from smearcount.images import ArraySource, write_picture
+from smearcount.runtimes import RuntimeChoice
+
+Pixels = npt.NDArray[np.uint8]
+Draw = Callable[..., Any]
+Run = Callable[..., tuple[ClassifyOutcome, list[dict[str, str]]]]
+
+RED = ("normocyte", "spherocyte", "target_cell")
+PATCH_PX = 75
+
+
+@pytest.fixture
+def classify(naming_models: Path, tmp_path: Path) -> Run:
+    """Name pictures by the red classifier; the outcome, and the rows that were written."""
+
+    def run(*paths: Path, model: str = "red-discs", **flags: Any) -> tuple[ClassifyOutcome, list[dict[str, str]]]:
+        out = tmp_path / "labels.csv"
+        outcome = run_classify(ClassifyRun(str(naming_models / model), **flags), paths, out)
+        return outcome, list(csv.DictReader(out.read_text().splitlines()))
+
+    return run
+
+
+@pytest.fixture
+def red(naming_models: Path) -> Classifier:
+    return Classifier(find_model("red-discs", naming_models), RuntimeChoice())
+
+
+def cell(draw: Draw, code: str, diameter: float = 46, side: int = PATCH_PX) -> Pixels:
+    """A disc in the middle of a square picture; at 75 px it is a whole window of the classifier."""
+    pixels: Pixels = draw((side, side), np.array([[side / 2, side / 2, diameter]]), (code,)).pixels
+    return pixels
+
+
+def tinted(draw: Draw, blue: int, diameter: float = 46) -> Pixels:
+    """A disc of another blue than those of the codes."""
+    pixels = cell(draw, "normocyte", diameter)
+    pixels[..., 2] = np.where(pixels[..., 1] < 150, blue, pixels[..., 2])
+    return pixels
+
+
+def write(folder: Path, **pictures: Pixels) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pixels in pictures.items():
+        write_picture(folder / f"{name}.png", pixels)
+    return folder
+
+
+def probs_of(row: dict[str, str], codes: tuple[str, ...] = RED) -> list[float]:
+    return [float(row[f"p_{code}"]) for code in codes]
+
+
+def test_the_columns_are_fixed(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"))
+    _, (row,) = classify(folder)
+    head = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score")
+    assert tuple(row) == label_columns(RED) == (*head, "p_normocyte", "p_spherocyte", "p_target_cell")
+    assert (row["image"], row["status"], row["error"]) == (str(folder / "a.png"), "ok", "")
+
+
+def test_cells_get_their_names_with_all_probabilities(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    drawn = {f"{code}{size}": cell(draw_discs, code, size) for code in RED for size in (40, 46, 53)}
+    outcome, rows = classify(write(tmp_path / "in", **drawn))
+    assert (outcome.named, outcome.failed, outcome.remarks) == (9, (), ())
+    assert [Path(row["image"]).stem for row in rows] == sorted(drawn)
+    for row in rows:
+        assert row["label"] == Path(row["image"]).stem[:-2]
+        probs = probs_of(row)
+        assert sum(probs) == pytest.approx(1, abs=2e-4)
+        first, second = sorted(probs, reverse=True)[:2]
+        assert (float(row["score"]), float(row["runner_up_score"])) == (first, second)
+        assert row["label"] == RED[probs.index(first)] != row["runner_up"]
+
+
+@pytest.mark.parametrize("side", [40, 75, 200, 452])
+def test_a_picture_of_any_size_is_the_window(classify: Run, draw_discs: Draw, tmp_path: Path, side: int) -> None:
+    pictures = {code: cell(draw_discs, code, 46 / 75 * side, side) for code in RED}
+    _, rows = classify(write(tmp_path / "in", **pictures))
+    assert [row["label"] for row in rows] == sorted(RED)
+
+
+def test_failures_are_rows_and_cost_only_themselves(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"), z=cell(draw_discs, "target_cell"))
+    (folder / "b.png").write_bytes(b"no picture at all")
+    (folder / "c.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    write_picture(folder / "d.png", np.zeros((9, 9, 3), np.uint8))
+    outcome, rows = classify(folder, folder / "absent.png")
+    assert [(Path(row["image"]).name, row["status"]) for row in rows] == [
+        *(("a.png", "ok"), ("b.png", "failed"), ("c.png", "failed"), ("d.png", "failed"), ("z.png", "ok")),
+        ("absent.png", "failed"),
+    ]
+    assert (outcome.named, len(outcome.failed)) == (2, 4)
+    for row in rows:
+        if row["status"] == "failed":
+            assert Path(row["image"]).name in row["error"]
+            assert row["error"] in outcome.failed
+            assert not row["label"] + row["score"] + row["p_normocyte"]
+        else:
+            assert row["error"] == ""
+
+
+def test_below_the_threshold_a_cell_is_unclassified(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", **{f"b{blue:03d}": tinted(draw_discs, blue) for blue in range(10, 240, 10)})
+    unnamed = []
+    for threshold in (0.0, 0.5, 0.9, 0.98, 1.0):
+        _, rows = classify(folder, min_score=threshold)
+        unsure = [row["label"] == "unclassified" for row in rows]
+        for row, without in zip(rows, unsure, strict=True):
+            if abs(float(row["score"]) - threshold) > 1e-4:
+                assert without == (float(row["score"]) < threshold)
+        unnamed.append({row["image"] for row, without in zip(rows, unsure, strict=True) if without})
+    assert unnamed == sorted(unnamed, key=len)
+    assert all(few <= more for few, more in zip(unnamed, unnamed[1:], strict=False))
+    assert (len(unnamed[0]), len(unnamed[-1])) == (0, 23)
+
+
+def test_pictures_folders_and_lists(draw_discs: Draw, tmp_path: Path) -> None:
+    picture = cell(draw_discs, "normocyte")
+    folder = write(tmp_path / "in", b=picture, a=picture)
+    write(folder / "deeper", c=picture)
+    (folder / "notes.csv").write_text("no picture")
+    listing = folder / "list.txt"
+    listing.write_text("\ndeeper/c.png\n  b.png  \n" + str(folder / "a.png") + "\nabsent.png\n")
+    a, b, c = folder / "a.png", folder / "b.png", folder / "deeper" / "c.png"
+    assert listed_pictures([folder]) == [a, b, c]
+    assert listed_pictures([listing]) == [c, b, a, folder / "absent.png"]
+    assert listed_pictures([b, folder, listing]) == [b, a, c, folder / "absent.png"]
+    assert listed_pictures([tmp_path / "one by one.jpg"]) == [tmp_path / "one by one.jpg"]
+    (tmp_path / "empty").mkdir()
+    listing.write_text("\n\n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x9f")
+    for paths, reason in (
+        ([tmp_path / "empty"], "no pictures found"),
+        ([listing], "no pictures found"),
+        ([], "no pictures found"),
+        ([tmp_path / "absent.txt"], r"absent\.txt: no list of pictures"),
+        ([tmp_path / "binary.txt"], r"binary\.txt: no list of pictures"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            listed_pictures(paths)
+
+
+@pytest.mark.parametrize("um_per_px", [0.08, 0.16, 0.3])
+def test_with_a_scale_the_window_is_about_the_middle(
+    classify: Run, red: Classifier, draw_discs: Draw, tmp_path: Path, um_per_px: float
+) -> None:
+    """The cell in the middle is named as the pipeline does, whatever lies farther out."""
+    side = round(40 / um_per_px)
+    discs = np.array([[side / 2, side / 2, 7.4 / um_per_px], [5 / um_per_px] * 3])
+    picture = draw_discs((side, side), discs, ("spherocyte", "target_cell"))
+    folder = write(tmp_path / "in", a=picture.pixels)
+    _, (row,) = classify(folder, um_per_px=um_per_px)
+    expected = red.name(picture, picture.boxes[:1], um_per_px).probs[0]
+    assert probs_of(row) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert row["label"] == "spherocyte"
+
+
+def test_find_looks_for_the_cell(
+    classify: Run,
+    red: Classifier,
+    draw_discs: Draw,
+    disc_detector: Callable[..., Detector],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The nearest cell to the middle among those of the classifier's kinds: a white cell does not count."""
+    detector = disc_detector()
+    monkeypatch.setattr("smearcount.classify.Detector", lambda *_: detector)
+    discs = np.array([[70, 75, 46], [220, 210, 46], [150, 150, 46]])
+    picture = draw_discs((300, 300), discs, ("target_cell", "spherocyte", "neutrophil"))
+    bare = draw_discs((300, 300), discs[2:], ("neutrophil",))
+    folder = write(tmp_path / "in", a=picture.pixels, b=bare.pixels)
+    _, rows = classify(folder, find=True, um_per_px=0.16)
+    found = detector.find(ArraySource(picture.pixels), 0.16)
+    nearest = found.boxes[found.kinds == "rbc"]
+    nearest = nearest[np.hypot(*(nearest[:, :2] + nearest[:, 2:] - 300).T).argmin()]
+    expected = red.name(picture, nearest[None], 0.16).probs[0]
+    assert probs_of(rows[0]) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert rows[0]["label"] == "spherocyte"
+    # Without a cell of its kinds, the middle of the picture is all there is.
+    assert probs_of(rows[1]) == pytest.approx(
+        red.name(bare, np.array([[127, 127, 173, 173]], np.float32), 0.16).probs[0].tolist(), abs=1e-4
+    )
+
+
+def examples(folder: Path, draw: Draw, n: int = 5, **classes: int | str) -> Path:
+    """Class folders of drawn cells of some blue or some code, all of different sizes."""
+    for name, of in classes.items():
+        sizes = np.linspace(40, 54, n)
+        cells = [tinted(draw, of, size) if isinstance(of, int) else cell(draw, of, size) for size in sizes]
+        write(folder / name, **{f"{name}{row}": each for row, each in enumerate(cells)})
+    return folder
+
+
+def test_examples_of_other_classes_alone_make_a_classifier_of_these(
+    classify: Run, draw_discs: Draw, tmp_path: Path
+) -> None:
+    shown = examples(tmp_path / "shown", draw_discs, pale=60, deep=180)
+    folder = write(tmp_path / "in", a=tinted(draw_discs, 60, 47), b=tinted(draw_discs, 180, 43))
+    outcome, rows = classify(folder, examples=shown)
+    assert tuple(rows[0]) == label_columns(("deep", "pale"))
+    assert [row["label"] for row in rows] == ["pale", "deep"]
+    for row in rows:
+        assert sum(probs_of(row, ("deep", "pale"))) == pytest.approx(1, abs=2e-4)
+    assert outcome.remarks[-1].startswith("the examples name one another right in 100%")
+    assert len(outcome.remarks) == 1
+
+
+def test_examples_that_the_classifier_knows_all_narrow_it_to_these(
+    classify: Run, draw_discs: Draw, tmp_path: Path
+) -> None:
+    """Folders may be called by a synonym; the prototypes alone decide."""
+    shown = examples(tmp_path / "shown", draw_discs, normal="normocyte", Esferocito="spherocyte")
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte", 44), b=cell(draw_discs, "spherocyte", 48))
+    _, rows = classify(folder, examples=shown)
+    assert sorted(rows[0]) == sorted(label_columns(("spherocyte", "normocyte")))
+    assert [row["label"] for row in rows] == ["normocyte", "spherocyte"]
+
+
+def test_examples_of_some_known_and_some_new_classes_extend_the_classifier(
+    classify: Run, draw_discs: Draw, tmp_path: Path
+) -> None:
+    shown = examples(tmp_path / "shown", draw_discs, normocyte="normocyte", spherocyte="spherocyte")
+    write(shown / "Tiny one", **{f"t{size}": cell(draw_discs, "spherocyte", size) for size in (16, 17, 18, 20, 22)})
+    pictures = {"a": cell(draw_discs, "spherocyte", 18.5), "b": cell(draw_discs, "normocyte", 45)}
+    pictures |= {"c": cell(draw_discs, "spherocyte", 45), "d": cell(draw_discs, "target_cell", 45)}
+    folder = write(tmp_path / "in", **pictures)
+    outcome, rows = classify(folder, examples=shown)
+    assert tuple(rows[0]) == label_columns((*RED, "tiny_one"))
+    assert [row["label"] for row in rows] == ["tiny_one", "normocyte", "spherocyte", "target_cell"]
+    for row in rows:
+        assert sum(probs_of(row, (*RED, "tiny_one"))) == pytest.approx(1, abs=2e-4)
+    # Nothing is known against the new class where the classifier sees a code without examples.
+    assert float(rows[3]["p_tiny_one"]) == 0
+    assert any("no examples of target_cell" in remark for remark in outcome.remarks)
+
+
+def test_few_examples_are_warned_of_and_too_few_refused(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"))
+    outcome, _ = classify(folder, examples=examples(tmp_path / "few", draw_discs, 3, pale=60, deep=180))
+    assert "fewer than 5 examples of deep (3), pale (3)" in outcome.remarks[0]
+    for name, shown, reason in (
+        ("single", examples(tmp_path / "single", draw_discs, 5, pale=60), "two classes or more, got pale only"),
+        ("known", examples(tmp_path / "known", draw_discs, 5, normocyte=60), "two classes or more"),
+        ("lone", examples(tmp_path / "lone", draw_discs, 1, pale=60, deep=180), "2 or more of each code"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            classify(folder, examples=shown)
+        assert name in str(shown)
+
+
+def test_a_bad_example_stops_everything_and_leaves_the_old_file(
+    classify: Run, draw_discs: Draw, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"))
+    classify(folder)
+    before = (tmp_path / "labels.csv").read_bytes()
+    shown = examples(tmp_path / "shown", draw_discs, pale=60, deep=180)
+    (shown / "pale" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        classify(folder, examples=shown)
+    assert (tmp_path / "labels.csv").read_bytes() == before
+
+
+def test_the_same_pictures_give_the_same_file(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", **{code: cell(draw_discs, code) for code in RED})
+    classify(folder)
+    before = (tmp_path / "labels.csv").read_bytes()
+    classify(folder)
+    assert (tmp_path / "labels.csv").read_bytes() == before
+
+
+def test_an_unknown_model_is_refused(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"))
+    with pytest.raises(ModelError, match="no such model"):
+        classify(folder, model="absent")
+    assert not (tmp_path / "labels.csv").exists()

@@ -1,0 +1,287 @@
+"""Judging names where the answer is known: drawn cells, and drawn fields with labels that are right, wrong or beside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+
+from smearcount.cards import Model, find_model
+from smearcount.cellsets import CellSet
+from smearcount.classifier import Classifier
+from smearcount.errors import DatasetError, UsageError
+from smearcount.evaluate_names import (
+    Judging,
+    NamedPoints,
+    card_rows,
+    heat_of,
+    judge_cells,
+    name_points,
+    point_figures,
+    run_judging,
+)
+from smearcount.images import write_picture
+from smearcount.judging import figures
+from smearcount.pipeline import Pipeline
+from smearcount.runtimes import RuntimeChoice
+from smearcount.training.cell_views import plain_view
+from smearcount.training.cells import CellSource
+
+Pixels = npt.NDArray[np.uint8]
+Draw = Callable[..., Any]
+
+RED = ("normocyte", "spherocyte", "target_cell")
+UM_PER_PX = 0.16
+
+
+@pytest.fixture
+def model(naming_models: Path) -> Model:
+    return find_model("red-discs", naming_models)
+
+
+def cells_of(draw: Draw, codes: tuple[str, ...], truth: list[tuple[str, ...]], drawn: list[str]) -> CellSet:
+    """Windows of 120 px with a disc that is drawn as one thing and labelled as another."""
+    rng, windows = np.random.default_rng(0), []
+    for code in drawn:
+        disc = np.array([[60, 60, rng.uniform(40, 52)]])
+        windows.append(draw((120, 120), disc, (code,)).pixels)
+    n = len(drawn)
+    return CellSet(
+        pixels=tuple(windows),
+        um_per_px=np.full(n, UM_PER_PX, np.float32),
+        targets=np.array([[code in allowed for code in codes] for allowed in truth], bool),
+        codes=codes,
+        sources=np.array(["east", "west"] * n)[:n],
+        groups=np.array([f"slide {row // 2}" for row in range(n)]),
+        splits=np.full(n, "val"),
+        origins=np.array([f"cell {row}" for row in range(n)]),
+    )
+
+
+def test_cells_are_judged_by_what_the_classifier_can_say(model: Model, draw_discs: Draw) -> None:
+    """Codes in another order, one that the classifier lacks, and coarse labels."""
+    codes = ("burr_cell", "target_cell", "normocyte", "spherocyte")
+    truth: list[tuple[str, ...]] = [
+        *(("normocyte",), ("spherocyte",), ("target_cell",), ("normocyte",)),
+        *(("burr_cell",), ("spherocyte", "target_cell"), ("burr_cell", "normocyte")),
+    ]
+    drawn = ["normocyte", "spherocyte", "target_cell", "spherocyte", "normocyte", "target_cell", "normocyte"]
+    cells = cells_of(draw_discs, codes, truth, drawn)
+    judged = judge_cells(model, cells)
+    assert judged.codes == RED
+    assert judged.origins.tolist() == [f"cell {row}" for row in (0, 1, 2, 3, 5, 6)]
+    assert judged.right.tolist() == [True, True, True, False, True, True]
+    assert [judged.truth(row) for row in range(6)] == [
+        *("normocyte", "spherocyte", "target_cell", "normocyte"),
+        *("spherocyte|target_cell", "normocyte"),
+    ]
+    classifier = Classifier(model, RuntimeChoice())
+    views = [plain_view(cells.pixels[row], UM_PER_PX, 12.0, 32) for row in (0, 1, 2, 3, 5, 6)]
+    np.testing.assert_allclose(judged.probs, classifier.name_views(views).probs, atol=1e-6)
+    for row in range(6):
+        np.testing.assert_array_equal(judged.views[row], views[row])
+    assert len(judged.views[1:3]) == 2
+    assert judged.groups is not None
+    assert judged.groups.tolist() == ["slide 0", "slide 0", "slide 1", "slide 1", "slide 2", "slide 3"]
+
+
+def test_heat_maps_are_of_what_was_predicted(model: Model, draw_discs: Draw) -> None:
+    judged = judge_cells(model, cells_of(draw_discs, RED, [("normocyte",), ("spherocyte",)], ["normocyte"] * 2))
+    maps = heat_of(model, judged)(np.array([1, 0]))
+    assert maps.shape == (2, 32, 32)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+
+
+def test_rows_of_a_card_have_their_closed_form(model: Model, draw_discs: Draw) -> None:
+    drawn = ["normocyte"] * 6 + ["spherocyte"] * 4
+    truth = [(code,) for code in drawn]
+    truth[0] = ("spherocyte",)
+    judged = judge_cells(model, cells_of(draw_discs, RED, truth, drawn))
+    metrics, abstention = card_rows(figures(judged), judged, "drawn, val")
+    values = {metric.name: metric.value for metric in metrics}
+    assert values["accuracy"] == pytest.approx(0.9)
+    # Of normocytes 5 of 6 named so are right and all are found; of spherocytes 4 of 5 are found, and all are right.
+    assert values["F1 of normocyte"] == pytest.approx(2 * (5 / 6) / (1 + 5 / 6))
+    assert values["F1 of spherocyte"] == pytest.approx(2 * 0.8 / 1.8)
+    assert values["macro f1"] == pytest.approx((values["F1 of normocyte"] + values["F1 of spherocyte"]) / 2)
+    assert "F1 of target_cell" not in values
+    assert {metric.data for metric in metrics} == {"drawn, val"}
+    assert {metric.n for metric in metrics if metric.name.startswith("F1")} == {5}
+    assert abstention[0] == (0.2, 0.0, pytest.approx(0.9))
+    assert all(later[1] >= earlier[1] for earlier, later in zip(abstention, abstention[1:], strict=False))
+    assert all(0 <= accuracy <= 1 for _, _, accuracy in abstention)
+
+
+DISCS = [
+    *((100, 100, 46, "normocyte"), (200, 100, 46, "spherocyte"), (300, 100, 46, "target_cell")),
+    *((400, 100, 46, "normocyte"), (100, 300, 46, "neutrophil"), (250, 300, 46, "spherocyte")),
+    (282, 300, 40, "normocyte"),
+]
+POINTS = [
+    (100, 100, "normocyte"),  # named so
+    (205, 90, "spherocyte"),  # named so, beside its middle
+    (300, 100, "normocyte"),  # named target_cell
+    (500, 400, "target_cell"),  # nothing there: missed
+    (100, 300, "normocyte"),  # found as a white cell: missed
+    (270, 300, "normocyte"),  # in two boxes; the middle of the normocyte is nearer
+]
+
+
+@pytest.fixture
+def field(tmp_path: Path, draw_discs: Draw, monkeypatch: pytest.MonkeyPatch) -> CellSource:
+    """A collection of one field, whose labels are right, wrong, or where no cell is."""
+    monkeypatch.setenv("SMEARCOUNT_DATA", str(tmp_path))
+    folder = tmp_path / "own"
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    places, codes = np.array([disc[:3] for disc in DISCS], float), tuple(disc[3] for disc in DISCS)
+    write_picture(folder / "images" / "a.png", draw_discs((640, 480), places, codes).pixels)
+    (folder / "labels" / "a.txt").write_text("".join(f"{x} {y} {code}\n" for x, y, code in POINTS))
+    (folder / "val.txt").write_text("a\n")
+    (folder / "wbc_types.csv").write_text("image,type\na,neutrophil\n")
+    entry = {"format": "points", "find": "rbc", "classes": {code: code for code in RED}}
+    return CellSource.model_validate({**entry, "um_per_px": {"any": UM_PER_PX}})
+
+
+def test_names_at_labelled_points(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
+    named = name_points(naming_pipeline(), ("own", field), "val", own_scale=True)
+    assert named.truth == [code for *_, code in POINTS]
+    assert named.named == ["normocyte", "spherocyte", "target_cell", "missed", "missed", "normocyte"]
+    assert named.best == named.named
+    assert named.kinds == ["rbc", "rbc", "rbc", "missed", "missed", "rbc"]
+    found = point_figures(named)
+    assert (found["cells"], found["fields"], found["unclassified"]) == (6, 1, 0)
+    assert found["found"] == pytest.approx(4 / 6)
+    assert found["accuracy"] == pytest.approx(3 / 6)
+    # Normocytes: 2 of 4 found so, none wrongly; the spherocyte right; the target cell missed and once named wrongly.
+    assert found["f1"] == {"normocyte": pytest.approx(0.6667, abs=1e-4), "spherocyte": 1.0, "target_cell": 0.0}
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found["support"] == {"normocyte": 4, "spherocyte": 1, "target_cell": 1}
+
+
+def test_an_unclassified_cell_is_found_but_wrong(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
+    named = name_points(naming_pipeline(min_label_score=1.0), ("own", field), "val", own_scale=True)
+    assert named.named == ["unclassified"] * 3 + ["missed"] * 2 + ["unclassified"]
+    assert named.best == ["normocyte", "spherocyte", "target_cell", "missed", "missed", "normocyte"]
+    found = point_figures(named)
+    assert (found["found"], found["unclassified"], found["accuracy"]) == (pytest.approx(4 / 6), 4 / 6, 0)
+    assert found["at_best_guess"]["accuracy"] == pytest.approx(3 / 6)
+
+
+def test_the_scale_may_be_estimated(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
+    """Discs of 46 px come out as 7.5 um at an estimate of 0.163 um a pixel: the names are the same."""
+    named = name_points(naming_pipeline(), ("own", field), "val", own_scale=False)
+    assert named.named == ["normocyte", "spherocyte", "target_cell", "missed", "missed", "normocyte"]
+
+
+def test_without_classifiers_cells_are_only_found(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
+    named = name_points(naming_pipeline(classifiers=()), ("own", field), "val", own_scale=True)
+    assert named.named == ["unclassified"] * 3 + ["missed"] * 2 + ["unclassified"]
+    assert named.best == named.named
+
+
+def test_the_white_cell_of_a_field_needs_no_place(
+    naming_pipeline: Callable[..., Pipeline], field: CellSource, tmp_path: Path, draw_discs: Draw
+) -> None:
+    """It is the largest of the cells that were not found as red ones, whatever it is named."""
+    entry = {"format": "typed", "find": "wbc", "um_per_px": {"any": UM_PER_PX}}
+    source = CellSource.model_validate({**entry, "classes": {"neutrophil": "neutrophil"}})
+    pipeline = naming_pipeline()
+    assert name_points(pipeline, ("own", source), "val", own_scale=True).named == ["neutrophil"]
+    discs = np.array([[100, 100, 40], [300, 200, 60], [500, 300, 24], [500, 100, 90]])
+    kinds = ("neutrophil", "erythroblast", "platelet", "normocyte")
+    write_picture(tmp_path / "own" / "images" / "a.png", draw_discs((640, 480), discs, kinds).pixels)
+    named = name_points(pipeline, ("own", source), "val", own_scale=True)
+    assert (named.named, named.kinds) == (["erythroblast"], ["nrbc"])
+    write_picture(tmp_path / "own" / "images" / "a.png", draw_discs((640, 480), discs[3:], kinds[3:]).pixels)
+    assert name_points(pipeline, ("own", source), "val", own_scale=True).named == ["missed"]
+
+
+def test_a_red_cell_that_is_named_a_platelet_was_found(
+    naming_pipeline: Callable[..., Pipeline], field: CellSource
+) -> None:
+    """The white classifier asked about red cells: its platelet changes the kind, but nothing was missed."""
+    pipeline = naming_pipeline(classifiers=("white-discs",))
+    card = pipeline.namer.classifiers[0].card
+    object.__setattr__(pipeline.namer.classifiers[0], "card", card.model_copy(update={"kinds": ("rbc",)}))
+    named = name_points(pipeline, ("own", field), "val", own_scale=True)
+    assert named.named.count("missed") == 2
+    assert named.named[2] == "platelet"
+    assert named.kinds[2] == "platelet"
+
+
+def test_nothing_to_measure_is_said(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
+    with pytest.raises(DatasetError, match="labelled with one code, got none"):
+        point_figures(NamedPoints())
+    coarse = field.model_copy(update={"classes": dict.fromkeys(RED, RED)})
+    assert name_points(naming_pipeline(), ("own", coarse), "val", own_scale=True).truth == []
+    with pytest.raises(DatasetError, match=r"train\.txt: no such split list"):
+        name_points(naming_pipeline(), ("own", field), "train", own_scale=True)
+
+
+@pytest.fixture
+def asked(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str, Any]:
+    """A recipe over two collections of drawn cells in folders, and a copy of the model to be judged."""
+    rng = np.random.default_rng(0)
+    entries = {}
+    for source in ("east", "west"):
+        for code in RED[:2]:
+            (tmp_path / source / code).mkdir(parents=True)
+            for row in range(8):
+                disc = np.array([[37.5, 37.5, rng.uniform(38, 54)]])
+                pixels = draw_discs((75, 75), disc, (code,)).pixels
+                write_picture(tmp_path / source / code / f"{row}.png", pixels)
+        classes = {code: code for code in RED[:2]}
+        entry = {"format": "folders", "folder": str(tmp_path / source), "classes": classes, "val_share": 0.25}
+        entries[source] = {**entry, "um_per_px": {"any": UM_PER_PX}}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(entries))
+    content = {
+        "data": {"collections": ["east", "west"], "cells": str(tmp_path / "cells.yaml"), "leave_out": ["west"]},
+        **{"net": {"backbone": "lenet5", "input_px": 32}, "patch_um": 12.0},
+        "phases": [{"name": "all", "body": "trained", "epochs": 1, "learning_rate": 0.01}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    shutil.copytree(naming_models / "red-discs", tmp_path / "model")
+    return {"recipe": tmp_path / "recipe.yaml", "model": str(tmp_path / "model"), "out": tmp_path / "judged"}
+
+
+def test_a_classifier_is_judged_on_the_cells_of_a_recipe(asked: dict[str, Any]) -> None:
+    """Also on the sources that the recipe leaves out of the training, which is what they were left out for."""
+    found = run_judging(Judging(**asked, split="val", sources=(), on_card=True))
+    assert (found["n"], found["accuracy"]["value"]) == (8, 1.0)
+    assert {each["source"] for each in found["sources"]} == {"east", "west"}
+    page = (asked["out"] / "report.html").read_text()
+    assert "red-discs on recipe, val" in page
+    card = Model(Path(asked["model"])).classifier_card
+    assert {metric.data for metric in card.metrics} == {"recipe, val"}
+    assert card.abstention
+    found = run_judging(Judging(**asked, split="all", sources=("west",), on_card=True))
+    assert found["n"] == 16
+    assert [each["source"] for each in found["sources"]] == ["west"]
+    run_judging(Judging(**asked, split="val", sources=(), on_card=True))
+    metrics = Model(Path(asked["model"])).classifier_card.metrics
+    names = [(metric.name, metric.data) for metric in metrics]
+    assert len(names) == len(set(names))
+    assert {metric.data for metric in metrics} == {"recipe, val", "west, all"}
+    json.dumps(found)
+
+
+def test_without_the_card_flag_the_model_stays_as_it_is(asked: dict[str, Any]) -> None:
+    before = (Path(asked["model"]) / "card.yaml").read_bytes()
+    run_judging(Judging(**asked, split="train", sources=("east",), on_card=False))
+    assert (Path(asked["model"]) / "card.yaml").read_bytes() == before
+
+
+def test_what_can_not_be_judged_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="no cell of north in val"):
+        run_judging(Judging(**asked, split="val", sources=("north",), on_card=False))
+    with pytest.raises(UsageError, match="--split: expected val, train or all, got 'test'"):
+        Judging(**asked, split="test", sources=(), on_card=False)

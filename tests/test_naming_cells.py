@@ -1,0 +1,261 @@
+"""The `data` part of a recipe on made-up folders and collections: which cells, which codes, what is left out."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+
+from smearcount.cellsets import CellSet
+from smearcount.config import read_model, shipped
+from smearcount.detector import Detector
+from smearcount.errors import ConfigError, DatasetError, ImageError
+from smearcount.images import write_picture
+from smearcount.training.cells import load_cell_sources
+from smearcount.training.naming_cells import cells_of, checked_cells, data_of
+from smearcount.training.naming_recipe import ClassifierRecipe
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(autouse=True)
+def _drawn_detector(disc_detector: Callable[..., Detector], monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = disc_detector()
+    monkeypatch.setattr("smearcount.training.naming_cells.Detector", lambda *_: detector)
+
+
+def recipe(**data: Any) -> ClassifierRecipe:
+    phase = {"name": "all", "body": "trained", "epochs": 1, "learning_rate": 0.01}
+    net = {"backbone": "lenet5", "input_px": 32}
+    return ClassifierRecipe.model_validate({"data": data, "net": net, "patch_um": 12.0, "phases": [phase], "seed": 3})
+
+
+def cell(seed: int) -> Pixels:
+    """A cell that no other one looks like: an ellipse with a coarse texture of its own."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((80, 80, 3), 214, np.uint8)
+    texture = cv2.resize(rng.integers(40, 170, (9, 9, 3)).astype(np.uint8), (80, 80), interpolation=cv2.INTER_CUBIC)
+    mask = np.zeros((80, 80), np.uint8)
+    axes = tuple(rng.integers(16, 30, 2).tolist())
+    cv2.ellipse(mask, (40, 40), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    return np.asarray(np.where(mask[..., None] == 1, texture, picture), np.uint8)
+
+
+def folder_of(root: Path, **counts: int) -> Path:
+    """Class folders with that many pictures of cells, each of its own."""
+    seed = 0
+    for label, n in counts.items():
+        (root / label.replace("_", " ")).mkdir(parents=True)
+        for row in range(n):
+            write_picture(root / label.replace("_", " ") / f"{row:02d}.png", cell(seed))
+            seed += 1
+    return root
+
+
+def codes_of(cells: CellSet) -> Counter[str]:
+    return Counter(
+        "|".join(code for code, may in zip(cells.codes, row, strict=True) if may) for row in cells.targets.tolist()
+    )
+
+
+def test_folders_are_known_by_codes_names_and_synonyms(tmp_path: Path) -> None:
+    """The eight classes of Hospital Clinic's cells, as they are called there, in the order of the taxonomy."""
+    names = ("Normal", "PLT", "Esferocito", "Drepanocitos", "Reticulocito", "PB", "Pappenheimer", "HJ")
+    cells = cells_of(recipe(folder=folder_of(tmp_path, **dict.fromkeys(names, 5))))
+    assert cells.codes == (
+        *("normocyte", "spherocyte", "sickle_cell", "reticulocyte", "basophilic_stippling"),
+        *("pappenheimer_bodies", "howell_jolly_body", "platelet"),
+    )
+    assert codes_of(cells) == dict.fromkeys(cells.codes, 5)
+    assert Counter(cells.splits.tolist()) == {"train": 32, "val": 8}
+    assert set(cells.sources.tolist()) == {"folder"}
+    assert len(set(cells.groups.tolist())) == 40
+    # The picture is the patch: 80 px stand for 12 um, and no more than twice what the network sees is kept.
+    assert {round(len(w) * s, 3) for w, s in zip(cells.pixels, cells.um_per_px.tolist(), strict=True)} == {12.0}
+    assert {len(window) for window in cells.pixels} == {64}
+
+
+def test_what_folders_mean_can_be_told(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, round=4, sick=3, mixed=3, dirt=2)
+    with pytest.raises(ConfigError, match="no code for the folders dirt, mixed, round, sick"):
+        cells_of(recipe(folder=folder))
+    classes = {"round": "normocyte", "sick": "sickle_cell", "mixed": ["normocyte", "sickle_cell"], "dirt": ""}
+    cells = cells_of(recipe(folder=folder, classes=classes))
+    assert codes_of(cells) == {"normocyte": 4, "sickle_cell": 3, "normocyte|sickle_cell": 3}
+    only = cells_of(recipe(folder=folder, classes=classes, codes=("sickle_cell", "burr_cell")))
+    assert only.codes == ("sickle_cell", "burr_cell")
+    assert codes_of(only) == {"sickle_cell": 6}
+
+
+def test_a_taxonomy_of_their_own(tmp_path: Path) -> None:
+    content = yaml.safe_load((shipped("configs") / "taxonomy.yaml").read_text())
+    content["codes"]["blister_cell"] = {"kind": "rbc", "name": "Blister cell", "colour": "#123456"}
+    (tmp_path / "taxonomy.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    folder = folder_of(tmp_path / "in", Blister_cells=4, Normal=4)
+    cells = cells_of(recipe(folder=folder, taxonomy=str(tmp_path / "taxonomy.yaml")))
+    assert cells.codes == ("normocyte", "blister_cell")
+
+
+def test_broken_pictures_are_listed_and_left_out(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", Normal=8, HJ=8)
+    (folder / "Normal" / "00.png").write_bytes(b"no picture")
+    whole = (folder / "HJ" / "01.png").read_bytes()
+    (folder / "HJ" / "01.png").write_bytes(whole[: len(whole) // 2])
+    write_picture(folder / "HJ" / "02.png", np.full((80, 80, 3), 200, np.uint8))
+    write_picture(folder / "HJ" / "03.png", np.zeros((20, 20, 3), np.uint8))
+    write_picture(folder / "HJ" / "04.png", cell(5))  # the same as Normal/05.png
+    (folder / "HJ" / "05.png").rename(folder / "HJ" / "05.jpg")
+    out = tmp_path / "out"
+    out.mkdir()
+    cells = checked_cells(recipe(folder=folder), out)
+    rows = csv.DictReader((out / "faults.csv").read_text().splitlines())
+    faults = {row["file"]: (row["fault"], row["action"]) for row in rows}
+    assert faults == {
+        "HJ/01.png": ("unreadable", "left out"),
+        "HJ/02.png": ("blank", "left out"),
+        "HJ/03.png": ("too small", "left out"),
+        "HJ/04.png": ("two classes", "left out"),
+        "HJ/05.jpg": ("wrong suffix", "reported"),
+        "Normal/00.png": ("unreadable", "left out"),
+        "Normal/05.png": ("two classes", "left out"),
+    }
+    assert codes_of(cells) == {"normocyte": 6, "howell_jolly_body": 4}
+    # Whoever judges the classifier later sees the same cells on the same sides.
+    again = cells_of(recipe(folder=folder), whole=True)
+    assert (again.origins.tolist(), again.splits.tolist()) == (cells.origins.tolist(), cells.splits.tolist())
+
+
+def test_what_stands_on_both_sides_is_taken_out_of_the_training(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", Normal=10, HJ=10)
+    for row in range(10):
+        picture = np.clip(cell(row).astype(int) + 9, 0, 255).astype(np.uint8)
+        write_picture(folder / "Normal" / f"again_{row}.png", picture)
+    (tmp_path / "out").mkdir()
+    all_cells = cells_of(recipe(folder=folder))
+    cells = checked_cells(recipe(folder=folder), tmp_path / "out")
+    lines = (tmp_path / "out" / "leaks.txt").read_text().splitlines()
+    side = dict(zip(all_cells.origins.tolist(), all_cells.splits.tolist(), strict=True))
+
+    def twin(origin: str) -> str:
+        name = origin.removeprefix("Normal/")
+        return f"Normal/{int(name[6]):02d}.png" if name.startswith("again") else f"Normal/again_{int(name[:2])}.png"
+
+    leaked = {o for o in side if o.startswith("Normal") and side[o] == "train" and side[twin(o)] == "val"}
+    assert leaked
+    assert sorted(lines) == sorted(f"{origin} shows the same as {twin(origin)}" for origin in leaked)
+    assert set(cells.origins.tolist()) == side.keys() - leaked
+    assert (cells.splits == "val").sum() == (all_cells.splits == "val").sum()
+
+
+@pytest.fixture
+def collections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Two collections of class folders in a file of their own, the `data` that asks for both."""
+    monkeypatch.setenv("SMEARCOUNT_DATA", str(tmp_path))
+    folder_of(tmp_path / "east", a=6, b=6)
+    folder_of(tmp_path / "west", a=5, c=5)
+    shapes = {
+        "east": {"a": "normocyte", "b": "spherocyte"},
+        "west": {"a": "normocyte", "c": ["ovalocyte", "burr_cell"]},
+    }
+    entries = {name: {"format": "folders", "classes": shapes[name], "val_share": 0.3} for name in shapes}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(entries))
+    return {"collections": ["east", "west"], "cells": str(tmp_path / "cells.yaml")}
+
+
+def test_codes_are_those_that_some_cell_has_for_sure(collections: dict[str, Any]) -> None:
+    """A code that only stands among others in coarse labels can't be learned; asked for by name it is kept."""
+    cells = cells_of(recipe(**collections))
+    assert cells.codes == ("normocyte", "spherocyte")
+    assert codes_of(cells) == {"normocyte": 11, "spherocyte": 6}
+    named = cells_of(recipe(**collections, codes=("spherocyte", "ovalocyte", "burr_cell")))
+    assert named.codes == ("spherocyte", "ovalocyte", "burr_cell")
+    assert codes_of(named) == {"spherocyte": 6, "ovalocyte|burr_cell": 5}
+    with pytest.raises(DatasetError, match="no labelled cell"):
+        cells_of(recipe(**collections, kinds=("wbc",)))
+
+
+def test_what_is_left_out_of_the_training_is_there_to_be_judged_on(collections: dict[str, Any]) -> None:
+    asked = recipe(**collections, leave_out=("west",))
+    assert set(cells_of(asked).sources.tolist()) == {"east"}
+    whole = cells_of(asked, whole=True)
+    assert Counter(whole.sources.tolist()) == {"east": 12, "west": 5}
+    # The cells that both have stay on their side.
+    some = cells_of(asked)
+    side = dict(zip(whole.origins.tolist(), whole.splits.tolist(), strict=True))
+    east = {origin: side[origin] for origin in some.origins.tolist() if origin.startswith("b")}
+    assert east == {o: s for o, s in zip(some.origins.tolist(), some.splits.tolist(), strict=True) if o in east}
+    with pytest.raises(ConfigError, match="leave_out: no cells of wst; there are those of east, west"):
+        cells_of(recipe(**collections, leave_out=("wst",)))
+
+
+def test_merged_codes_are_one(collections: dict[str, Any]) -> None:
+    merge = {"round_cell": ["normocyte", "spherocyte"]}
+    codes = ("normocyte", "spherocyte", "burr_cell", "ovalocyte")
+    cells = cells_of(recipe(**collections, codes=codes, merge=merge))
+    assert codes_of(cells) == {"round_cell": 17, "burr_cell|ovalocyte": 5}
+    with pytest.raises(ConfigError, match="burr_cell"):
+        cells_of(recipe(**collections, merge={"new": ["normocyte", "burr_cell"]}))
+
+
+def test_painted_cells_come_on_top(tmp_path: Path) -> None:
+    """Codes that nobody has cells of are there once they are painted."""
+    folder = folder_of(tmp_path, round=1)
+    (folder / "round" / "00.png").unlink()
+    away = np.hypot(*(np.indices((120, 120)) + 0.5 - 60)) * 0.1
+    for row in range(10):
+        rng = np.random.default_rng(row)
+        disc = np.clip((3.4 + 0.05 * row - away) / 0.3 + 0.5, 0, 1) * (1 - 0.5 * np.exp(-((away / 1.5) ** 2)))
+        picture = 215 - disc[..., None] * (25, 85, 70) + rng.normal(0, 2, (120, 120, 3))
+        write_picture(folder / "round" / f"{row:02d}.png", np.clip(picture, 0, 255).astype(np.uint8))
+    data = {"collections": ["drawn"], "cells": str(tmp_path / "cells.yaml"), "painted": 6}
+    entry = {"format": "folders", "folder": str(folder), "classes": {"round": "normocyte"}, "val_share": 0.2}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump({"drawn": {**entry, "um_per_px": {"any": 0.1}}}))
+    cells = cells_of(recipe(**data))
+    assert codes_of(cells)["howell_jolly_body"] == 7
+    assert set(cells.codes) == {
+        *("normocyte", "reticulocyte", "basophilic_stippling", "pappenheimer_bodies", "howell_jolly_body")
+    }
+    assert set(cells.sources.tolist()) == {"drawn", "painted:drawn"}
+    assert cells_of(recipe(**{**data, "painted": 0})).codes == ("normocyte",)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({}, "either collections or a folder"),
+        ({"folder": "x", "collections": ["y"]}, "either collections or a folder"),
+        ({"folder": "x", "kinds": ["red"]}, r"data\.kinds"),
+        ({"folder": "x", "val_share": 1.0}, r"data\.val_share"),
+        ({"folder": "x", "painted": -1}, r"data\.painted"),
+        ({"folder": "x", "colour": 1}, r"data\.colour"),
+        ({"collections": ["atlantis"]}, r"data\.collections: atlantis unknown; known: chula_rbc12"),
+    ],
+)
+def test_wrong_data_name_the_key(data: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        cells_of(recipe(**data))
+
+
+def test_an_absent_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="absent"):
+        cells_of(recipe(folder=tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("name", ["thesis", "red-cells", "white-cells", "compare"])
+def test_the_shipped_recipes_ask_for_what_there_is(name: str) -> None:
+    path = shipped("configs") / "train" / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    asked = (
+        ClassifierRecipe.model_validate(content["base"]) if "base" in content else read_model(ClassifierRecipe, path)
+    )
+    data = data_of(asked)
+    assert set(data.collections) <= load_cell_sources().keys()
+    assert data.folder or data.collections
