@@ -121,6 +121,7 @@ class ClassifierCard(Card):
         input_px: side of the network input.
         temperature: divides the logits before the softmax (Guo et al. 2017, arXiv 1706.04599).
         min_label_score: a cell whose best probability is lower is `unclassified`.
+        min_move_score: the same for a name that moves a cell to another kind than it was found as.
         largest_um: a cell whose box is larger than this, in the mean of its sides, can't have the code.
         painted: codes learned from painted cells only, without any test on real ones.
         embedding: length of the feature vector, the second output of the network.
@@ -133,6 +134,7 @@ class ClassifierCard(Card):
     input_px: int = Field(ge=16, le=1024)
     temperature: float = Field(gt=0)
     min_label_score: float = Field(ge=0, lt=1)
+    min_move_score: float = Field(default=0.0, ge=0, lt=1)
     largest_um: dict[str, float] = {}
     painted: tuple[str, ...] = ()
     embedding: int = Field(ge=1)

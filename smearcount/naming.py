@@ -44,6 +44,7 @@ class Namer:
         )
         self.codes = tuple(dict.fromkeys(code for each in self.classifiers for code in each.card.codes))
         self._check(taxonomy)
+        self._kinds = np.array([taxonomy.kind_of[code] for code in self.codes])
 
     def _check(self, taxonomy: Taxonomy) -> None:
         """Every code has a name and a kind, no kind is asked about twice, and every expert has a generalist."""
@@ -77,7 +78,10 @@ class Namer:
             rows = np.flatnonzero(np.isin(found.kinds, each.card.kinds))
             columns = np.array([self.codes.index(code) for code in each.card.codes], np.intp)
             probs[np.ix_(rows, columns)] = self._heard(each, source, found.boxes[rows], um_per_px)
-            thresholds[rows] = each.min_label_score
+            moved = self._kinds[probs[rows].argmax(axis=1)] != found.kinds[rows]
+            thresholds[rows] = np.where(
+                moved, max(each.min_label_score, each.card.min_move_score), each.min_label_score
+            )
         return Labels(probs, self.codes), thresholds
 
     def _heard(self, classifier: Classifier, source: PixelSource, boxes: FloatArray, um_per_px: float) -> FloatArray:

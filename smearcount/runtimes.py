@@ -69,7 +69,9 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
         raise RuntimeMissingError(f"{name} runs on the CPU here; use --runtime torch with --device cuda")
     precision = model.card.precision if choice.precision == "auto" else choice.precision
     if name == "openvino":
-        return OpenVinoRuntime(model, precision, choice.threads), f"openvino cpu {precision}"
+        # What an INT8 model leaves in floating point stays exact.
+        hint = "f32" if precision == "int8" else precision
+        return OpenVinoRuntime(model, hint, choice.threads), f"openvino cpu {precision}"
     if choice.precision == "bf16":
         raise UsageError(f"precision bf16 is offered with OpenVINO only, not with {name}; leave --precision out")
     if name == "onnx":

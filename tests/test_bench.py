@@ -295,9 +295,12 @@ def test_a_race_needs_equal_reports(
     assert [len(laps) for laps in runs.values()] == [2, 2]
     assert runs["one"][0].report == runs["two"][1].report
     assert runs["one"][0].report.count(b"\n") == 4
-    assert all(0 < each.start_up <= each.seconds for laps in runs.values() for each in laps)
+    for each in (*runs["one"], *runs["two"]):
+        assert each.start_up > 0
+        assert each.closing > 0
+        assert each.start_up + each.closing <= each.seconds
     reports = iter([b"x", b"y"])
-    monkeypatch.setattr(directories, "_run", lambda *_: Run(1.0, 0.1, 1.0, next(reports)))
+    monkeypatch.setattr(directories, "_run", lambda *_: Run(1.0, 0.1, 1.0, 0.1, next(reports)))
     with pytest.raises(SmearcountError, match="'two' differs from that of 'one'"):
         race(job, {"one": run_here, "two": run_here})
 
@@ -306,7 +309,7 @@ def test_ratios_of_directories_and_engines(monkeypatch: pytest.MonkeyPatch) -> N
     seconds = {"1 worker, 1 thread": 40.0, "2 workers, 1 thread": 20.0, "default": 21.0, "local": 20.0, "Ray": 30.0}
 
     def fake(job: DirectoriesJob, engines: dict[str, Any]) -> dict[str, list[Run]]:
-        return {name: [Run(seconds.get(name, 50.0), 2.0, seconds.get(name, 50.0) - 8, b"")] for name in engines}
+        return {name: [Run(seconds.get(name, 50.0), 2.0, seconds.get(name, 50.0) - 8, 0.5, b"")] for name in engines}
 
     monkeypatch.setattr("smearcount.bench.directories.race", fake)
     monkeypatch.setattr("smearcount.bench.engines.race", fake)
@@ -315,7 +318,8 @@ def test_ratios_of_directories_and_engines(monkeypatch: pytest.MonkeyPatch) -> N
     assert figures["one worker over two, start-up excluded"] == round(32 / 12, 3)
     assert figures["default over the best setting"] == 1.05
     figures = json.loads(call("engines", "--fields", 4, "--json").stdout)
-    assert figures["Ray over local, start-up excluded"] == round(22 / 12, 3)
+    assert figures["Ray over local, start-up and end excluded"] == round(22 / 12, 3)
+    assert figures["Ray over local"] == 1.5
     assert figures["Ray, start-up (s)"] == 2
 
 
@@ -365,6 +369,7 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
     figures = bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12, ("toy",), 25, 1, 2))
     assert figures["cells"] == 25
     assert figures["toy"]["naming over network, f32"] > 1
+    assert figures["toy"]["naming over network, f32, processor time"] > 1
     assert figures["toy"]["a cell, f32 (ms)"] == pytest.approx(figures["toy"]["naming, f32 (ms)"] / 25, abs=1e-3)
 
 

@@ -187,6 +187,15 @@ def command(folder: Path, out: Path, *flags: str) -> int:
 
 
 @RAY
+def test_an_address_where_nobody_listens_is_said_at_once(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "smearcount", "batch", str(smears(tmp_path / "in", "a.png"))]
+    words += ["--out", str(tmp_path / "r.csv"), "--engine", "ray", "--ray-address", "127.0.0.1:9"]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no Ray cluster at 127.0.0.1:9: " in done.stderr
+
+
+@RAY
 def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
     folder = real_fields(tmp_path / "in", 6)
     assert command(folder, tmp_path / "local", "--workers", "1") == 1

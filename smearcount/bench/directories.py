@@ -50,13 +50,15 @@ class Run:
     Attributes:
         seconds: of the whole run.
         start_up: seconds until the first picture was done.
-        steady: seconds the whole would have taken at the pace of the pictures after the first.
+        steady: seconds that all pictures take at the pace between the first and the last one.
+        closing: seconds after the last picture was done, for the tables and for the end of all workers.
         report: the bytes of the report.
     """
 
     seconds: float
     start_up: float
     steady: float
+    closing: float
     report: bytes
 
 
@@ -144,20 +146,19 @@ def _run(job: DirectoriesJob, folder: Path, engine: Engine) -> Run:
     with tempfile.TemporaryDirectory(dir=folder.parent) as out:
         report = Path(out) / "report.csv"
         begin = time.perf_counter()
-        first: list[tuple[float, int]] = []
-        run_batch(PipelineMaker(settings), BatchJob(folder, report), engine, _first_done(first))
-        seconds = time.perf_counter() - begin
-        start_up, done = first[0][0] - begin, first[0][1]
-        total = len(list(folder.iterdir()))
-        pace = (seconds - start_up) / max(total - done, 1)
-        return Run(seconds, start_up, pace * total, report.read_bytes())
+        marks: list[tuple[float, int]] = []
+        run_batch(PipelineMaker(settings), BatchJob(folder, report), engine, _noting(marks))
+        end = time.perf_counter()
+        (first, done), (last, total) = marks[0], marks[-1]
+        steady = (last - first) / max(total - done, 1) * total
+        return Run(end - begin, first - begin, steady, end - last, report.read_bytes())
 
 
-def _first_done(first: list[tuple[float, int]]) -> Callable[[Stage], None]:
-    """A watch that notes when the first pictures were done, and how many these were."""
+def _noting(marks: list[tuple[float, int]]) -> Callable[[Stage], None]:
+    """A watch that notes when pictures were done, and how many these were by then."""
 
     def watch(stage: Stage) -> None:
-        if stage.label == "analysing" and stage.done and not first:
-            first.append((time.perf_counter(), stage.done))
+        if stage.label == "analysing" and stage.done:
+            marks.append((time.perf_counter(), stage.done))
 
     return watch

@@ -80,12 +80,15 @@ def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[floa
         batches = _batches(classifier, source, boxes, um_per_px)
         contenders[f"naming, {label}"] = partial(classifier.name, source, boxes, um_per_px)
         contenders[f"network, {label}"] = partial(_run_all, run, batches)
-    ms = {name: 1000 * laps.wall for name, laps in alternate(contenders, job.rounds).items()}
+    laps = alternate(contenders, job.rounds)
+    ms = {name: 1000 * each.wall for name, each in laps.items()}
     figures = {f"{name} (ms)": round(value, 2) for name, value in ms.items()}
     for label in ("f32", "default"):
         naming, network = ms[f"naming, {label}"], ms[f"network, {label}"]
         figures[f"a cell, {label} (ms)"] = round(naming / job.cells, 3)
         figures[f"naming over network, {label}"] = round(naming / network, 3)
+        used = laps[f"naming, {label}"].cpu / laps[f"network, {label}"].cpu
+        figures[f"naming over network, {label}, processor time"] = round(used, 3)
     return figures
 
 

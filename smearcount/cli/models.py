@@ -189,15 +189,36 @@ def evaluate_runtimes(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(callback=known_model, help="Model id or folder.")],
-    to: Annotated[str, typer.Option("--to", help="openvino or onnx.")] = "onnx",
+    to: Annotated[str, typer.Option("--to", help="openvino, onnx, or openvino-int8.")] = "onnx",
     out: Annotated[Path, typer.Option("--out", help="Folder for the new model.")] = Path("exported"),
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Own pictures to calibrate INT8 on, instead of the collections."
+        ),
+    ] = None,
 ) -> None:
-    """Write a copy of a model with the files of another runtime, checked against the probe."""
+    """Write a copy of a model with the files of another runtime, checked against the probe; INT8 against counts too."""
     from smearcount.images import make_folder
     from smearcount.training.packaging import export_model
 
-    if to not in ("openvino", "onnx"):
-        raise typer.BadParameter("expected openvino or onnx", param_hint="--to")
+    if to not in ("openvino", "onnx", "openvino-int8"):
+        raise typer.BadParameter("expected openvino, onnx or openvino-int8", param_hint="--to")
     with clear_errors():
-        folder = export_model(model, to, make_folder(out))
-    typer.echo(f"model in {folder}; use it with: smearcount analyze --detector {folder} --runtime {to} IMAGE")
+        if to == "openvino-int8":
+            folder = _export_int8(model, calibrate, make_folder(out))
+        else:
+            folder = export_model(model, to, make_folder(out))
+    runtime = "onnx" if to == "onnx" else "openvino"
+    typer.echo(f"model in {folder}; use it with: smearcount analyze --detector {folder} --runtime {runtime} IMAGE")
+
+
+def _export_int8(model: str, calibrate: Path | None, out: Path) -> Path:
+    from smearcount.cards import find_model
+    from smearcount.training.quantising import quantise, samples_in, samples_of
+
+    samples = samples_in(calibrate) if calibrate else samples_of(("txl_pbc", "deepbionet", "iml_malaria"))
+    folder, agreements = quantise(find_model(model), samples, out)
+    for each in agreements:
+        typer.echo(str(each))
+    return folder

@@ -171,8 +171,10 @@ def evaluate_names(
     with clear_errors():
         settings = read_model(Settings, config) if config else Settings()
         known = load_cell_sources()
-        if source not in known or scale not in ("estimated", "labels"):
-            raise typer.BadParameter(f"expected one of {', '.join(known)} and a scale of estimated or labels")
+        if scale not in ("estimated", "labels"):
+            raise typer.BadParameter("expected estimated or labels", param_hint="--scale")
+        if source not in known:
+            raise typer.BadParameter(f"expected one of {', '.join(known)}", param_hint="--source")
         named = name_points(
             Pipeline.load(settings),
             (source, known[source]),
@@ -180,7 +182,8 @@ def evaluate_names(
             own_scale=scale == "labels",
             progress=bar(quiet, "evaluating"),
         )
-    typer.echo(json.dumps({"source": source, "split": split, "scale": scale, **point_figures(named)}, indent=2))
+        found = {"source": source, "split": split, "scale": scale, **point_figures(named)}
+    typer.echo(json.dumps(found, indent=2))
 
 
 @mend_app.command("merges")

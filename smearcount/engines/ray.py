@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,8 @@ __all__ = ["RayPlan", "run_ray"]
 
 _STORE_BYTES = 256 * 1024**2
 """Object store of a cluster started here: what passes through it are rows, not pictures."""
+
+_PATIENCE_S = 10.0
 
 _MOST_ROWS = 8
 """Tasks of a block: a block is finished, or done again, as a whole."""
@@ -111,11 +114,19 @@ def _connect(ray: Any, plan: RayPlan, tasks: int) -> None:
         cores = max(usable_cores(), min(plan.workers or 1, tasks) * (plan.threads or 1))
         options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
+        _knock(plan.address)
         with nullcontext() if plan.address else _offline():
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"at {plan.address}" if plan.address else "on this machine"
         raise SmearcountError(f"no Ray cluster {where}: {error}; start one with `ray start --head`") from error
+
+
+def _knock(address: str) -> None:
+    """Raise an `OSError` at once where nothing listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), _PATIENCE_S).close()
 
 
 @contextmanager

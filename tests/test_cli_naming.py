@@ -1,0 +1,266 @@
+"""Commands about naming cells as a user types them: survey, train, judge, classify, and analyse with the result."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from smearcount.cards import Model
+from smearcount.classify import label_columns
+from smearcount.cli import app
+from smearcount.images import write_picture
+
+Pixels = npt.NDArray[np.uint8]
+
+SAMPLES = Path(__file__).parents[1] / "sample_smears"
+CODES = ("normocyte", "spherocyte")
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def drawn_cell(seed: int, label: str) -> Pixels:
+    """A cell that no other one looks like; spherocytes are small and dark."""
+    rng = np.random.default_rng(seed)
+    low, high, axes = ((40, 110, (12, 18)), (110, 180, (22, 30)))[label == "Normal"]
+    coarse = rng.integers(low, high, (9, 9, 3)).astype(np.uint8)
+    texture = cv2.resize(coarse, (80, 80), interpolation=cv2.INTER_CUBIC)
+    mask = np.zeros((80, 80), np.uint8)
+    cv2.ellipse(mask, (40, 40), tuple(rng.integers(*axes, 2).tolist()), float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    return np.asarray(np.where(mask[..., None] == 1, texture, 214), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 drawn cells in two folders and a broken one, and a recipe that names LeNet-5 for two epochs."""
+    root = tmp_path_factory.mktemp("own")
+    for number in range(32):
+        label = ("Normal", "Esferocito")[number % 2]
+        (root / "cells" / label).mkdir(parents=True, exist_ok=True)
+        write_picture(root / "cells" / label / f"{number:02d}.png", drawn_cell(number, label))
+    (root / "cells" / "Normal" / "broken.png").write_bytes(b"no picture")
+    phase = {"name": "all", "body": "trained", "epochs": 2, "learning_rate": 0.02, "batch": 8}
+    recipe = {
+        **{"data": {"folder": str(root / "cells"), "val_share": 0.25}, "patch_um": 12.0, "seed": 3},
+        **{"net": {"backbone": "lenet5", "input_px": 32}, "phases": [phase], "accelerator": "cpu"},
+    }
+    (root / "my cells.yaml").write_text(yaml.safe_dump(recipe))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Result:
+    """`train classifier`, once for all tests."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")  # of the exporter, about its own future
+        patch.setenv("OMP_NUM_THREADS", "1")
+        return call("train", "classifier", place / "my cells.yaml", "--out", place / "run")
+
+
+@pytest.fixture
+def model(trained: Result, place: Path) -> Path:
+    assert trained.exit_code == 0, trained.output
+    return place / "run" / "model"
+
+
+def test_a_survey_shows_what_would_be_trained_on(place: Path, tmp_path: Path) -> None:
+    result = call("train", "survey", place / "my cells.yaml", "--out", tmp_path / "survey")
+    assert result.exit_code == 0, result.output
+    assert "normocyte" in result.output
+    names = ("classes.csv", "faults.csv", "leaks.txt", "samples.png")
+    assert sorted(path.name for path in (tmp_path / "survey").iterdir()) == sorted(names)
+    (fault,) = rows_of(tmp_path / "survey" / "faults.csv")
+    assert (fault["file"], fault["fault"], fault["action"]) == ("Normal/broken.png", "unreadable", "left out")
+    classes = {
+        row["class"]: (row["cells"], row["train"], row["val"]) for row in rows_of(tmp_path / "survey" / "classes.csv")
+    }
+    assert classes == {"normocyte": ("16", "12", "4"), "spherocyte": ("16", "12", "4"), "all": ("32", "24", "8")}
+    assert (tmp_path / "survey" / "leaks.txt").read_text() == ""
+    quiet = call("train", "survey", place / "my cells.yaml", "--out", tmp_path / "survey", "--quiet")
+    assert quiet.output.startswith("written: ")
+
+
+def test_a_folder_of_cells_becomes_a_model(trained: Result, model: Path, place: Path) -> None:
+    assert "all epoch 2/2" in trained.output
+    assert f"smearcount evaluate classifier {place / 'my cells.yaml'} --model {model}" in trained.output
+    card = Model(model).classifier_card
+    assert (card.id, card.codes, card.kinds) == ("own-my-cells", CODES, ("rbc",))
+    assert (card.patch_um, card.input_px, card.embedding) == (12.0, 32, 84)
+    assert "Not measured yet" in card.limits[0]
+    assert len(Model(model).verify()) == 5
+    assert rows_of(place / "run" / "faults.csv")[0]["file"] == "Normal/broken.png"
+    shown = call("models", "show", model)
+    assert "# own-my-cells" in shown.output
+    verified = call("models", "verify", model)
+    assert verified.exit_code == 0, verified.output
+    assert "largest difference to the probe" in verified.output
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_line_again_trains_nothing_anew(model: Path, place: Path) -> None:
+    before = (model / "model.safetensors").read_bytes()
+    result = call("train", "classifier", place / "my cells.yaml", "--out", place / "run", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "epoch" not in result.output
+    assert (model / "model.safetensors").read_bytes() == before
+
+
+def test_the_model_is_judged(model: Path, place: Path, tmp_path: Path) -> None:
+    result = call("evaluate", "classifier", place / "my cells.yaml", "--model", model, "--out", tmp_path / "judged")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output[: result.output.rindex("}") + 1])
+    assert found["n"] == 8
+    assert 0 <= found["accuracy"]["value"] <= 1
+    assert (tmp_path / "judged" / "report.html").is_file()
+    assert Model(model).classifier_card.metrics == ()
+    wrong = call("evaluate", "classifier", place / "my cells.yaml", "--model", model, "--split", "test")
+    assert wrong.exit_code == 2
+    assert "--split: expected val, train or all" in wrong.stderr
+
+
+def test_new_cells_are_classified(model: Path, place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.csv"
+    good = call("classify", place / "cells" / "Esferocito", "--model", model, "--out", out)
+    assert good.exit_code == 0, good.output
+    assert good.output.strip() == f"16 named, 0 failed; written: {out}"
+    rows = rows_of(out)
+    assert tuple(rows[0]) == label_columns(CODES)
+    assert all(sum(float(row[f"p_{code}"]) for code in CODES) == pytest.approx(1, abs=2e-4) for row in rows)
+    bad = call("classify", place / "cells", "--model", model, "--out", out, "--min-score", 1.0)
+    assert bad.exit_code == 1
+    assert "broken.png" in bad.stderr
+    assert "32 named, 1 failed" in bad.output
+    rows = rows_of(out)
+    assert [row["status"] for row in rows].count("failed") == 1
+    assert {row["label"] for row in rows if row["status"] == "ok"} == {"unclassified"}
+    assert (
+        call("classify", place / "cells" / "Normal" / "00.png", "--model", model, "--out", out, "--quiet").output == ""
+    )
+
+
+def test_a_scale_a_search_and_examples(model: Path, place: Path, tmp_path: Path) -> None:
+    out, cells = tmp_path / "labels.csv", place / "cells"
+    assert call("classify", cells / "Esferocito", "--model", model, "--out", out, "--um-per-px", 0.15).exit_code == 0
+    found = call("classify", cells / "Normal" / "00.png", "--model", model, "--out", out, "--um-per-px", 0.15, "--find")
+    assert found.exit_code == 0, found.output
+    for label in ("round", "small"):
+        shutil.copytree(cells / {"round": "Normal", "small": "Esferocito"}[label], tmp_path / "shown" / label)
+    (tmp_path / "shown" / "round" / "broken.png").unlink()
+    shown = call("classify", cells / "Esferocito", "--model", model, "--out", out, "--examples", tmp_path / "shown")
+    assert shown.exit_code == 0, shown.output
+    assert "the examples name one another right in" in shown.output
+    assert tuple(rows_of(out)[0]) == label_columns(("round", "small"))
+
+
+def test_wrong_usage_is_told_in_one_line(model: Path, place: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    content = yaml.safe_load((place / "my cells.yaml").read_text())
+    recipe.write_text(yaml.safe_dump({**content, "data": {**content["data"], "colour": 1}}))
+    for words, code, reason in (
+        (("classify", tmp_path / "absent.txt", "--model", model), 2, "no list of pictures"),
+        (("classify", place / "cells", "--model", "absent"), 2, "no such model"),
+        (("classify", place / "cells", "--model", model, "--um-per-px", 9), 2, "um-per-px"),
+        (("classify", place, "--model", SAMPLES.parent / "weights" / "cells-yolo11-p4"), 1, "a classifier is needed"),
+        (("train", "classifier", recipe, "--out", tmp_path / "run"), 2, "data.colour"),
+        (("train", "classifier", tmp_path / "absent.yaml"), 2, "does not exist"),
+        (("evaluate", "names", "--source", "atlantis"), 2, "expected one of chula_rbc12"),
+        (("evaluate", "names", "--scale", "guess"), 2, "expected estimated or labels"),
+    ):
+        result = call(*words, *(("--out", tmp_path / "x.csv") if words[0] == "classify" else ()))
+        assert (result.exit_code, reason in result.stderr) == (code, True), (words, result.output)
+        assert "Traceback" not in result.output
+    assert not (tmp_path / "x.csv").exists()
+
+
+def test_whole_smears_are_named_with_it(model: Path, tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump({"classifiers": [str(model)], "min_label_score": 0.0}))
+    result = call("analyze", SAMPLES / "sparse.jpg", "--config", config, "--out", tmp_path / "out", "--gallery")
+    assert result.exit_code == 0, result.output
+    assert "Normocyte" in result.output or "Spherocyte" in result.output
+    rows = rows_of(tmp_path / "out" / "sparse.cells.csv")
+    labels = {kind: {row["label"] for row in rows if row["kind"] == kind} for kind in ("rbc", "wbc", "platelet")}
+    assert labels["rbc"] <= set(CODES)
+    assert labels["wbc"] == {"unclassified"}
+    assert labels["platelet"] == {"platelet"}
+    report = json.loads((tmp_path / "out" / "sparse.json").read_text())
+    assert "own-my-cells" in json.dumps(report)
+    twice = tmp_path / "twice.yaml"
+    twice.write_text(yaml.safe_dump({"classifiers": [str(model), str(model)]}))
+    wrong = call("analyze", SAMPLES / "sparse.jpg", "--config", twice, "--out", tmp_path / "out")
+    assert wrong.exit_code == 2
+    assert "another classifier names rbc already" in wrong.stderr
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A sample smear as a collection of points, under the name of one that the configuration knows."""
+    monkeypatch.setenv("SMEARCOUNT_DATA", str(tmp_path / "data"))
+    folder = tmp_path / "data" / "chula_rbc12"
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    shutil.copy(SAMPLES / "sparse.jpg", folder / "images")
+    truth = json.loads((SAMPLES / "truth.json").read_text())["sparse.jpg"]
+    red = [box for box, kind in zip(truth["boxes"], truth["kinds"], strict=True) if kind == "rbc"]
+    lines = [f"{(box[0] + box[2]) / 2:.1f} {(box[1] + box[3]) / 2:.1f} 0\n" for box in red]
+    (folder / "labels" / "sparse.txt").write_text("".join([*lines, "3 3 3\n"]))
+    (folder / "val.txt").write_text("sparse\n")
+    return {"red": len(red)}
+
+
+def test_names_of_whole_fields_are_measured(model: Path, labelled: dict[str, Any], tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text(yaml.safe_dump({"classifiers": [str(model)], "min_label_score": 0.0}))
+    result = call("evaluate", "names", "--source", "chula_rbc12", "--config", config, "--quiet")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    n = labelled["red"] + 1
+    assert (found["source"], found["cells"], found["fields"]) == ("chula_rbc12", n, 1)
+    # The detector finds the rendered red cells; the label in the corner lies on none.
+    assert (n - 3) / n <= found["found"] <= (n - 1) / n
+    assert found["accuracy"] <= found["found"]
+    assert found["support"] == {"normocyte": n - 1, "spherocyte": 1}
+    (tmp_path / "data" / "chula_rbc12" / "labels" / "sparse.txt").write_text("")
+    nothing = call("evaluate", "names", "--config", config)
+    assert nothing.exit_code == 1
+    assert "labelled with one code, got none" in nothing.stderr
+
+
+def test_merges_and_confused_pairs_are_proposed(model: Path, place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merges"
+    merges = call("mend", "merges", place / "my cells.yaml", "--model", model, "--clusters", "2-3", "--out", out)
+    assert merges.exit_code == 0, merges.output
+    assert sorted(path.name for path in out.iterdir()) == ["merges.png", "merges.yaml"]
+    pairs = call("mend", "experts", place / "my cells.yaml", "--model", model)
+    assert pairs.exit_code == 0, pairs.output
+    assert json.loads(pairs.output)["cells"] == 8
+    wrong = call("mend", "merges", place / "my cells.yaml", "--model", model, "--clusters", "5-2")
+    assert wrong.exit_code == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_networks_are_compared(place: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load((place / "my cells.yaml").read_text())
+    base["phases"][0]["epochs"] = 1
+    config = tmp_path / "compare.yaml"
+    config.write_text(yaml.safe_dump({"base": base, "backbones": ["lenet5"], "optimisers": ["sgd", "adam"]}))
+    result = call("train", "compare", config, "--out", tmp_path / "compared", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("lenet5") >= 2
+    assert (tmp_path / "compared" / "comparison.csv").is_file()
