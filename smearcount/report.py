@@ -87,15 +87,23 @@ def cell_rows(result: SmearResult) -> list[Row]:
 
 
 def _best_two(result: SmearResult) -> list[tuple[str, str, str]]:
-    """Probability of the best code, that of the runner-up, and the runner-up; empty where no classifier was asked."""
+    """Probability of the name, that of the runner-up, and the runner-up; empty where no classifier was asked.
+
+    Of a cell without a name the runner-up is the most probable code.
+    """
     probs, codes = result.labels.probs, result.labels.codes
     if len(codes) < 2:
         return [("", "", "")] * len(probs)
     order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
-    return [
-        (f"{row[a]:.4f}", f"{row[b]:.4f}", codes[b]) if row.any() else ("", "", "")
-        for row, (a, b) in zip(probs, order, strict=True)
-    ]
+    best: list[tuple[str, str, str]] = []
+    for row, (first, second), name in zip(probs, order, result.names.tolist(), strict=True):
+        if not row.any():
+            best.append(("", "", ""))
+        elif name == UNCLASSIFIED:
+            best.append(("", f"{row[first]:.4f}", codes[first]))
+        else:
+            best.append((f"{row[first]:.4f}", f"{row[second]:.4f}", codes[second]))
+    return best
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row], *, header: bool = True) -> str:

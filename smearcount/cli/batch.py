@@ -56,9 +56,7 @@ def batch(
     from smearcount.batch import BatchJob, Interrupted, PipelineMaker, run_batch
 
     patterns = tuple(pattern or ()), tuple(exclude or ())
-    job = BatchJob(
-        *(folder, out, cells, overlays, recursive, slide_report, gallery), *patterns, listed, slides, fresh
-    )
+    job = BatchJob(*(folder, out, cells, overlays, recursive, slide_report, gallery), *patterns, listed, slides, fresh)
     try:
         with clear_errors(), progress(quiet or as_json) as watch:
             chosen = _engine(settings, engine, workers, ray_address)

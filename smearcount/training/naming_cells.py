@@ -134,19 +134,17 @@ def _cells(recipe: ClassifierRecipe, data: CellData, faults: Sequence[PictureFau
     if data.painted:
         cells = with_painted(cells, data.painted, recipe.seed)
     if not data.codes:
-        cells = _with_cells_of_their_own(cells)
+        cells = _without_empty_codes(cells)
     if data.merge:
         targets, merged = merge_targets(cells.targets, cells.codes, data.merge)
         cells = replace(cells, targets=targets, codes=merged)
     return cells
 
 
-def _with_cells_of_their_own(cells: CellSet) -> CellSet:
-    """The set without the codes of which no cell is known for sure: nothing tells these from the others."""
-    kept = np.flatnonzero(cells.targets[cells.exact].any(axis=0))
-    some = np.flatnonzero(cells.targets[:, kept].any(axis=1))
-    codes = tuple(cells.codes[column] for column in kept)
-    return replace(cells.take(some), targets=cells.targets[np.ix_(some, kept)], codes=codes)
+def _without_empty_codes(cells: CellSet) -> CellSet:
+    """The set without the codes that no cell may be."""
+    kept = np.flatnonzero(cells.targets.any(axis=0))
+    return replace(cells, targets=cells.targets[:, kept], codes=tuple(cells.codes[column] for column in kept))
 
 
 def _as_tuple(meant: str | tuple[str, ...]) -> tuple[str, ...]:
