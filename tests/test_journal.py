@@ -151,6 +151,18 @@ def test_rows_that_make_no_sense_are_made_again(tmp_path: Path) -> None:
     assert report.read_bytes() == before
 
 
+@pytest.mark.parametrize("change", ["counts = '{\"named\": 3}'", "cells = x'00'"])
+def test_a_damaged_journal_is_said_with_the_remedy(tmp_path: Path, change: str) -> None:
+    folder, wanted = smears(tmp_path / "in", "a.png"), {"cells": tmp_path / "c.csv", "slide_report": tmp_path / "s.csv"}
+    batch(folder, tmp_path / "r.csv", **wanted)
+    with closing(sqlite3.connect(tmp_path / "r.csv.journal")) as other:
+        other.execute(f"UPDATE pictures SET {change}")
+        other.commit()
+    with pytest.raises(ImageError, match="is damaged .*--fresh"):
+        batch(folder, tmp_path / "r.csv", **wanted)
+    assert batch(folder, tmp_path / "r.csv", fresh=True, **wanted).done == 1
+
+
 def test_timings_are_in_the_journal_and_nowhere_else(tmp_path: Path) -> None:
     folder = smears(tmp_path / "in", "a.png", "b.png")
     reports = []
@@ -402,6 +414,22 @@ def test_two_runs_on_one_output_refuse_each_other(tmp_path: Path) -> None:
         assert batch(folder, tmp_path / "x.csv").done == 1
     assert batch(folder, tmp_path / "r.csv").done == 1
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".lock")]
+
+
+def test_outputs_of_long_names_do_not_lock_each_other_out(tmp_path: Path) -> None:
+    folder, long = smears(tmp_path / "in", "a.png"), "x" * 230
+    assert batch(folder, tmp_path / f"{long}1.csv", cells=tmp_path / f"{long}2.csv").done == 1
+
+
+def test_what_a_killed_run_left_half_written_is_swept_away(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png")
+    own, others = f".r.{'0' * 16}.part", (".r.csv.part", f".x.{'0' * 16}.part", "notes.part")
+    for name in (own, *others, f"o/s/.a.png.{'f' * 16}.part", "o/s/.a.part"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    batch(folder, tmp_path / "r.csv", overlays=tmp_path / "o")
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.part")}
+    assert left == {*others, "o/s/.a.part"}
 
 
 def test_a_run_refuses_another_process_and_the_lock_of_a_dead_one_is_none(tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ def test_cells_csv_has_the_columns_of_the_contract(result: SmearResult) -> None:
     first, last = rows[0], rows[-1]
     assert (first["label_score"], first["runner_up"], first["runner_up_score"]) == ("0.9000", "target_cell", "0.1000")
     assert (last["label_score"], last["runner_up"], last["runner_up_score"]) == ("", "", "")
+    unnamed = rows[4]
+    assert unnamed["label_score"] == ""
+    assert unnamed["runner_up"] == result.labels.codes[int(result.labels.probs[4].argmax())]
+    assert unnamed["runner_up_score"] == f"{result.labels.probs[4].max():.4f}"
     assert (first["x_min"], first["y_max"], first["diameter_um"]) == ("0.00", "60.00", f"{45 * 0.16:.2f}")
 
 

@@ -11,9 +11,11 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from smearcount.batch.names import shortened
 from smearcount.errors import ImageError, UsageError
 
 __all__ = ["locked", "replacing", "sweep"]
@@ -37,7 +39,7 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    name = f".{target.name[:100]}.lock"
+    name = f".{shortened(target.name)}.lock"
     lock = target / ".smearcount.lock" if target.is_dir() else target.with_name(name)
     file = _take(lock, target)
     try:
@@ -59,7 +61,7 @@ def _take(lock: Path, target: Path) -> BinaryIO:
             file = lock.open("a+b")
         except OSError as error:
             raise ImageError(f"{lock}: can't be made ({error.strerror}); check the permissions") from error
-        if not _hold(file):
+        if not _hold(file, lock):
             owner = _owner(file)
             file.close()
             raise UsageError(f"{target}: another run{owner} is writing it; wait for its end, or give another name")
@@ -69,7 +71,8 @@ def _take(lock: Path, target: Path) -> BinaryIO:
         file.close()  # its owner removed it between the two calls
 
 
-def _hold(file: BinaryIO) -> bool:
+def _hold(file: BinaryIO, lock: Path) -> bool:
+    """Take the lock, or say that somebody has it."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -80,8 +83,10 @@ def _hold(file: BinaryIO) -> bool:
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:
+        raise ImageError(f"{lock}: can't be locked ({error.strerror}); put the outputs on another disk") from error
     return True
 
 
@@ -129,9 +134,9 @@ def _to_disk(path: Path) -> None:
 
 def sweep(tables: Iterable[Path], folders: Iterable[Path]) -> None:
     """Remove what a run that was killed left half-written of these outputs; only while their locks are held."""
-    left = [found for path in tables for found in path.parent.glob(f".{glob.escape(path.stem[:40])}.*.part")]
-    left += [Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names]
-    for path in left:
+    beside = (found for path in tables for found in path.parent.glob(f".{glob.escape(path.stem[:40])}.*.part"))
+    inside = (Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names)
+    for path in chain(beside, inside):
         if _PART.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 path.unlink()

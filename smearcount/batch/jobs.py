@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from smearcount.batch.tables import ENDINGS, check_writer
+from smearcount.batch.tables import ENDINGS
 from smearcount.errors import UsageError
 from smearcount.images import check_target, make_folder
 
@@ -110,7 +110,6 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
     Raises:
         UsageError: an output would replace another or a picture, or has an ending that is no table's.
         ImageError: an output can't be written.
-        RuntimeMissingError: the library for a format is not installed.
     """
     taken: dict[str, str] = {}
     for flag, path in job.tables.items():
@@ -122,7 +121,6 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         if real in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
     for path in job.tables.values():
-        check_writer(path)
         check_target(path)
     for folder in job.folders:
         make_folder(folder)

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +139,7 @@ class _Batch:
             return False
         try:
             row, _, files = record.content()
-            complete = tuple(row) == report.report_columns(self.taxonomy)
+            complete = set(row) == set(report.report_columns(self.taxonomy))
             if record.status == "ok":
                 complete &= not (self.wishes.cells and record.cells is None)
                 complete &= all(self._has(folder, files) for folder in (self.wishes.overlays, self.wishes.galleries))
@@ -169,8 +170,19 @@ class _Batch:
         return failed_record(task, Failure(reason), self.taxonomy)
 
     def write(self) -> list[tuple[str, str]]:
-        """Write the tables; returns name and reason of the pictures that failed."""
+        """Write the tables; returns name and reason of the pictures that failed.
+
+        Raises:
+            ImageError: a table can't be written, or the journal is damaged.
+        """
         failed: list[tuple[str, str]] = []
+        try:
+            self._write(failed)
+        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            raise ImageError(f"{self.job.journal}: is damaged ({error!r}); give --fresh for a new one") from error
+        return failed
+
+    def _write(self, failed: list[tuple[str, str]]) -> None:
 
         def rows() -> Iterator[Row]:
             for row, _ in self._rows("writing"):
@@ -185,7 +197,6 @@ class _Batch:
             write_table(job.slide_report, slide_columns(taxonomy), slide_rows(self._rows(""), taxonomy))
         # Last: where there is a report, the others are there as well.
         write_table(job.report, report.report_columns(taxonomy), rows())
-        return failed
 
     def _rows(self, label: str) -> Iterator[tuple[Row, Mapping[str, Any]]]:
         """Row and counts of every picture, in the order of the listing."""

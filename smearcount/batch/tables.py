@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from smearcount.batch.files import replacing
-from smearcount.errors import ImageError, RuntimeMissingError
+from smearcount.errors import ImageError
 from smearcount.report import Row, to_csv
 
-__all__ = ["ENDINGS", "check_writer", "number_type", "write_table"]
+__all__ = ["ENDINGS", "number_type", "write_table"]
 
 _ROWS = 2000
 _SHEET_ROWS = 1_048_576
@@ -42,28 +42,12 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
 
     Raises:
         ImageError: it can't be written, or has more rows than the format takes.
-        RuntimeMissingError: the library for this format is not installed.
     """
-    check_writer(path)
     with replacing(path) as temporary:
         try:
             ENDINGS[path.suffix.lower()](temporary, columns, _chunks(rows))
         except _TooLongError as error:
             raise ImageError(f"{path}: {error}") from error
-
-
-def check_writer(path: Path) -> None:
-    """See that the library that writes this format is there.
-
-    Raises:
-        RuntimeMissingError: it is not.
-    """
-    library = {".parquet": "pyarrow", ".xlsx": "openpyxl"}.get(path.suffix.lower())
-    try:
-        if library:
-            __import__(library)
-    except ImportError as error:
-        raise RuntimeMissingError(f"{path}: needs {library}: python -m pip install {library}; or give .csv") from error
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:

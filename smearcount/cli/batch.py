@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -55,12 +56,13 @@ def batch(
     """Analyse every picture of a folder: one row an image, failures as rows. Run again, it goes on where it stopped."""
     from smearcount.batch import BatchJob, Interrupted, PipelineMaker, run_batch
 
-    patterns = tuple(pattern or ()), tuple(exclude or ())
-    job = BatchJob(*(folder, out, cells, overlays, recursive, slide_report, gallery), *patterns, listed, slides, fresh)
+    job = BatchJob(folder, out, cells, overlays, recursive, slide_report, gallery)
+    job = replace(job, globs=tuple(pattern or ()), excluded=tuple(exclude or ()))
+    job = replace(job, listed=listed, slides=slides, fresh=fresh)
     try:
         with clear_errors(), progress(quiet or as_json) as watch:
-            chosen = _engine(settings, engine, workers, ray_address)
-            outcome = run_batch(PipelineMaker(settings), job, chosen, watch)
+            mapped = _engine(settings, engine, workers, ray_address)
+            outcome = run_batch(PipelineMaker(settings), job, mapped, watch)
     except Interrupted as stop:
         errors().print(plain(str(stop)))
         raise typer.Exit(130) from stop

@@ -119,7 +119,10 @@ def _connect(ray: Any, plan: RayPlan, tasks: int) -> None:
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"at {plan.address}" if plan.address else "on this machine"
-        raise SmearcountError(f"no Ray cluster {where}: {error}; start one with `ray start --head`") from error
+        raise SmearcountError(
+            f"no Ray cluster {where}: {error}; start one with `ray start --head`, and set RAY_AUTH_MODE=token where "
+            "it wants a token"
+        ) from error
 
 
 def _knock(address: str) -> None:
