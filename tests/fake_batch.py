@@ -23,7 +23,7 @@ from conftest import RED_CELL_PX, DiscNetwork, draw
 from smearcount import detector
 from smearcount.batch import BatchJob, Interrupted, run_batch
 from smearcount.config import Settings
-from smearcount.engines import LocalPlan, run_here, run_local
+from smearcount.engines import Engine, LocalPlan, RayPlan, run_here, run_local, run_ray
 from smearcount.errors import SmearcountError
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -107,6 +107,7 @@ def main() -> int:
     flags.add_argument("folder", type=Path)
     flags.add_argument("report", type=Path)
     flags.add_argument("--workers", type=int, default=0)
+    flags.add_argument("--ray", type=int, default=0)
     flags.add_argument("--limit", type=int)
     flags.add_argument("--log", type=Path)
     flags.add_argument("--overlays", type=Path)
@@ -117,7 +118,9 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (given.limit, given.limit))
     cells = given.report.with_suffix(".cells.csv")
     job = BatchJob(given.folder, given.report, cells, given.overlays, recursive=True)
-    engine = partial(run_local, LocalPlan(given.workers, 1)) if given.workers else run_here
+    engine: Engine = partial(run_local, LocalPlan(given.workers, 1)) if given.workers else run_here
+    if given.ray:
+        engine = partial(run_ray, RayPlan(workers=given.ray))
     try:
         outcome = run_batch(DiscMaker(given.log), job, engine)
     except SmearcountError as error:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import multiprocessing
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 from fake_batch import DiscMaker, smears
 from toy_work import Squares
@@ -25,7 +25,7 @@ from smearcount.engines import LocalPlan, Lost, RayPlan, run_here, run_local, ru
 from smearcount.engines.local import usable_cores
 from smearcount.errors import RuntimeMissingError, SmearcountError
 
-SPARSE = Path(__file__).parents[1] / "sample_smears" / "sparse.jpg"
+PROGRAM = Path(__file__).parent / "fake_batch.py"
 RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
@@ -139,7 +139,10 @@ def test_a_picture_that_kills_its_worker_is_a_row(tmp_path: Path) -> None:
     assert outcome.done == 9
     ((name, reason),) = outcome.failed
     assert name == "kill.png"
-    assert reason.startswith("kill.png: its worker ended twice while it was being analysed (signal SIGKILL)")
+    assert reason.startswith("kill.png: its worker ended twice while it was being analysed")
+    with closing(sqlite3.connect(job.journal)) as journal:
+        found = journal.execute("SELECT worker FROM pictures WHERE image = ?", (b"kill.png",)).fetchone()
+    assert found == ("signal SIGKILL",)
     (folder / "kill.png").rename(folder / "well.png")
     again = run_batch(DiscMaker(), job, partial(run_local, LocalPlan(2, 1)))
     assert (again.done, again.reused) == (10, 9)
@@ -167,25 +170,6 @@ def test_actors_are_shared_out() -> None:
             plan.share(100, cores)
 
 
-def real_fields(folder: Path, number: int) -> Path:
-    """Small crops of a sample smear, for the shipped network."""
-    pixels = cv2.imread(str(SPARSE))
-    for n in range(number):
-        (folder / f"s{n % 2}").mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / f"s{n % 2}" / f"{n:02}.png"), pixels[40 * n : 40 * n + 160, 60 * n : 60 * n + 200])
-    (folder / "bad.png").write_text("no picture")
-    return folder
-
-
-def command(folder: Path, out: Path, *flags: str) -> int:
-    """The command as a process of its own: Ray changes the one it is started in."""
-    words = ["batch", str(folder), "--recursive", "--out", str(out / "r.csv"), "--cells", str(out / "c.csv")]
-    words += ["--slide-report", str(out / "s.csv"), "--overlays", str(out / "o"), "--um-per-px", "0.12", "--quiet"]
-    (folder.parent / "settings.yaml").write_text("classifiers: []\n")
-    words += ["--config", str(folder.parent / "settings.yaml")]
-    return subprocess.run([sys.executable, "-m", "smearcount", *words, *flags], check=False).returncode
-
-
 @RAY
 def test_an_address_where_nobody_listens_is_said_at_once(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "smearcount", "batch", str(smears(tmp_path / "in", "a.png"))]
@@ -196,40 +180,30 @@ def test_an_address_where_nobody_listens_is_said_at_once(tmp_path: Path) -> None
 
 
 @RAY
-def test_ray_gives_the_bytes_of_the_local_engine(tmp_path: Path) -> None:
-    folder = real_fields(tmp_path / "in", 6)
-    assert command(folder, tmp_path / "local", "--workers", "1") == 1
-    assert command(folder, tmp_path / "ray", "--engine", "ray", "--workers", "2") == 1
-    for path in [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.*") if path.is_file()]:
-        if path.suffix != ".journal":
-            assert (tmp_path / "ray" / path).read_bytes() == (tmp_path / "local" / path).read_bytes(), path
-    with (tmp_path / "ray" / "r.csv").open() as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["failed", *["ok"] * 6]
-
-
-@RAY
-def test_an_actor_that_dies_loses_nothing_and_nothing_leaves_the_machine(tmp_path: Path) -> None:
-    """In a process of its own, watched where that is possible; the deadly task and no other is lost."""
-    program = f"""
-from pathlib import Path
-from smearcount.engines import Lost, RayPlan, run_ray
-from toy_work import Squares
-
-work = Squares(Path({str(tmp_path)!r}), deadly=(5,), once=(0, 9))
-found = [each for results in run_ray(RayPlan(workers=2), work, range(24)) for each in results]
-assert sorted(number for number, _ in found) == list(range(24)), found
-assert {{number for number, result in found if isinstance(result, Lost)}} == {{5}}, found
-assert all(result == (number * number, 1) for number, result in found if number != 5), found
-"""
-    places = {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[1])))}
-    words = [sys.executable, "-c", program]
-    watched = bool(shutil.which("strace")) and not subprocess.run(["strace", "true"], check=False).returncode
+def test_ray_gives_the_bytes_of_the_local_engine_and_nothing_leaves_the_machine(tmp_path: Path) -> None:
+    """As a process of its own, since Ray changes the one it is started in; watched, where that is possible."""
+    folder = smears(tmp_path / "in", *(f"s{n % 3}/{n:02}.png" for n in range(20)), "kill.png", "once.png")
+    (folder / "text.png").write_text("no picture")
+    shutil.copytree(folder, tmp_path / "again")
+    local, ray = tmp_path / "local", tmp_path / "ray"
+    job = BatchJob(folder, local / "r.csv", local / "r.cells.csv", local / "o", recursive=True)
+    outcome = run_batch(DiscMaker(), job, partial(run_local, LocalPlan(2, 1)))
+    assert (outcome.done, [name for name, _ in outcome.failed]) == (21, ["kill.png", "text.png"])
+    words = [sys.executable, str(PROGRAM), str(tmp_path / "again"), str(ray / "r.csv"), "--ray", "2"]
+    words += ["--overlays", str(ray / "o")]
+    watched = bool(shutil.which("strace")) and not subprocess.run(["strace", "-qq", "true"], check=False).returncode
     if watched:
         words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(tmp_path / "calls"), *words]
-    done = subprocess.run(words, env=os.environ | places, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    places = os.pathsep.join((str(PROGRAM.parent), str(PROGRAM.parents[1])))
+    done = subprocess.run(words, env=os.environ | {"PYTHONPATH": places}, check=False, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    files = sorted(path.relative_to(local) for path in local.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(ray) for path in ray.rglob("*") if path.is_file())
+    assert len(files) == 3 + 21
+    for path in files:
+        assert path.suffix == ".journal" or (ray / path).read_bytes() == (local / path).read_bytes(), path
     if watched:
         calls = (tmp_path / "calls").read_text()
         reached = set(re.findall(r'inet_addr\("([^"]+)"|inet_pton\(AF_INET6, "([^"]+)"', calls))
-        assert reached
         assert {v4 or v6.removeprefix("::ffff:") for v4, v6 in reached} <= {"127.0.0.1", "::1"}
+        assert reached

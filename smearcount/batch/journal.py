@@ -47,7 +47,7 @@ class Record:
         cells: the rows of its cells without picture and slide, as compressed CSV; None where none were asked for.
         files: the pictures written for it, `{folder: {name: sha256}}`, as JSON.
         seconds: that the analysis took.
-        worker: machine and process.
+        worker: machine and process, or how it ended.
         finished: date and time, UTC.
         provenance: what made the result, as JSON; empty for a failure. It is the same for all pictures of a report.
     """

@@ -12,7 +12,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,11 @@ class _Batch:
 
     def _lost(self, task: Task, lost: Lost) -> Record:
         reason = (
-            f"{task.path}: its worker ended twice while it was being analysed ({lost.reason}), often for lack of "
-            "memory; run it again with fewer --workers, or on a larger machine"
+            f"{task.path}: its worker ended twice while it was being analysed, often for lack of memory; run it again "
+            "with fewer --workers, or on a larger machine"
         )
-        return failed_record(task, Failure(reason), self.taxonomy)
+        # How the worker ended depends on the engine, and so it is no part of the report.
+        return replace(failed_record(task, Failure(reason), self.taxonomy), worker=lost.reason)
 
     def write(self) -> list[tuple[str, str]]:
         """Write the tables; returns name and reason of the pictures that failed.
