@@ -32,7 +32,8 @@ def named(cells, make_result):
         found = cells([(x, y, x + 40, y + 40) for x, y in corners], kinds)
         result = make_result(found, size_wh=size_wh, names=np.array(names, "<U24"), counted=np.array(counted))
         result = replace(result, detections=found)
-        return replace(result, counts=counting.count_cells(found, result.names, result.counted, TAXONOMY))
+        edge = {"edge": int((~result.counted).sum())}
+        return replace(result, counts=counting.count_cells(found, result.names, result.counted, edge, TAXONOMY))
 
     return make
 
