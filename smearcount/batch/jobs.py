@@ -12,6 +12,9 @@ from smearcount.images import check_target, make_folder
 
 __all__ = ["BatchJob", "Interrupted", "Outcome", "check_job"]
 
+PAGE_ENDINGS = (".html", ".htm")
+"""What the name of a page ends in."""
+
 
 @dataclass(frozen=True)
 class BatchJob:
@@ -30,6 +33,7 @@ class BatchJob:
         listed: a text file with one picture a line instead of all in the folder.
         slides: `folder`, `none`, or a regular expression with a group: how a picture's slide is told from its name.
         fresh: begin a new journal instead of going on with an old one.
+        summary: an HTML page about the whole batch, if wanted.
     """
 
     folder: Path
@@ -44,6 +48,7 @@ class BatchJob:
     listed: Path | None = None
     slides: str = "folder"
     fresh: bool = False
+    summary: Path | None = None
 
     @property
     def journal(self) -> Path:
@@ -55,6 +60,11 @@ class BatchJob:
         """The tables to write by the flags that ask for them."""
         wanted = {"--out": self.report, "--cells": self.cells, "--slide-report": self.slide_report}
         return {flag: path for flag, path in wanted.items() if path}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The tables and the page by the flags that ask for them."""
+        return self.tables | ({"--summary": self.summary} if self.summary else {})
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -108,19 +118,20 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         pictures: the real paths of the pictures to analyse.
 
     Raises:
-        UsageError: an output would replace another or a picture, or has an ending that is no table's.
+        UsageError: an output would replace another or a picture, or has an ending of another kind of file.
         ImageError: an output can't be written.
     """
     taken: dict[str, str] = {}
-    for flag, path in job.tables.items():
-        if path.suffix.lower() not in ENDINGS:
-            raise UsageError(f"{path}: {flag} takes a name that ends in {', '.join(ENDINGS)}")
+    for flag, path in job.files.items():
+        endings = tuple(ENDINGS) if flag in job.tables else PAGE_ENDINGS
+        if path.suffix.lower() not in endings:
+            raise UsageError(f"{path}: {flag} takes a name that ends in {', '.join(endings)}")
         real = os.path.realpath(path)  # unlike Path.resolve it takes links to themselves for names
         if taken.setdefault(real, flag) != flag:
             raise UsageError(f"{path}: {taken[real]} and {flag} are one file; give them different names")
         if real in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
-    for path in job.tables.values():
+    for path in job.files.values():
         check_target(path)
     for folder in job.folders:
         make_folder(folder)

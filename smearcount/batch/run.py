@@ -23,6 +23,7 @@ from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, check_job
 from smearcount.batch.journal import Journal, Record
 from smearcount.batch.listing import Picture, list_pictures
 from smearcount.batch.slides import slide_columns, slide_rows
+from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
 from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest
 from smearcount.engines import Engine, Lost, run_here
@@ -69,8 +70,8 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
     start = time.perf_counter()
     listing = list_pictures(job)
     check_job(job, {os.path.realpath(picture.path) for picture in listing.pictures})
-    with locked((*job.tables.values(), *job.folders)):
-        sweep(job.tables.values(), job.folders)
+    with locked((*job.files.values(), *job.folders)):
+        sweep(job.files.values(), job.folders)
         with contextlib.closing(Journal(job.journal, maker.identity(), fresh=job.fresh)) as journal:
             batch = _Batch(maker, job, listing.pictures, journal, watch)
             try:
@@ -196,6 +197,9 @@ class _Batch:
             write_table(job.cells, report.CELL_COLUMNS, self._cells())
         if job.slide_report:
             write_table(job.slide_report, slide_columns(taxonomy), slide_rows(self._rows(""), taxonomy))
+        if job.summary:
+            by_slide = any(picture.slide_id for picture in self.pictures)
+            write_summary(job.summary, self._rows(""), taxonomy, slides=by_slide)
         # Last: where there is a report, the others are there as well.
         write_table(job.report, report.report_columns(taxonomy), rows())
 

@@ -39,6 +39,7 @@ def batch(
     ),
     cells: Annotated[Path | None, typer.Option(help=f"Table of every cell to write: {_TABLE}.")] = None,
     slide_report: Annotated[Path | None, typer.Option(help=f"Table of slides to write: {_TABLE}.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="HTML page to write: totals, plots, outliers.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for annotated pictures.")] = None,
     gallery: Annotated[Path | None, typer.Option(help="Folder for sheets with the cells of each code.")] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Sub-folders too; each is a slide.")] = False,
@@ -58,7 +59,7 @@ def batch(
 
     job = BatchJob(folder, out, cells, overlays, recursive, slide_report, gallery)
     job = replace(job, globs=tuple(pattern or ()), excluded=tuple(exclude or ()))
-    job = replace(job, listed=listed, slides=slides, fresh=fresh)
+    job = replace(job, listed=listed, slides=slides, fresh=fresh, summary=summary)
     try:
         with clear_errors(), progress(quiet or as_json) as watch:
             mapped = _engine(settings, engine, workers, ray_address)
@@ -143,6 +144,6 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         words = [f"{outcome.done} analysed, {len(outcome.failed)} failed"]
         words += [f"{outcome.reused} of them in an earlier run"] * bool(outcome.reused)
         words += [f"{n} {name.replace('_', ' ')}" for name, n in left_out.items() if n]
-        written = ", ".join(plain(str(path)) for path in (*job.tables.values(), *job.folders))
+        written = ", ".join(plain(str(path)) for path in (*job.files.values(), *job.folders))
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"{', '.join(words)}; written: {written}")
