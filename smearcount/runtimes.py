@@ -113,7 +113,11 @@ class OpenVinoRuntime:
         core = openvino.Core()
         weights = np.frombuffer(model.read(xml.removesuffix(".xml") + ".bin"), np.uint8)
         network = core.read_model(model.read(xml), openvino.Tensor(weights.reshape(-1).copy()))
-        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, Any] = {
+            **{"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
+            # Pinned, the only thread of every process would sit on the same core.
+            "ENABLE_CPU_PINNING": False,
+        }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         self._request = core.compile_model(network, "CPU", settings).create_infer_request()
