@@ -22,8 +22,8 @@ from smearcount.patches import to_batch
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.records import UNCLASSIFIED
 from smearcount.runtimes import RuntimeChoice, network_of
+from smearcount.training.cell_sources import CellSource
 from smearcount.training.cell_views import plain_view
-from smearcount.training.cells import CellSource
 from smearcount.training.labelled_points import LabelledPoint, labelled_points
 from smearcount.training.naming_cells import cells_of
 from smearcount.training.naming_recipe import ClassifierRecipe

@@ -19,7 +19,9 @@ from smearcount.detector import FILL, Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.images import write_picture
 from smearcount.taxonomy import load_taxonomy
-from smearcount.training.cells import CONTEXT, CellSource, cut_window, load_cell_sources, read_cells
+from smearcount.training.cell_formats import CONTEXT, cut_window
+from smearcount.training.cell_sources import CellSource, load_cell_sources
+from smearcount.training.cells import read_cells
 from smearcount.training.labelled_points import labelled_points
 
 Pixels = npt.NDArray[np.uint8]
@@ -188,6 +190,35 @@ def test_looks_of_a_collection_are_sources_of_their_own(
     np.testing.assert_allclose(cells.um_per_px, [0.16, 0.32])
     with pytest.raises(ConfigError, match="no entry for pictures of 640x480 px"):
         read(("neutrophil",), format="typed", find="wbc", classes={"neutrophil": "neutrophil"}, um_per_px={"9x9": 1.0})
+
+
+def test_corrections_replace_the_types_of_their_pictures(
+    typed: Path, read: Callable[..., CellSet], tmp_path: Path
+) -> None:
+    fix = tmp_path / "fix.csv"
+    fix.write_text("image,type\none,granulocyte\n", encoding="utf-8")
+    classes = {code: code for code in WHITE} | {"granulocyte": ("neutrophil", "eosinophil")}
+    cells = read((*WHITE, "eosinophil"), format="typed", find="wbc", classes=classes, corrections=fix)
+    assert codes_of(cells) == [{"neutrophil", "eosinophil"}, {"erythroblast"}]
+
+
+def test_listed_cells_are_cut_out_at_their_places_and_scales(
+    typed: Path, read: Callable[..., CellSet], tmp_path: Path
+) -> None:
+    listed = tmp_path / "listed.csv"
+    rows = ["image,x_px,y_px,um_per_px,type", "two,300,200,0.16,granulocyte", "held,411,222,0.32,erythroblast"]
+    listed.write_text("\n".join(rows), encoding="utf-8")
+    classes = {"granulocyte": ("neutrophil", "eosinophil"), "erythroblast": "erythroblast"}
+    cells = read((*WHITE, "eosinophil"), format="listed", list=listed, classes=classes)
+    assert codes_of(cells) == [{"neutrophil", "eosinophil"}, {"erythroblast"}]
+    assert cells.splits.tolist() == ["train", "val"]
+    assert cells.groups.tolist() == ["own/two", "own/held"]
+    assert middle(cells.pixels[1]) == pytest.approx((len(cells.pixels[1]) / 2,) * 2, abs=1.0)
+    np.testing.assert_allclose(cells.um_per_px, [0.16, 0.32], rtol=0.05)
+    assert len(cells.pixels[0]) == pytest.approx(2 * len(cells.pixels[1]), abs=2)
+    listed.write_text("image,x_px,y_px,um_per_px,type\nabsent,1,1,0.16,erythroblast\n", encoding="utf-8")
+    with pytest.raises(DatasetError, match="absent"):
+        read(WHITE, format="listed", list=listed, classes=classes)
 
 
 def voc(path: Path, boxes: list[tuple[str, list[int]]]) -> None:

@@ -20,8 +20,10 @@ from smearcount.errors import ModelError
 from smearcount.images import write_picture
 from smearcount.patches import cut_patches, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice
+from smearcount.training.cell_formats import CONTEXT, cut_window
+from smearcount.training.cell_sources import CellSource
 from smearcount.training.cell_views import plain_view
-from smearcount.training.cells import CONTEXT, CellSource, cut_window, read_cells
+from smearcount.training.cells import read_cells
 from smearcount.training.packaging import update_card
 
 Pixels = npt.NDArray[np.uint8]

@@ -31,8 +31,8 @@ from smearcount.images import write_picture
 from smearcount.judging import figures
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
+from smearcount.training.cell_sources import CellSource
 from smearcount.training.cell_views import plain_view
-from smearcount.training.cells import CellSource
 
 Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]

@@ -19,7 +19,7 @@ from smearcount.config import read_model, shipped
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.images import write_picture
-from smearcount.training.cells import load_cell_sources
+from smearcount.training.cell_sources import load_cell_sources
 from smearcount.training.naming_cells import cells_of, checked_cells, data_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 

@@ -166,7 +166,7 @@ def evaluate_names(
     """Accuracy of names on whole fields: cells found and named by the pipeline, at the places that were labelled."""
     from smearcount.evaluate_names import name_points, point_figures
     from smearcount.pipeline import Pipeline
-    from smearcount.training.cells import load_cell_sources
+    from smearcount.training.cell_sources import load_cell_sources
 
     with clear_errors():
         settings = read_model(Settings, config) if config else Settings()

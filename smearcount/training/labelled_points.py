@@ -9,7 +9,7 @@ from pathlib import Path
 from smearcount.datasets import picture_of, stems_of
 from smearcount.errors import DatasetError
 from smearcount.images import open_image
-from smearcount.training.cells import CellSource, folder_of, point_rows, readable, types_of
+from smearcount.training.cell_sources import CellSource, folder_of, point_rows, readable, types_of
 
 __all__ = ["LabelledPoint", "labelled_points"]
 

@@ -19,7 +19,8 @@ from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
-from smearcount.training.cells import CellSource, load_cell_sources, read_cells
+from smearcount.training.cell_sources import CellSource, load_cell_sources
+from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted

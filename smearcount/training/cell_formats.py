@@ -1,0 +1,250 @@
+"""Reads the labelled cells of each format: a window around every cell, cut out where the detector sees it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from smearcount.cellsets import Pixels
+from smearcount.config import shipped
+from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_of, read_source, stems_of
+from smearcount.detector import FILL, Detector, PixelSource
+from smearcount.geometry import FloatArray, centres, iou_matrix
+from smearcount.images import find_images, open_image
+from smearcount.training.cell_sources import CellSource, point_rows, types_of
+from smearcount.training.splits import split_groups
+
+__all__ = ["CONTEXT", "Reading", "Window", "cut_window", "windows_of"]
+
+CONTEXT = 1.6
+"""Side of a kept window over the side of the patch: room for turning, shifting and a lower magnification."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """One labelled cell before the sets are joined: a window, its scale and what is known of the cell."""
+
+    pixels: Pixels
+    um_per_px: float
+    label: str
+    group: str
+    split: str
+    origin: str
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What every reader needs.
+
+    Attributes:
+        folder: where the collection lies.
+        name: its entry.
+        source: what the entry says.
+        detector: finds the cells.
+        patch_um: side of the classifier's window.
+        seed: of splits and choices.
+    """
+
+    folder: Path
+    name: str
+    source: CellSource
+    detector: Detector
+    patch_um: float
+    seed: int
+
+    @property
+    def side_um(self) -> float:
+        """Side of a kept window."""
+        return self.patch_um * CONTEXT
+
+
+def windows_of(reading: Reading) -> Iterable[Window]:
+    """The labelled cells of a collection, one after the other."""
+    return _READERS[reading.source.format](reading)
+
+
+def cut_window(source: PixelSource, centre_xy: tuple[float, float], side_px: int) -> Pixels:
+    """A square of `side_px` around a point at the picture's own resolution; what lies outside is background."""
+    width, height = source.size_wh
+    left, top = round(centre_xy[0] - side_px / 2), round(centre_xy[1] - side_px / 2)
+    window = np.full((side_px, side_px, 3), FILL, np.uint8)
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side_px, width), min(top + side_px, height)
+    if x1 > x0 and y1 > y0:
+        window[y0 - top : y1 - top, x0 - left : x1 - left] = source.read(x0, y0, x1 - x0, y1 - y0)
+    return window
+
+
+def _points(reading: Reading) -> Iterator[Window]:
+    """Cells labelled by a point `x y class`; the window is centred on the box found around the point."""
+    for split, stem in _split_stems(reading.folder):
+        path = picture_of(reading.folder / "images", stem)
+        picture = open_image(path)
+        scale = reading.source.scale(picture.size_wh)
+        cells = reading.detector.find(picture, scale)
+        boxes = cells.boxes[cells.kinds == reading.source.find]
+        for x, y, label in point_rows(reading.folder / "labels" / f"{stem}.txt"):
+            pixels = cut_window(picture, _around(boxes, x, y), round(reading.side_um / scale))
+            yield Window(pixels, scale, label, f"{reading.name}/{stem}", split, f"{path.name} {x:.0f} {y:.0f}")
+
+
+def _around(boxes: FloatArray, x: float, y: float) -> tuple[float, float]:
+    """Centre of the box nearest to a point among those that hold it; the point itself where none does."""
+    held = boxes[(boxes[:, 0] <= x) & (boxes[:, 1] <= y) & (boxes[:, 2] >= x) & (boxes[:, 3] >= y)]
+    if not len(held):
+        return x, y
+    middles = centres(held)
+    nearest = middles[np.hypot(middles[:, 0] - x, middles[:, 1] - y).argmin()]
+    return float(nearest[0]), float(nearest[1])
+
+
+def _typed(reading: Reading) -> Iterator[Window]:
+    """The white cell of every field whose type is known; fields with several white cells are left out."""
+    types = types_of(reading.folder / reading.source.types)
+    if reading.source.corrections:
+        types |= types_of(shipped("configs") / reading.source.corrections)
+    for split, stem in _split_stems(reading.folder):
+        if stem not in types:
+            continue
+        path = picture_of(reading.folder / "images", stem)
+        picture = open_image(path)
+        scale = reading.source.scale(picture.size_wh)
+        cells = reading.detector.find(picture, scale)
+        found = cells.boxes[cells.kinds == reading.source.find]
+        if len(found) != 1:
+            continue
+        x, y = centres(found)[0].tolist()
+        original = Path(types[stem].get("original") or stem).stem
+        pixels = cut_window(picture, (x, y), round(reading.side_um / scale))
+        look = reading.source.look(picture.size_wh)
+        yield Window(pixels, scale, types[stem]["type"], original, split, path.name, look)
+
+
+def _listed(reading: Reading) -> Iterator[Window]:
+    """Cells in a list `image,x_px,y_px,um_per_px,type` that lies apart from the pictures."""
+    split_of = {stem: split for split, stem in _split_stems(reading.folder)}
+    with (shipped("configs") / reading.source.list).open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        stem, x, y, scale = row["image"], float(row["x_px"]), float(row["y_px"]), float(row["um_per_px"])
+        path = picture_of(reading.folder / "images", stem)
+        pixels = cut_window(open_image(path), (x, y), round(reading.side_um / scale))
+        group = f"{reading.folder.name}/{stem}"
+        yield Window(pixels, scale, row["type"], group, split_of[stem], f"{path.name} {x:.0f} {y:.0f}")
+
+
+def _boxes(reading: Reading) -> Iterator[Window]:
+    """Cells of some kinds, from the labelled boxes of a collection of fields."""
+    root, [fields] = choose_sources([reading.source.fields])
+    wanted = [KINDS.index(kind) for kind in reading.source.classes]
+    listed: list[tuple[str, LabelledField, int]] = []
+    for split in ("train", "val"):
+        for field in read_source(root, fields, split):
+            listed += [(split, field, int(row)) for row in np.flatnonzero(np.isin(field.kinds, wanted))]
+    rng = np.random.default_rng(reading.seed)
+    limit = min(reading.source.at_most or len(listed), len(listed))
+    for index in sorted(rng.choice(len(listed), limit, replace=False).tolist()):
+        split, field, row = listed[index]
+        x, y = centres(field.boxes[row : row + 1])[0].tolist()
+        pixels = cut_window(open_image(field.path), (x, y), round(reading.side_um / field.um_per_px))
+        label, stem = KINDS[field.kinds[row]], field.path.stem
+        yield Window(
+            pixels, field.um_per_px, label, f"{fields.name}/{stem}", split, f"{field.path.name} {x:.0f} {y:.0f}"
+        )
+
+
+def _truth(reading: Reading) -> Iterator[Window]:
+    """Cells of rendered smears, which know their codes; `truth.json` lies beside the pictures."""
+    smears = json.loads((reading.folder / "truth.json").read_text(encoding="utf-8"))
+    names = np.array(list(smears))
+    share = reading.source.val_share
+    labels = np.full(len(names), "smear")
+    splits = split_groups(names, labels, share, reading.seed) if share else np.full(len(names), "train")
+    for name, split in zip(names.tolist(), splits.tolist(), strict=True):
+        smear, picture = smears[name], open_image(reading.folder / name)
+        rows = [row for row, code in enumerate(smear["codes"]) if code in reading.source.classes]
+        for (x, y), row in zip(
+            centres(np.array(smear["boxes"], np.float32).reshape(-1, 4)[rows]).tolist(), rows, strict=True
+        ):
+            pixels = cut_window(picture, (x, y), round(reading.side_um / smear["um_per_px"]))
+            origin = f"{name} {x:.0f} {y:.0f}"
+            yield Window(pixels, smear["um_per_px"], smear["codes"][row], f"{reading.name}/{name}", split, origin)
+
+
+def _folders(reading: Reading) -> Iterator[Window]:
+    """Single cells in one folder a class; the window is the whole picture, moved so that the cell is in the middle."""
+    source = reading.source
+    listed = find_images(reading.folder, recursive=True)
+    paths = [path for path in listed if source.classes.get(path.parent.name) and path not in source.without]
+    groups = np.array([path.stem if source.train_groups else str(path.relative_to(reading.folder)) for path in paths])
+    labels = np.array([path.parent.name for path in paths])
+    kept = _originals_in_training(reading)
+    free = np.array([group not in kept for group in groups.tolist()])
+    splits = np.full(len(paths), "train", "<U5")
+    if source.val_share and free.any():
+        splits[free] = split_groups(groups[free], labels[free], source.val_share, reading.seed)
+    for path, group, split in zip(paths, groups.tolist(), splits.tolist(), strict=True):
+        picture = open_image(path)
+        scale = source.scale(picture.size_wh) if source.um_per_px else reading.patch_um / min(picture.size_wh)
+        pixels = picture.read(0, 0, *picture.size_wh)
+        yield Window(
+            _centred(pixels, _middle(picture, scale, reading, path)),
+            scale,
+            path.parent.name,
+            group,
+            split,
+            f"{path.parent.name}/{path.name}",
+        )
+
+
+def _originals_in_training(reading: Reading) -> frozenset[str]:
+    if not reading.source.train_groups:
+        return frozenset()
+    with Path(data_root() or "", reading.source.train_groups).open(newline="", encoding="utf-8") as stream:
+        return frozenset(Path(row["original"]).stem for row in csv.DictReader(stream))
+
+
+def _middle(picture: PixelSource, scale: float, reading: Reading, path: Path) -> tuple[float, float]:
+    """Centre of the found cell that overlaps the middle of the picture most; the middle without any."""
+    width, height = picture.size_wh
+    if not reading.source.find:
+        return width / 2, height / 2
+    cells = reading.detector.find(picture, scale)
+    kind = "platelet" if reading.source.classes[path.parent.name] == "platelet" else reading.source.find
+    boxes = cells.boxes[cells.kinds == kind]
+    central = np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]], np.float32)
+    overlaps = iou_matrix(central, boxes)[0]
+    if not len(boxes) or overlaps.max() <= 0:
+        return width / 2, height / 2
+    x, y = centres(boxes[[int(overlaps.argmax())]])[0].tolist()
+    return x, y
+
+
+def _centred(pixels: Pixels, centre_xy: tuple[float, float]) -> Pixels:
+    """The largest square of a picture around a point, but never less than nine tenths of the whole."""
+    height, width = pixels.shape[:2]
+    x, y = centre_xy
+    whole = min(width, height)
+    side = round(max(min(2 * x, 2 * (width - x), 2 * y, 2 * (height - y), whole), 0.9 * whole))
+    left = min(max(round(x - side / 2), 0), width - side)
+    top = min(max(round(y - side / 2), 0), height - side)
+    return pixels[top : top + side, left : left + side]
+
+
+def _split_stems(folder: Path) -> list[tuple[str, str]]:
+    return [(split, stem) for split in ("train", "val") for stem in stems_of(folder, split)]
+
+
+_READERS: dict[str, Callable[[Reading], Iterable[Window]]] = {
+    "points": _points,
+    "typed": _typed,
+    "listed": _listed,
+    "boxes": _boxes,
+    "folders": _folders,
+    "truth": _truth,
+}

@@ -1,0 +1,111 @@
+"""Where collections of labelled cells lie, in which format, and what their classes mean: `configs/cells.yaml`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from smearcount.config import Strict, load_yaml, shipped
+from smearcount.datasets import data_root
+from smearcount.errors import ConfigError, DatasetError
+
+__all__ = ["CellSource", "folder_of", "load_cell_sources", "point_rows", "readable", "types_of"]
+
+
+class CellSource(Strict):
+    """One entry of `configs/cells.yaml`, where each key is explained."""
+
+    format: Literal["points", "typed", "listed", "boxes", "folders", "truth"]
+    classes: dict[str, str | tuple[str, ...]]
+    um_per_px: dict[str, float] = {}
+    find: Literal["rbc", "wbc", ""] = ""
+    folder: Path | None = None
+    fields: str = ""
+    types: str = "wbc_types.csv"
+    list: Path = Path()
+    corrections: Path | None = None
+    val_share: float = Field(default=0.0, ge=0, lt=1)
+    train_groups: str = ""
+    at_most: int | None = Field(default=None, ge=1)
+    without: frozenset[Path] = frozenset()
+
+    def scale(self, size_wh: tuple[int, int]) -> float:
+        """Micrometres a pixel of a picture of this size.
+
+        Raises:
+            ConfigError: there is no entry for it.
+        """
+        size = f"{size_wh[0]}x{size_wh[1]}"
+        if size not in self.um_per_px and "any" not in self.um_per_px:
+            raise ConfigError(f"um_per_px: no entry for pictures of {size} px and none for 'any'")
+        return self.um_per_px.get(size) or self.um_per_px["any"]
+
+    def look(self, size_wh: tuple[int, int]) -> str:
+        """What tells the microscopes of a collection apart: the size of their pictures; empty where there is one."""
+        size = f"{size_wh[0]}x{size_wh[1]}"
+        return "" if len(self.um_per_px) < 2 else f"/{size if size in self.um_per_px else 'any'}"
+
+    def codes_of(self, label: str) -> set[str]:
+        """What a cell of a class may be; nothing where the class is left out.
+
+        Raises:
+            ValueError: the class is unknown.
+        """
+        if label not in self.classes:
+            raise ValueError(f"class {label!r} is not among {', '.join(self.classes)}")
+        meant = self.classes[label]
+        return {meant} - {""} if isinstance(meant, str) else set(meant)
+
+
+def load_cell_sources(config: Path | None = None) -> dict[str, CellSource]:
+    """The entries of `configs/cells.yaml`, or of a laboratory's own file.
+
+    Raises:
+        ConfigError: an entry is malformed.
+    """
+    path = config or shipped("configs") / "cells.yaml"
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected collections by name")
+    try:
+        return {name: CellSource.model_validate(entry) for name, entry in content.items()}
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def folder_of(name: str, source: CellSource) -> Path:
+    """Where a collection lies; one of boxes lies where its fields do."""
+    root = data_root()
+    if root is None and source.folder is None:
+        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
+    folder = source.folder or Path(root or "", source.fields or name)
+    if not folder.is_dir() and source.format != "boxes":
+        raise DatasetError(f"{folder}: no such folder, where the cells of {name} should be")
+    return folder
+
+
+@contextmanager
+def readable(folder: Path, source: CellSource) -> Iterator[None]:
+    """Whatever is wrong with the files of a collection says which collection it is."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, IndexError) as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise DatasetError(f"{folder}: cells of format {source.format} can't be read ({fault})") from error
+
+
+def point_rows(path: Path) -> list[tuple[float, float, str]]:
+    """The lines `x y class` of a file."""
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [(float(x), float(y), label) for x, y, label in rows]
+
+
+def types_of(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a CSV file by their column `image`."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return {row["image"]: row for row in csv.DictReader(stream)}
