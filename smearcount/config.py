@@ -33,6 +33,7 @@ class Settings(Strict):
         device: `auto` takes CUDA where PyTorch sees a card.
         precision: `auto` is the one on the card.
         threads: CPU threads, 0 for the library's choice.
+        tile: windows of a large picture that are read together; without influence on the counts.
         um_per_px: scale of every picture, instead of metadata or an estimate.
         min_score: one detection threshold for all kinds instead of the card's.
         min_label_score: one threshold for all classifiers instead of the cards'; below it a cell is unclassified.
@@ -53,6 +54,7 @@ class Settings(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: int = Field(default=0, ge=0)
+    tile: int = Field(default=1, ge=1)
     um_per_px: float | None = Field(default=None, ge=0.02, le=2)
     min_score: float | None = Field(default=None, gt=0, lt=1)
     min_label_score: float | None = Field(default=None, ge=0, le=1)

@@ -142,7 +142,7 @@ class Pipeline:
         self.settings = settings
         self.taxonomy = load_taxonomy(settings.taxonomy)
         choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
-        self.detector = Detector(find_model(settings.detector, weights), choice, settings.min_score)
+        self.detector = Detector(find_model(settings.detector, weights), choice, settings.min_score, settings.tile)
         self.namer = Namer(settings, self.taxonomy, choice, weights)
         self.region = read_region(settings.region) if settings.region else None
         cards = (self.detector.card, *self.namer.cards)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from smearcount.counting import kind_total, kind_totals, names_kind
 from smearcount.detector import PixelSource
-from smearcount.geometry import areas, overlapping_pairs, resize_rgb
+from smearcount.geometry import FloatArray, areas, overlapping_pairs, resize_rgb
 from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.taxonomy import Taxonomy
 
@@ -70,15 +70,16 @@ def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.ND
     w, h = min(side, width), min(side, height)
     centre = source.read((width - w) // 2, (height - h) // 2, w, h)
     focus = sharpness(centre, scale.um_per_px) / SHARPEST_RATIO
-    red = cells.take(cells.kinds == "rbc")
-    cover = float(areas(red.boxes).sum()) * np.pi / 4 / (width * height)
+    is_red = cells.kinds == "rbc"
+    red = cells.boxes[is_red]
+    cover = float(areas(red).sum()) * np.pi / 4 / (width * height)
     overlapping = _overlapping(red)
     warnings = []
     if focus < BLURRED:
         warnings.append(f"out of focus (sharpness {focus:.2f} of 1): names and small cells can't be trusted")
     if cover > CROWDED_COVER or overlapping > CROWDED_OVERLAP:
         warnings.append(f"too dense ({overlapping:.0%} of the red cells overlap): choose a thinner region")
-    red_counted, excluded = int((counted & (cells.kinds == "rbc")).sum()), int((~counted).sum())
+    red_counted, excluded = int((counted & is_red).sum()), int((~counted).sum())
     if red_counted < SPARSE_RED:
         warnings.append(f"too sparse ({red_counted} red cells counted): count more fields")
     if excluded > EXCLUDED_SHARE * len(cells):
@@ -88,13 +89,14 @@ def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.ND
     return Quality(round(focus, 3), round(cover, 4), round(overlapping, 4), tuple(warnings))
 
 
-def _overlapping(red: Detections) -> float:
-    """Share of the boxes that another one covers by more than a tenth."""
-    if not len(red):
+def _overlapping(boxes: FloatArray) -> float:
+    """Share of the boxes `(N, 4)` that another one covers by more than a tenth."""
+    if not len(boxes):
         return 0.0
-    first, _, common = overlapping_pairs(red.boxes)
-    heavy = first[common > 0.1 * areas(red.boxes[first])]
-    return len(np.unique(heavy)) / len(red)
+    first, _, common = overlapping_pairs(boxes)
+    covered = np.zeros(len(boxes), np.bool_)
+    covered[first[common > 0.1 * areas(boxes)[first]]] = True
+    return int(covered.sum()) / len(boxes)
 
 
 def warnings_of(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:

@@ -22,24 +22,28 @@ from smearcount.offline import quiet_openvino, quiet_ultralytics
 __all__ = ["Floats", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime", "make_runtime"]
 
 Floats = npt.NDArray[np.float32]
-Runtime = Callable[[Floats], tuple[Floats, ...]]
+Runtime = Callable[[Any], tuple[Floats, ...]]
+"""A batch `(B, 3, H, W)` of `float32`, or of `uint8` where the runtime's `input_dtype` says so, to the outputs."""
 
 
 @dataclass(frozen=True)
 class RuntimeChoice:
-    """What the user asked for.
+    """What the user asked for, and what the caller hands over.
 
     Attributes:
         runtime: `auto`, `openvino`, `onnx` or `torch`.
         device: `auto`, `cpu` or `cuda`.
         precision: `auto` (the card's), `f32` or `bf16`; OpenVINO only, PyTorch on CUDA takes half precision.
         threads: CPU threads; 0 leaves the choice to the library.
+        pixels: the caller can hand over grey levels 0 to 255 as `uint8`, of which the network takes the 255th part; a
+            runtime that does that division itself has the `input_dtype` `uint8`.
     """
 
     runtime: str = "auto"
     device: str = "auto"
     precision: str = "auto"
     threads: int = 0
+    pixels: bool = False
 
     def __post_init__(self) -> None:
         """Check each word."""
@@ -71,7 +75,7 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
     if name == "openvino":
         # What an INT8 model leaves in floating point stays exact.
         hint = "f32" if precision == "int8" else precision
-        return OpenVinoRuntime(model, hint, choice.threads), f"openvino cpu {precision}"
+        return OpenVinoRuntime(model, hint, choice.threads, choice.pixels), f"openvino cpu {precision}"
     if choice.precision == "bf16":
         raise UsageError(f"precision bf16 is offered with OpenVINO only, not with {name}; leave --precision out")
     if name == "onnx":
@@ -97,9 +101,14 @@ def _device(choice: RuntimeChoice) -> str:
 
 
 class OpenVinoRuntime:
-    """OpenVINO on the CPU; the precision is set explicitly, since it would pick bf16 by itself on some processors."""
+    """OpenVINO on the CPU; the precision is set explicitly, since it would pick bf16 by itself on some processors.
 
-    def __init__(self, model: Model, precision: str = "f32", threads: int = 0) -> None:
+    Attributes:
+        input_dtype: `uint8` where the network divides grey levels by 255 itself. It does that while it arranges its
+            input anyway, on all threads, and gives the same bits as for `float32` multiplied by `1 / 255`.
+    """
+
+    def __init__(self, model: Model, precision: str = "f32", threads: int = 0, pixels: bool = False) -> None:
         quiet_openvino()
         try:
             import openvino
@@ -113,6 +122,9 @@ class OpenVinoRuntime:
         core = openvino.Core()
         weights = np.frombuffer(model.read(xml.removesuffix(".xml") + ".bin"), np.uint8)
         network = core.read_model(model.read(xml), openvino.Tensor(weights.reshape(-1).copy()))
+        self.input_dtype = np.dtype(np.uint8 if pixels else np.float32)
+        if pixels:
+            network = _of_pixels(network)
         settings: dict[str, Any] = {
             **{"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
             # Pinned, the only thread of every process would sit on the same core.
@@ -122,10 +134,27 @@ class OpenVinoRuntime:
             settings["INFERENCE_NUM_THREADS"] = threads
         self._request = core.compile_model(network, "CPU", settings).create_infer_request()
 
-    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
-        """Run `batch (B, 3, H, W)`; the outputs are copies."""
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+        """Run `batch (B, 3, H, W)` of the type `input_dtype`; the outputs are copies.
+
+        Raises:
+            ValueError: the batch is of another type, which OpenVINO would convert without a word.
+        """
+        if batch.dtype != self.input_dtype:
+            raise ValueError(f"batch: expected {self.input_dtype}, got {batch.dtype}")
         outputs = self._request.infer([batch], share_inputs=True, share_outputs=False)
         return tuple(outputs.to_tuple())
+
+
+def _of_pixels(network: Any) -> Any:
+    """An OpenVINO network that takes `uint8` and divides it by 255 before anything else."""
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(network)
+    steps.input().tensor().set_element_type(Type.u8)
+    steps.input().preprocess().convert_element_type(Type.f32).scale(255.0)
+    return steps.build()
 
 
 class OnnxRuntime:

@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 from fake_batch import DiscMaker, smears
 
-from smearcount.batch import BatchJob, Failure, Interrupted, Outcome, Stage, analyze_each, run_batch, unique_stems
+from smearcount.batch import (
+    BatchJob,
+    Failure,
+    Interrupted,
+    Outcome,
+    PipelineMaker,
+    Stage,
+    analyze_each,
+    run_batch,
+    unique_stems,
+)
+from smearcount.config import Settings
 from smearcount.crops import write_crops
 from smearcount.errors import ImageError, UsageError
 from smearcount.report import cells_csv, report_columns, report_row, to_csv
@@ -24,6 +35,12 @@ from smearcount.taxonomy import Taxonomy
 
 def stems(*names: str) -> list[str]:
     return list(unique_stems(Path(name) for name in names).values())
+
+
+def test_rows_stay_good_for_another_number_of_threads_or_windows_but_not_for_another_threshold() -> None:
+    usual = PipelineMaker(Settings()).identity()
+    assert PipelineMaker(Settings(threads=2, tile=5)).identity() == usual
+    assert PipelineMaker(Settings(min_score=0.4)).identity() != usual
 
 
 def test_stems_are_short_where_they_can_be() -> None:

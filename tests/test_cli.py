@@ -289,6 +289,7 @@ def test_an_output_place_that_is_taken_is_one_clear_line(words: list[str], tmp_p
         (["analyze", SPARSE, "--runtime", "onnx", "--precision", "bf16"], "bf16"),
         (["analyze", SPARSE, "--page", "0"], "--page"),
         (["crop", SPARSE, "--threads", "-1"], "--threads"),
+        (["analyze", SPARSE, "--tile", "0"], "--tile"),
         (["crop", SPARSE, "--max-megapixels", "0"], "--max-megapixels"),
         (["simulate", "--random", "1", "--seed", "-1"], "--seed"),
         (["train", "labels", SAMPLES, "--um-per-px", "0"], "--um-per-px"),

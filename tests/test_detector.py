@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import cv2
@@ -10,42 +12,19 @@ import numpy as np
 import pytest
 
 from smearcount import detector
-from smearcount.cards import DetectorCard
-from smearcount.detector import FILL, Detector, Window, decode, plan_windows, to_tensor
-from smearcount.errors import ModelError
+from smearcount.cards import DetectorCard, find_model
+from smearcount.config import Settings
+from smearcount.detector import Detector, decode
+from smearcount.errors import ImageError, ModelError
 from smearcount.geometry import FloatArray, diameters, iou_matrix
 from smearcount.records import Detections
+from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.windows import Window, plan_windows, to_planes, to_tensor
 
 WHOLE = 4096
 UM_PER_PX = 0.16
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
-
-
-def random_plans(n: int) -> list[tuple[int, int, int, int]]:
-    rng = np.random.default_rng(0)
-    plans = [(64, 64, 64, 10), (65, 64, 64, 10), (64, 65, 64, 10), (1, 1, 64, 31), (44, 89, 64, 10), (133, 45, 64, 10)]
-    for _ in range(n):
-        window = int(rng.integers(32, 100))
-        plans.append((*(int(v) for v in rng.integers(1, 400, 2)), window, int(rng.integers(0, window // 2))))
-    return plans
-
-
-@pytest.mark.parametrize(("width", "height", "window", "margin"), random_plans(60))
-def test_the_cores_tile_the_picture_exactly_once(width: int, height: int, window: int, margin: int) -> None:
-    times = np.zeros((height, width), int)
-    for one in plan_windows(width, height, window, margin):
-        (left, top, right, bottom), (x0, y0, x1, y1) = one.core, one.view
-        times[top:bottom, left:right] += 1
-        assert 0 <= x0 <= left < right <= x1 <= width
-        assert 0 <= y0 <= top < bottom <= y1 <= height
-        assert max(x1 - x0, y1 - y0) <= window
-        # The margin is whole, or the picture ends.
-        assert all(d == margin or v in (0, w) for d, v, w in ((left - x0, x0, 0), (x1 - right, x1, width)))
-        assert all(d == margin or v in (0, h) for d, v, h in ((top - y0, y0, 0), (y1 - bottom, y1, height)))
-    assert (times == 1).all()
-    if max(width, height) <= window:
-        assert len(list(plan_windows(width, height, window, margin))) == 1
 
 
 def match(found: Detections, boxes: FloatArray, kinds: tuple[str, ...], min_iou: float = 0.85) -> None:
@@ -122,6 +101,141 @@ def test_the_order_of_the_windows_is_without_influence(
     assert top_down.tolist() == list(range(len(first)))
 
 
+class OneByOne:
+    """The slow and obvious way: each view is read, run and answered before the next."""
+
+    def __init__(self, prepare: Callable[[Any], Any], run: Callable[[Any], Any]) -> None:
+        self._prepare, self._run = prepare, run
+
+    def __enter__(self) -> OneByOne:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def ask(self, given: Any) -> Future[Any]:
+        answer: Future[Any] = Future()
+        answer.set_result(self._run(self._prepare(given)))
+        return answer
+
+    def answers(self, given: Iterable[Any]) -> Iterator[Any]:
+        return (self.ask(each).result() for each in given)
+
+
+def shaken(network: Detector, seed: int = 0) -> Detector:
+    """A detector whose every answer depends on the view, so that one given to the wrong window is noticed."""
+    steady = network._run
+
+    def run(batch: FloatArray) -> tuple[FloatArray, ...]:
+        out = steady(batch)[0]
+        out[0, :2] += np.random.default_rng(seed + int(batch.sum())).uniform(-1, 1, (2, 1))
+        return (out,)
+
+    network._run = run
+    return network
+
+
+def test_windows_under_way_together_give_the_same_bytes(
+    scatter_discs: Draw, draw_discs: Draw, disc_detector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blank windows between full ones, and cells so large that they are read again."""
+    some = scatter_discs((900, 300), 47, 8, mixed=True)
+    large = np.array([[200, 700, 150], [660, 655, 170], [520, 820, 140]], np.float32)
+    smear = draw_discs((1000, 950), np.concatenate([some.discs, large]), (*some.kinds, "wbc", "wbc", "wbc"))
+    together = shaken(disc_detector())
+    found = together.find(smear, UM_PER_PX)
+    monkeypatch.setattr(detector, "InFlight", OneByOne)
+    apart = shaken(disc_detector()).find(smear, UM_PER_PX)
+    assert len(found) == len(smear.discs)
+    assert all(getattr(found, f).tobytes() == getattr(apart, f).tobytes() for f in ("boxes", "scores", "at_edge"))
+    assert found.kinds.tolist() == apart.kinds.tolist()
+
+
+def test_how_many_windows_are_read_together_changes_nothing(draw_discs: Draw, disc_detector: Make) -> None:
+    rng = np.random.default_rng(2)
+    grid = np.stack(np.meshgrid(np.arange(14), np.arange(11)), axis=-1).reshape(-1, 2) * 66.0 + 40
+    discs = np.column_stack([grid + rng.uniform(-6, 6, grid.shape), rng.uniform(30, 52, len(grid))])
+    discs[37, 2] = 150  # cut by its window, and read again
+    apart = np.hypot(*(discs[:, :2] - discs[37, :2]).T) > 110
+    apart[37] = True
+    smear = draw_discs((960, 777), discs[apart], ("rbc",) * int(apart.sum()))
+    found: list[Detections] = []
+    reads: list[list[tuple[int, ...]]] = []
+
+    class Counted:
+        size_wh = smear.size_wh
+
+        def read(self, *region: int) -> Any:
+            reads[-1].append(region)
+            return smear.read(*region)
+
+    for tile in (1, 2, 3, 100):
+        reads.append([])
+        network = disc_detector()
+        network._tile = tile
+        found.append(network.find(Counted(), UM_PER_PX))
+    assert len(found[0]) == len(smear.discs)
+    assert all(same(found[0], other) for other in found[1:])
+    assert len(reads[0]) > len(reads[1]) > len(reads[2]) > len(reads[3])
+    # In the end a row of windows is one strip, read once; a cell that is looked at again in between is read alone.
+    strips = {region for region in reads[3] if region[2] == smear.size_wh[0]}
+    again = set(reads[3]) - strips
+    assert len(reads[3]) == len(strips) + len(again)
+    assert min(len(strips), 6 * len(again)) >= 6
+    assert again <= set(reads[0]) & set(reads[1])
+
+
+@pytest.mark.parametrize("culprit", ["read", "network"])
+def test_an_error_in_any_window_is_raised_and_no_thread_stays(
+    scatter_discs: Draw, disc_detector: Make, culprit: str
+) -> None:
+    smear, network, before = scatter_discs((900, 700), 47, 5), disc_detector(), threading.active_count()
+    calls = []
+
+    class Broken:
+        size_wh = smear.size_wh
+
+        def read(self, *region: int) -> Any:
+            calls.append(region)
+            if culprit == "read" and len(calls) == 7:
+                raise ImageError("tile 7 is damaged")
+            return smear.read(*region)
+
+    steady = network._run
+
+    def run(batch: FloatArray) -> tuple[FloatArray, ...]:
+        if culprit == "network" and len(calls) >= 7:
+            raise RuntimeError("tile 7 is damaged")
+        return steady(batch)
+
+    network._run = run
+    with pytest.raises((ImageError, RuntimeError), match="tile 7 is damaged"):
+        network.find(Broken(), UM_PER_PX)
+    assert len(calls) < 12
+    assert threading.active_count() == before
+
+
+def test_a_picture_of_one_window_needs_no_thread(scatter_discs: Draw, disc_detector: Make) -> None:
+    network, where = disc_detector(), []
+    steady = network._run
+    network._run = lambda batch: (where.append(threading.current_thread()), steady(batch))[1]
+    assert len(network.find(scatter_discs((250, 200), 47, 1), UM_PER_PX))
+    assert where == [threading.main_thread()]
+
+
+def test_grey_levels_and_floats_find_the_same_cells(scatter_discs: Draw) -> None:
+    """OpenVINO divides by 255 itself: nothing may depend on where that is done."""
+    model = find_model(Settings().detector)
+    pixels, floats = (Detector(model, RuntimeChoice("openvino", "cpu", "f32", 1)) for _ in range(2))
+    assert pixels._to_batch is to_planes
+    floats._run, _ = make_runtime(model, RuntimeChoice("openvino", "cpu", "f32", 1))
+    floats._to_batch = to_tensor
+    smear = scatter_discs((333, 250), 47, 3, mixed=True)
+    found = pixels.find(smear, UM_PER_PX)
+    assert len(found) > 5
+    assert same(found, floats.find(smear, UM_PER_PX))
+
+
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.3, 2.0, 4.0])
 def test_another_magnification_gives_the_same_cells(scatter_discs: Draw, disc_detector: Make, factor: float) -> None:
     smear = scatter_discs((610, 470), 47, 6, mixed=True)
@@ -177,19 +291,6 @@ def test_thresholds_come_from_the_card_or_the_caller(scatter_discs: Draw, disc_d
 def test_a_margin_that_leaves_no_core_is_refused(disc_detector: Make) -> None:
     with pytest.raises(ModelError, match=r"discs.*window of 128 px.*margins of 64 px"):
         disc_detector(window_px=128, largest_cell_um=12.4)
-
-
-def test_a_tensor_is_padded_to_the_stride_and_keeps_rgb(make_card: Callable[..., DetectorCard]) -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (33, 50, 3)).astype(np.uint8)
-    tensor = to_tensor(pixels, make_card(stride_px=32))
-    assert (tensor.shape, tensor.dtype) == ((1, 3, 64, 64), np.float32)
-    assert np.allclose(tensor[0, :, :33, :50], pixels.transpose(2, 0, 1) / 255, atol=1e-6)
-    assert np.allclose(tensor[0, :, 33:], FILL / 255)
-    assert np.allclose(tensor[0, :, :, 50:], FILL / 255)
-    scaled = to_tensor(pixels, make_card(stride_px=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
-    assert np.allclose(scaled[0, 1], (tensor[0, 1] - 0.25) / 0.25, atol=1e-5)
-    assert np.allclose(scaled[0, 2], tensor[0, 2] / 2, atol=1e-5)
 
 
 def test_decoding_of_a_known_output(make_card: Callable[..., DetectorCard]) -> None:

@@ -58,6 +58,23 @@ def test_suppression_agrees_with_the_obvious_one_in_any_order(seed: int, thresho
         assert [(-scores[i], *boxes[i], kinds[i]) for i in keep] == expected
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("thresholds", [(0.6, 0.8), (0.45, 0.5), (0.5, 0.3), (0.5, 5e-5)])
+def test_suppression_of_boxes_as_a_network_gives_them(seed: int, thresholds: tuple[float, float]) -> None:
+    """Ten shaken copies of each cell, scores all different, few of a rare kind that lie on cells of another."""
+    rng = np.random.default_rng(seed)
+    middles = np.repeat(rng.uniform(0, 400, (30, 2)), 10, axis=0)
+    sides = 40 + rng.normal(0, 3, (300, 2))
+    corner = middles + rng.normal(0, 3, (300, 2)) - sides / 2
+    boxes = np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+    scores = rng.permutation(np.linspace(0.3, 0.9, 300)).astype(np.float32)
+    kinds = (rng.uniform(size=300) < 0.15) * rng.integers(1, 3, 300)
+    assert len(set(scores.tolist())) == 300
+    keep = greedy_nms(boxes, scores, kinds, *thresholds)
+    expected = slow_nms(boxes, scores, kinds, *thresholds)
+    assert [(-scores[i], *boxes[i], kinds[i]) for i in keep] == expected
+
+
 def test_suppression_of_nothing_is_nothing_and_is_idempotent() -> None:
     none = np.zeros(0, np.float32)
     assert greedy_nms(none.reshape(0, 4), none, np.zeros(0, np.intp), 0.5, 0.5).shape == (0,)

@@ -14,6 +14,7 @@ LAYERS = (
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),
     ("runtimes", "counting", "datasets", "probe"),
+    ("windows",),
     ("detector",),
     ("patches", "scale", "region"),
     ("classifier", "mending"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 
 from smearcount import Pipeline, Settings
 from smearcount.images import open_image
@@ -53,6 +54,20 @@ def test_the_estimated_scale_is_near_the_true_one(pipeline: Pipeline) -> None:
         scale = pipeline.analyze(SAMPLES / name).result.scale
         assert scale.source == "estimated"
         assert scale.um_per_px == pytest.approx(TRUTH[name]["um_per_px"], rel=0.08)
+
+
+def test_windows_read_together_change_no_byte(tmp_path: Path) -> None:
+    pixels = open_image(SAMPLES / "large_field.jpg").pixels
+    slide = tmp_path / "large.tif"
+    tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb", compression="zlib", metadata=None)
+    written = []
+    for tile in (1, 2, 5):
+        pipeline = Pipeline.load(Settings(tile=tile, classifiers=()))
+        cells, counts = pipeline.analyze(slide, um_per_px=0.15).save(tmp_path / str(tile))[1::-1]
+        written.append((cells.read_bytes(), counts.read_bytes()))
+    assert pixels.shape == (2000, 3000, 3)
+    assert written[0][0].count(b"\n") > 1000
+    assert written[1:] == written[:1] * 2
 
 
 def test_a_smear_never_seen_is_counted(pipeline: Pipeline) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,25 @@ def test_any_multiple_of_the_stride_is_taken(model: Model) -> None:
         output = run(np.zeros((1, 3, height, width), np.float32))[0]
         anchors = sum(height * width // stride**2 for stride in (8, 16))
         assert output.shape == (1, 4 + len(model.card.codes), anchors)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_grey_levels_give_the_bits_of_floats(model: Model, precision: str) -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (2, 3, 48, 80)).astype(np.uint8)
+    choice = RuntimeChoice("openvino", "cpu", precision, 1)
+    floats, _ = make_runtime(model, choice)
+    pixels, _ = make_runtime(model, replace(choice, pixels=True))
+    expected = floats(planes.astype(np.float32) * np.float32(1 / 255))[0]
+    assert np.array_equal(pixels(planes)[0], expected)
+
+
+def test_a_batch_of_another_type_is_refused(model: Model) -> None:
+    pixels, _ = make_runtime(model, RuntimeChoice("openvino", pixels=True))
+    with pytest.raises(ValueError, match="expected uint8, got float32"):
+        pixels(np.zeros((1, 3, 64, 64), np.float32))
+    floats, _ = make_runtime(model, RuntimeChoice("openvino"))
+    with pytest.raises(ValueError, match="expected float32, got uint8"):
+        floats(np.zeros((1, 3, 64, 64), np.uint8))
 
 
 def copy(model: Model, target: Path) -> Path:

@@ -32,7 +32,7 @@ from smearcount.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "file_digest"]
 
-_NO_EFFECT = frozenset(("threads", "detector", "classifiers", "taxonomy"))
+_NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
 
 

@@ -48,6 +48,9 @@ _SETTINGS: dict[str, Any] = {
     "runtime": Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")],
     "precision": Annotated[str | None, typer.Option("--precision", help="auto, f32 or bf16.")],
     "threads": Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")],
+    "tile": Annotated[
+        int | None, typer.Option("--tile", help="Windows of a large picture read together; changes no count.")
+    ],
     "max_megapixels": Annotated[float | None, typer.Option("--max-megapixels", help="Refuse larger pictures.")],
     "page": Annotated[int | None, typer.Option("--page", help="Page of multi-page TIFFs, from 1.")],
     "level": Annotated[int | None, typer.Option("--level", help="Resolution of a pyramid, from 0 for the finest.")],

@@ -1,0 +1,214 @@
+"""A picture in windows of the network: where they lie, their pixels at the canonical scale, several under way at once.
+
+A picture that fits one window is one window. A larger one is read in windows on a grid anchored at 0, 0: a core, and a
+margin in which cells that reach into the core are still seen whole. How many windows are under way changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.cards import DetectorCard
+from smearcount.geometry import FloatArray, resize_rgb
+
+__all__ = ["FILL", "InFlight", "PixelSource", "Place", "Strips", "Window", "canonical_size", "plan_windows"]
+__all__ += ["read_view", "takes_pixels", "to_planes", "to_tensor"]
+
+FILL = 214
+"""Grey level outside the picture: the light of an empty background."""
+
+BLANK_RANGE = 8
+"""Grey levels; a view whose pixels differ by less is empty, whatever a network may see in it."""
+
+UNDER_WAY = 2
+"""Windows begun beyond the one whose answer is waited for: one is in the network, one is being read."""
+
+Pixels = npt.NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+Given = TypeVar("Given")
+Prepared = TypeVar("Prepared")
+Answer = TypeVar("Answer")
+
+
+class PixelSource(Protocol):
+    """A picture that is read by regions, in pixels of its own."""
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
+        """Region `(h, w, 3) uint8 RGB` with its top-left corner at x, y."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of the grid, in pixels at the canonical scale.
+
+    Attributes:
+        core: x_min, y_min, x_max, y_max of the part whose cells the window answers for.
+        view: the part that the network sees.
+    """
+
+    core: Box
+    view: Box
+
+
+def plan_windows(width: int, height: int, window_px: int, margin_px: int) -> Iterator[Window]:
+    """The windows of a canonical picture of `width` x `height`, row by row; one window where all of it fits."""
+    core_px = window_px - 2 * margin_px
+    for y in _starts(height, window_px, core_px):
+        for x in _starts(width, window_px, core_px):
+            right = width if width <= window_px else min(x + core_px, width)
+            bottom = height if height <= window_px else min(y + core_px, height)
+            view = (
+                max(x - margin_px, 0),
+                max(y - margin_px, 0),
+                min(right + margin_px, width),
+                min(bottom + margin_px, height),
+            )
+            yield Window((x, y, right, bottom), view)
+
+
+def _starts(length: int, window_px: int, core_px: int) -> range:
+    return range(1) if length <= window_px else range(0, length, core_px)
+
+
+def canonical_size(size_wh: tuple[int, int], um_per_px: float, card: DetectorCard) -> tuple[int, int]:
+    """Width and height of a picture at the canonical scale of a detector."""
+    factor = um_per_px / card.um_per_px
+    return max(1, round(size_wh[0] * factor)), max(1, round(size_wh[1] * factor))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the resampled pixels of a view lie in the canonical picture.
+
+    Attributes:
+        size_wh: width and height in pixels.
+        gain_xy: canonical pixels per pixel of the view: not quite 1, since what is read begins and ends at a pixel.
+        corner_xy: its top-left corner in the canonical picture.
+    """
+
+    size_wh: tuple[int, int]
+    gain_xy: tuple[float, float]
+    corner_xy: tuple[float, float]
+
+    def to_picture(self, boxes: FloatArray) -> FloatArray:
+        """Boxes `(N, 4)` of the view in pixels of the canonical picture."""
+        if self.gain_xy == (1.0, 1.0) and self.corner_xy == (0.0, 0.0):
+            return boxes
+        return boxes * np.array(self.gain_xy * 2, np.float32) + np.array(self.corner_xy * 2, np.float32)
+
+
+class Strips:
+    """A picture of which several windows are read together: as many in width as asked for, at their common height.
+
+    Args:
+        source: the picture.
+        together: how many windows; one strip of that many is held.
+    """
+
+    def __init__(self, source: PixelSource, together: int) -> None:
+        self.size_wh = source.size_wh
+        self._source, self._together = source, together
+        self._left, self._top, self._strip = 0, 0, np.zeros((0, 0, 3), np.uint8)
+
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
+        """The rectangle with its top-left corner at x, y, `(h, w, 3) uint8 RGB`, a view of the strip."""
+        left, top = x - self._left, y - self._top
+        if min(left, top) < 0 or left + w > self._strip.shape[1] or top + h > self._strip.shape[0]:
+            self._left, self._top, left, top = x, y, 0, 0
+            self._strip = self._source.read(x, y, min(w * self._together, self.size_wh[0] - x), h)
+        return self._strip[top : top + h, left : left + w]
+
+
+def read_view(source: PixelSource, view: Box, canonical_wh: tuple[int, int]) -> tuple[Pixels, Place] | None:
+    """The pixels `(H, W, 3) uint8 RGB` of a view of the canonical picture, resampled to it; None where it is blank."""
+    width, height = source.size_wh
+    per_x, per_y = width / canonical_wh[0], height / canonical_wh[1]
+    left, top = math.floor(view[0] * per_x), math.floor(view[1] * per_y)
+    right, bottom = (min(math.ceil(view[2] * per_x), width), min(math.ceil(view[3] * per_y), height))
+    region = source.read(left, top, right - left, bottom - top)
+    if _is_blank(region):
+        return None
+    size_wh = (max(1, round((right - left) / per_x)), max(1, round((bottom - top) / per_y)))
+    gain_xy = ((right - left) / size_wh[0] / per_x, (bottom - top) / size_wh[1] / per_y)
+    return resize_rgb(region, *size_wh), Place(size_wh, gain_xy, (left / per_x, top / per_y))
+
+
+def _is_blank(region: Pixels) -> bool:
+    """Whether every second pixel is nearly the same; a few of them, in green, mostly settle that it is not."""
+    return bool(np.ptp(region[::32, ::32, 1]) < BLANK_RANGE and np.ptp(region[::2, ::2]) < BLANK_RANGE)
+
+
+def to_planes(pixels: Pixels, card: DetectorCard) -> Pixels:
+    """`pixels (H, W, 3) uint8 RGB` as `(1, 3, H', W')`, padded right and below to the card's stride."""
+    height, width = pixels.shape[:2]
+    padded_wh = width + -width % card.stride_px, height + -height % card.stride_px
+    planes = np.empty((1, 3, padded_wh[1], padded_wh[0]), np.uint8)
+    planes[..., height:, :] = planes[..., width:] = FILL
+    for plane, channel in zip(planes[0], cv2.split(pixels), strict=True):
+        plane[:height, :width] = channel
+    return planes
+
+
+def to_tensor(pixels: Pixels, card: DetectorCard) -> FloatArray:
+    """`pixels (H, W, 3) uint8 RGB` as `(1, 3, H', W') float32`: the planes over 255, less the mean, over the spread."""
+    tensor = np.multiply(to_planes(pixels, card), np.float32(1 / 255), dtype=np.float32)
+    if takes_pixels(card):
+        return tensor
+    mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (card.mean, card.std))
+    return ((tensor - mean) / std).astype(np.float32)
+
+
+def takes_pixels(card: DetectorCard) -> bool:
+    """Whether a network takes grey levels over 255 as they are."""
+    return card.mean == (0.0, 0.0, 0.0) and card.std == (1.0, 1.0, 1.0)
+
+
+class InFlight(Generic[Given, Prepared, Answer]):
+    """The network on a thread of its own, while the caller's prepares what comes next and works on what came before.
+
+    One thread for both, since together they take a small part of the network's time, and only one at a time asks a
+    picture for pixels.
+
+    Args:
+        prepare: the first step, such as reading a view.
+        run: the second step, such as the network; one call at a time, in the order asked.
+    """
+
+    def __init__(self, prepare: Callable[[Given], Prepared], run: Callable[[Prepared], Answer]) -> None:
+        self._prepare, self._run = prepare, run
+        self._thread = ThreadPoolExecutor(1, "smearcount-network")
+
+    def __enter__(self) -> InFlight[Given, Prepared, Answer]:
+        """The thread starts with the first thing asked."""
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """What has not begun is dropped."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def ask(self, given: Given) -> Future[Answer]:
+        """Prepare now and run later; an error of the network is raised by `result()`."""
+        return self._thread.submit(self._run, self._prepare(given))
+
+    def answers(self, given: Iterable[Given]) -> Iterator[Answer]:
+        """What comes of each, in order; never more than a few under way."""
+        begun: deque[Future[Answer]] = deque()
+        for each in given:
+            begun.append(self.ask(each))
+            if len(begun) > UNDER_WAY:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()

@@ -1,0 +1,224 @@
+"""Where windows lie, what the network is given of them, and that several under way change nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount.cards import DetectorCard
+from smearcount.windows import (
+    BLANK_RANGE,
+    FILL,
+    UNDER_WAY,
+    InFlight,
+    Place,
+    canonical_size,
+    plan_windows,
+    read_view,
+    to_planes,
+    to_tensor,
+)
+
+MakeCard = Callable[..., DetectorCard]
+PATIENCE_S = 20.0
+"""A step that waits for another one to begin gives up after this long: then nothing overlaps."""
+
+
+def random_plans(n: int) -> list[tuple[int, int, int, int]]:
+    rng = np.random.default_rng(0)
+    plans = [(64, 64, 64, 10), (65, 64, 64, 10), (64, 65, 64, 10), (1, 1, 64, 31), (44, 89, 64, 10), (133, 45, 64, 10)]
+    for _ in range(n):
+        window = int(rng.integers(32, 100))
+        plans.append((*(int(v) for v in rng.integers(1, 400, 2)), window, int(rng.integers(0, window // 2))))
+    return plans
+
+
+@pytest.mark.parametrize(("width", "height", "window", "margin"), random_plans(60))
+def test_the_cores_tile_the_picture_exactly_once(width: int, height: int, window: int, margin: int) -> None:
+    times = np.zeros((height, width), int)
+    for one in plan_windows(width, height, window, margin):
+        (left, top, right, bottom), (x0, y0, x1, y1) = one.core, one.view
+        times[top:bottom, left:right] += 1
+        assert 0 <= x0 <= left < right <= x1 <= width
+        assert 0 <= y0 <= top < bottom <= y1 <= height
+        assert max(x1 - x0, y1 - y0) <= window
+        # The margin is whole, or the picture ends.
+        assert all(d == margin or v in (0, w) for d, v, w in ((left - x0, x0, 0), (x1 - right, x1, width)))
+        assert all(d == margin or v in (0, h) for d, v, h in ((top - y0, y0, 0), (y1 - bottom, y1, height)))
+    assert (times == 1).all()
+    if max(width, height) <= window:
+        assert len(list(plan_windows(width, height, window, margin))) == 1
+
+
+# What the network is given
+
+
+def noise(height: int, width: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size_hw", [(33, 50), (64, 32), (1, 1)])
+def test_planes_are_padded_to_the_stride_and_keep_rgb(make_card: MakeCard, size_hw: tuple[int, int]) -> None:
+    pixels, (height, width) = noise(*size_hw), size_hw
+    planes = to_planes(pixels, make_card(stride_px=32))
+    assert (planes.shape, planes.dtype) == ((1, 3, -(-height // 32) * 32, -(-width // 32) * 32), np.uint8)
+    assert np.array_equal(planes[0, :, :height, :width], pixels.transpose(2, 0, 1))
+    assert (planes[..., height:, :] == FILL).all()
+    assert (planes[..., width:] == FILL).all()
+
+
+def test_a_tensor_is_the_planes_over_255(make_card: MakeCard) -> None:
+    pixels = noise(33, 50)
+    card = make_card(stride_px=32)
+    tensor = to_tensor(pixels, card)
+    assert (tensor.shape, tensor.dtype) == ((1, 3, 64, 64), np.float32)
+    # To the last bit, padding included: a runtime that divides by itself must give the same answer.
+    assert np.array_equal(tensor, to_planes(pixels, card).astype(np.float32) * np.float32(1 / 255))
+    assert np.allclose(tensor[0, :, :33, :50], pixels.transpose(2, 0, 1) / 255, atol=1e-6)
+    scaled = to_tensor(pixels, make_card(stride_px=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
+    assert np.allclose(scaled[0, 1], (tensor[0, 1] - 0.25) / 0.25, atol=1e-5)
+    assert np.allclose(scaled[0, 2], tensor[0, 2] / 2, atol=1e-5)
+
+
+def test_the_canonical_size_goes_by_the_scale_and_is_never_zero(make_card: MakeCard) -> None:
+    assert canonical_size((640, 480), 0.32, make_card()) == (1280, 960)
+    assert canonical_size((3, 1), 0.02, make_card()) == (1, 1)
+
+
+def test_a_view_knows_its_place_in_the_picture(draw_discs: Callable[..., Any]) -> None:
+    """A corner of the drawing, seen at two thirds of its size, is led back to where it is."""
+    smear = draw_discs((303, 240), np.array([[200.0, 150.0, 40.0]]), ("rbc",))
+    canonical_wh = (202, 160)
+    for view in ((0, 0, 202, 160), (101, 70, 180, 160), (57, 33, 158, 121)):
+        found = read_view(smear, view, canonical_wh)
+        assert found is not None
+        pixels, place = found
+        assert place.size_wh == (pixels.shape[1], pixels.shape[0])
+        dark = np.argwhere(pixels[..., 1] < 157)[:, ::-1]
+        box = np.array([[*dark.min(axis=0), *(dark.max(axis=0) + 1)]], np.float32)
+        assert np.abs(place.to_picture(box) * np.float32(1.5) - smear.boxes).max() <= 1.6
+        assert abs(place.corner_xy[0] - view[0]) < 1
+    assert Place((10, 10), (0.5, 2.0), (3.0, 4.0)).to_picture(np.array([[2, 2, 4, 4]], np.float32)).tolist() == [
+        [4, 8, 5, 12]
+    ]
+
+
+class Flat:
+    """A picture of one colour with a spot of one pixel."""
+
+    def __init__(self, at_xy: tuple[int, int], depth: int) -> None:
+        self.pixels = np.full((90, 130, 3), 200, np.uint8)
+        self.pixels[at_xy[1], at_xy[0], 1] -= depth
+        self.size_wh = (130, 90)
+
+    def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+        return self.pixels[y : y + h, x : x + w]
+
+
+@pytest.mark.parametrize("at_xy", [(0, 0), (64, 32), (2, 4), (128, 88)])
+def test_a_single_spot_is_not_blank(at_xy: tuple[int, int]) -> None:
+    whole = (0, 0, 130, 90)
+    assert read_view(Flat(at_xy, BLANK_RANGE), whole, (130, 90)) is not None
+    assert read_view(Flat(at_xy, BLANK_RANGE - 1), whole, (130, 90)) is None
+    # Every second pixel is looked at, as ever: a slow picture of the rule.
+    odd = Flat((at_xy[0] + 1, at_xy[1]), 100)
+    assert np.ptp(odd.pixels[::2, ::2]) == 0
+    assert read_view(odd, whole, (130, 90)) is None
+
+
+# Several under way
+
+
+def test_answers_come_in_order_and_few_are_under_way() -> None:
+    prepared, given_back = [], []
+
+    def prepare(number: int) -> int:
+        prepared.append(number)
+        assert len(prepared) - len(given_back) <= UNDER_WAY + 2
+        return number * 10
+
+    with InFlight(prepare, lambda number: number + 1) as flight:
+        for answer in flight.answers(iter(range(200))):
+            given_back.append(answer)
+    assert given_back == [number * 10 + 1 for number in range(200)]
+    assert prepared == list(range(200))
+
+
+def test_the_network_runs_while_the_next_is_read_and_the_last_is_worked_on() -> None:
+    """The network waits until the next window is read, the caller until it runs: in turns, none would come through."""
+    read, run = ([threading.Event() for _ in range(9)] for _ in range(2))
+
+    def prepare(number: int) -> int:
+        read[number].set()
+        return number
+
+    def work(number: int) -> int:
+        run[number].set()
+        assert read[min(number + 1, 8)].wait(PATIENCE_S)
+        return number
+
+    with InFlight(prepare, work) as flight:
+        for answer in flight.answers(range(9)):
+            assert run[min(answer + 1, 8)].wait(PATIENCE_S)
+            assert read[min(answer + 2, 8)].is_set()
+
+
+def test_an_error_of_the_network_arrives_in_its_place_and_no_thread_stays() -> None:
+    def fail(number: int) -> int:
+        if number == 4:
+            raise OSError("disk gone")
+        return number
+
+    seen, before = list[int](), threading.active_count()
+    with InFlight(lambda number: number, fail) as flight:
+        answers = flight.answers(range(10))
+        seen += [next(answers) for _ in range(4)]
+        with pytest.raises(OSError, match="disk gone"):
+            next(answers)
+    assert seen == [0, 1, 2, 3]
+    assert threading.active_count() == before
+
+
+def test_an_error_while_reading_ends_it_at_once() -> None:
+    ran, before = list[int](), threading.active_count()
+
+    def fail(number: int) -> int:
+        if number == 4:
+            raise OSError("disk gone")
+        return number
+
+    def leave() -> None:
+        with InFlight(fail, ran.append) as flight:
+            list(flight.answers(range(10)))
+
+    with pytest.raises(OSError, match="disk gone"):
+        leave()
+    assert ran == list(range(len(ran)))
+    assert 2 <= len(ran) <= 4
+    assert threading.active_count() == before
+
+
+def test_a_caller_that_gives_up_leaves_nothing_behind() -> None:
+    ran, before = [], threading.active_count()
+
+    def leave() -> None:
+        with InFlight(lambda number: number, ran.append) as flight:
+            for _ in flight.answers(iter(range(1000))):
+                raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        leave()
+    assert 1 <= len(ran) <= UNDER_WAY + 2
+    assert threading.active_count() == before
+
+
+def test_a_question_in_between_has_its_answer_too() -> None:
+    with InFlight(lambda number: number, lambda number: -number) as flight:
+        for number, answer in enumerate(flight.answers(range(20))):
+            assert answer == -number
+            assert flight.ask(1000 + number).result() == -1000 - number
