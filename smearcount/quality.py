@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from smearcount.counting import kind_total, kind_totals, names_kind
 from smearcount.detector import PixelSource
-from smearcount.geometry import FloatArray, areas, overlapping_pairs, resize_rgb
+from smearcount.geometry import areas, overlapping_discs, resize_rgb
 from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.taxonomy import Taxonomy
 
@@ -73,7 +73,7 @@ def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.ND
     is_red = cells.kinds == "rbc"
     red = cells.boxes[is_red]
     cover = float(areas(red).sum()) * np.pi / 4 / (width * height)
-    overlapping = _overlapping(red)
+    overlapping = float(overlapping_discs(red).mean()) if len(red) else 0.0
     warnings = []
     if focus < BLURRED:
         warnings.append(f"out of focus (sharpness {focus:.2f} of 1): names and small cells can't be trusted")
@@ -87,16 +87,6 @@ def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.ND
     if scale.note and (scale.source != "estimated" or scale.note.startswith("metadata")):
         warnings.append(scale.note)
     return Quality(round(focus, 3), round(cover, 4), round(overlapping, 4), tuple(warnings))
-
-
-def _overlapping(boxes: FloatArray) -> float:
-    """Share of the boxes `(N, 4)` that another one covers by more than a tenth."""
-    if not len(boxes):
-        return 0.0
-    first, _, common = overlapping_pairs(boxes)
-    covered = np.zeros(len(boxes), np.bool_)
-    covered[first[common > 0.1 * areas(boxes)[first]]] = True
-    return int(covered.sum()) / len(boxes)
 
 
 def warnings_of(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:

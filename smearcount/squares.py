@@ -10,18 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.detector import PixelSource
-from smearcount.geometry import FloatArray, areas, centres, diameters, overlapping_pairs, resize_rgb
+from smearcount.geometry import FloatArray, areas, centres, overlapping_discs, resize_rgb
 from smearcount.quality import SHARPEST_RATIO, sharpness
 from smearcount.records import Detections
 
-__all__ = ["LEVELS", "SQUARE_UM", "Grid", "SquareMeasures", "measure_squares", "overlapping_discs", "square_grid"]
+__all__ = ["LEVELS", "SQUARE_UM", "Grid", "SquareMeasures", "measure_squares", "square_grid"]
 
 SQUARE_UM = 60.0
 """Holds some 45 red cells of a monolayer, so that the share that overlaps is known to about 7 %."""
-
-DISC_OVERLAP = 0.1
-"""Share of a cell's disc under another one. Boxes are some 12 % wider than their cells, so that discs of cells that
-only touch share 4 %; cells that lie on each other by a tenth of their diameter share 10 %."""
 
 GRAIN_UM = 1.0
 """Size of a pixel at which light and stain are looked at."""
@@ -109,27 +105,6 @@ def square_grid(size_wh: tuple[int, int], um_per_px: float, side_um: float = SQU
         squares = max(1, round(length * um_per_px / side_um))
         edges.append(np.rint(np.linspace(0, length, min(squares, length) + 1)).astype(np.intp))
     return Grid(edges[0], edges[1], um_per_px)
-
-
-def overlapping_discs(boxes: FloatArray) -> Bools:
-    """Which cells lie on another one: the discs in their boxes share more than `DISC_OVERLAP` of the cell's own.
-
-    The area that two discs share is that of a lens (Weisstein, Circle-Circle Intersection, MathWorld, eq. 14).
-
-    Args:
-        boxes: `(N, 4) float32`.
-    """
-    first, second, _ = overlapping_pairs(boxes)
-    centre, radius = centres(boxes).astype(np.float64), diameters(boxes).astype(np.float64) / 2
-    a, b = radius[first], radius[second]
-    # Where one disc lies in the other, or apart from it, the clipped cosines give all of the smaller one, or nothing.
-    apart = np.maximum(np.hypot(*(centre[first] - centre[second]).T), 1e-9)
-    cos_a, cos_b = (apart**2 + a**2 - b**2) / (2 * apart * a), (apart**2 + b**2 - a**2) / (2 * apart * b)
-    kite = np.sqrt(np.clip((a + b - apart) * (apart + a - b) * (apart - a + b) * (apart + a + b), 0, None)) / 2
-    shared = a**2 * np.arccos(np.clip(cos_a, -1, 1)) + b**2 * np.arccos(np.clip(cos_b, -1, 1)) - kite
-    heavy = np.zeros(len(boxes), np.bool_)
-    heavy[first[shared > DISC_OVERLAP * np.pi * a**2]] = True
-    return heavy
 
 
 def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) -> SquareMeasures:

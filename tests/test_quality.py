@@ -74,9 +74,9 @@ def test_cover_and_overlap_of_known_boxes(draw_discs: Draw, cells: Cells) -> Non
     apart = words(draw_discs, cells(boxes_in_a_row(25, 30, 31)))
     assert apart.red_cell_cover == pytest.approx(25 * 900 * np.pi / 4 / (900 * 200), abs=1e-4)
     assert apart.overlapping == 0
-    # 30 px wide, 26 px on: 13 % of each is shared; 28 px on: 7 %.
-    assert words(draw_discs, cells(boxes_in_a_row(25, 30, 26))).overlapping == 1
-    assert words(draw_discs, cells(boxes_in_a_row(25, 30, 28))).overlapping == 0
+    # Discs 30 px wide, 24 px on: 10.4 % of each is shared with the next; 25 px on: 8.0 %.
+    assert words(draw_discs, cells(boxes_in_a_row(25, 30, 24))).overlapping == 1
+    assert words(draw_discs, cells(boxes_in_a_row(25, 30, 25))).overlapping == 0
     pair = np.concatenate([boxes_in_a_row(24, 30, 31), boxes_in_a_row(1, 30, 31) + np.array([0, 5, 0, 5], np.float32)])
     assert words(draw_discs, cells(pair)).overlapping == pytest.approx(2 / 25)
     # Only red cells crowd a field.

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from smearcount.geometry import overlapping_discs
 from smearcount.images import ArraySource
 from smearcount.records import Detections
-from smearcount.squares import LEVELS, measure_squares, overlapping_discs, square_grid
+from smearcount.squares import LEVELS, measure_squares, square_grid
 
 Draw = Callable[..., Any]
 Cells = Callable[..., Detections]
