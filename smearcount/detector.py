@@ -22,6 +22,7 @@ from smearcount.geometry import (
     iou_matrix,
     overlapping_pairs,
     touches_edge,
+    voted_boxes,
 )
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice, make_runtime
@@ -219,4 +220,4 @@ def decode(output: FloatArray, min_scores: FloatArray, card: DetectorCard) -> Fo
     centre, half = columns[:2].T, columns[2:4].T / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1)
     keep = greedy_nms(boxes, scores, kinds, card.nms_iou, card.cross_kind_iou)
-    return boxes[keep], scores[keep], kinds[keep]
+    return voted_boxes(boxes, scores, kinds, keep), scores[keep], kinds[keep]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from smearcount.geometry import (
+    VOTE_IOU,
     FloatArray,
     areas,
     centres,
@@ -15,6 +16,7 @@ from smearcount.geometry import (
     iou_matrix,
     resize_rgb,
     touches_edge,
+    voted_boxes,
 )
 
 
@@ -135,3 +137,30 @@ def test_resampling_keeps_the_mean_and_the_place() -> None:
     grown = resize_rgb(pixels, 320, 240)
     assert grown.shape == (240, 320, 3)
     assert abs(float(grown.mean()) - float(pixels.mean())) < 0.5
+
+
+def test_voted_boxes_are_the_weighted_means_of_those_that_were_removed() -> None:
+    rng = np.random.default_rng(4)
+    cells = rng.uniform(20, 480, (60, 2)).repeat(8, axis=0) + rng.normal(0, 2, (480, 2))
+    sides = rng.uniform(28, 44, (480, 2))
+    boxes = np.concatenate([cells - sides / 2, cells + sides / 2], axis=1).astype(np.float32)
+    scores, kinds = rng.uniform(0.2, 1, 480).astype(np.float32), rng.integers(0, 2, 480)
+    keep = greedy_nms(boxes, scores, kinds, 0.6, 0.8)
+    overlaps = iou_matrix(boxes[keep], boxes)
+    moved = 0
+    for row, box in enumerate(voted_boxes(boxes, scores, kinds, keep)):
+        voters = (overlaps[row] > VOTE_IOU) & (kinds == kinds[keep[row]])
+        weights = scores[voters] * overlaps[row, voters] ** 2
+        np.testing.assert_allclose(box, np.average(boxes[voters], axis=0, weights=weights), atol=1e-3)
+        moved += voters.sum() > 1
+    assert moved > 40
+
+
+def test_a_box_without_voters_stays_and_order_is_without_influence() -> None:
+    boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [50, 50, 60, 60.5], [5, 5, 5, 5]], np.float32)
+    scores, kinds = np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.array([0, 0, 1, 0])
+    voted = voted_boxes(boxes, scores, kinds, np.array([0, 1, 3]))
+    np.testing.assert_array_equal(voted, boxes[[0, 1, 3]])
+    turned = voted_boxes(boxes[::-1], scores[::-1], kinds[::-1], np.array([3, 2, 0]))
+    np.testing.assert_array_equal(turned, voted)
+    assert voted_boxes(boxes[:0], scores[:0], kinds[:0], np.zeros(0, np.intp)).shape == (0, 4)
