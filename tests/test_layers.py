@@ -15,7 +15,7 @@ LAYERS = (
     ("naming_nets", "naming_heads", "cellsets"),
     ("runtimes", "counting", "datasets", "probe"),
     ("detector",),
-    ("patches", "scale", "region"),
+    ("patches", "scale", "slide_scale", "region"),
     ("classifier", "mending"),
     ("quality", "report", "outlines", "squares", "naming"),
     ("countable",),
