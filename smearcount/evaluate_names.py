@@ -22,6 +22,7 @@ from smearcount.patches import to_batch
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.records import UNCLASSIFIED
 from smearcount.runtimes import RuntimeChoice, network_of
+from smearcount.slide_scale import SlideScales, pooled_scales, spread_rows
 from smearcount.training.cell_sources import CellSource
 from smearcount.training.cell_views import plain_view
 from smearcount.training.labelled_points import LabelledPoint, labelled_points
@@ -33,6 +34,7 @@ __all__ = [
     "Judging",
     "NamedPoints",
     "card_rows",
+    "field_scales",
     "heat_of",
     "judge_cells",
     "name_points",
@@ -128,6 +130,7 @@ def name_points(
     split: str,
     *,
     own_scale: bool,
+    scales: SlideScales | None = None,
     progress: Callable[[Iterable[Path]], Iterable[Path]] = iter,
 ) -> NamedPoints:
     """Analyse every field of a collection, and look its labelled cells up in the result.
@@ -137,6 +140,7 @@ def name_points(
         source: name and entry of a collection of points or typed fields.
         split: `train` or `val`.
         own_scale: take the scale of the collection instead of estimating it as for an unknown picture.
+        scales: of all fields, where they are to be looked at as those of one slide.
         progress: wraps the list of pictures.
     """
     by_path: dict[Path, list[LabelledPoint]] = {}
@@ -145,11 +149,19 @@ def name_points(
     out = NamedPoints()
     for path in progress(list(by_path)):
         points = by_path[path]
-        analysis = pipeline.analyze(path, um_per_px=points[0].um_per_px if own_scale else None)
+        given = points[0].um_per_px if own_scale else None
+        analysis = pipeline.analyze(path, um_per_px=given, slide_scales=scales)
         out.fields.add(path.name)
         for point in points:
             _look_up(analysis, point, source[1].find, out)
     return out
+
+
+def field_scales(pipeline: Pipeline, source: tuple[str, CellSource], split: str) -> SlideScales:
+    """The scale of all fields of a collection as if they were one slide of a batch."""
+    paths = sorted({point.path for point in labelled_points(*source, split)})
+    found = [pipeline.measure(paths[row]) for row in spread_rows(len(paths))]
+    return pooled_scales(((each.size_wh, each.diameters_px) for each in found), len(paths))
 
 
 def _look_up(analysis: Analysis, point: LabelledPoint, kind: str, out: NamedPoints) -> None:

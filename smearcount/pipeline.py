@@ -35,7 +35,8 @@ from smearcount.quality import assess
 from smearcount.records import Counts, Detections, Provenance, Scale, SmearResult
 from smearcount.region import read_region
 from smearcount.runtimes import RuntimeChoice
-from smearcount.scale import find_at_scale
+from smearcount.scale import find_at_scale, settle_scale
+from smearcount.slide_scale import RedCells, SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ class Pipeline:
         um_per_px: float | None = None,
         image_id: str | None = None,
         slide_id: str = "",
+        slide_scales: SlideScales | None = None,
     ) -> Analysis:
         """Find, name and count the cells of one picture.
 
@@ -188,22 +190,33 @@ class Pipeline:
             um_per_px: its scale in micrometres a pixel, where known.
             image_id: name in reports instead of the file name.
             slide_id: the slide it belongs to.
+            slide_scales: of the slide by size of picture, taken instead of an estimate from this picture alone.
 
         Raises:
             ImageError: the picture can't be read; names the file and the remedy.
             ValueError: the scale is not within 0.02 to 2.
         """
-        if isinstance(image, np.ndarray):
-            source: ImageSource = ArraySource(image)
-        else:
-            limits = ReadLimits(max_megapixels=self.settings.max_megapixels)
-            chosen = {"level": self.settings.level, "channel": self.settings.channel}
-            source = open_image(Path(image), limits, self.settings.page, **chosen)
+        source = ArraySource(image) if isinstance(image, np.ndarray) else self._opened(Path(image))
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
-        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px)
+        slide = (slide_scales or {}).get(source.size_wh)
+        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide)
         result, squares = self._judge(source, found, scale, (name, slide_id))
         return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | self.namer.patch_um, squares)
+
+    def measure(self, path: Path) -> RedCells:
+        """The red cells from which the scale of a picture would be estimated.
+
+        Raises:
+            ImageError: the picture can't be read; names the file and the remedy.
+        """
+        source = self._opened(path)
+        settled = settle_scale(source, self.detector, self.settings.um_per_px, source.um_per_px)
+        return RedCells(source.size_wh, settled.red_px, source.sha256, self._provenance)
+
+    def _opened(self, path: Path) -> ImageSource:
+        limits = ReadLimits(max_megapixels=self.settings.max_megapixels)
+        return open_image(path, limits, self.settings.page, level=self.settings.level, channel=self.settings.channel)
 
     def _judge(
         self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]

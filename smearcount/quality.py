@@ -84,7 +84,7 @@ def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.ND
         warnings.append(f"too sparse ({red_counted} red cells counted): count more fields")
     if excluded > EXCLUDED_SHARE * len(cells):
         warnings.append(f"{excluded} of {len(cells)} cells lie at the edge and are not counted: take a larger field")
-    if scale.note and (scale.source != "estimated" or scale.note.startswith("metadata")):
+    if scale.note and (scale.source != "estimated" or scale.note.startswith(("metadata", "slide scale"))):
         warnings.append(scale.note)
     return Quality(round(focus, 3), round(cover, 4), round(overlapping, 4), tuple(warnings))
 

@@ -8,7 +8,7 @@ cell 7.5 um by construction.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +40,17 @@ ASSUMED_NOTE = "fewer than 10 isolated red cells: the scale can't be trusted, no
 
 @dataclass(frozen=True)
 class ScaledCells:
-    """A scale, and the cells of the whole picture where the search has found them already."""
+    """A scale, the cells of the whole picture where the search has found them already, and what it was estimated from.
+
+    Attributes:
+        scale: the scale.
+        cells: None where they have not been found yet.
+        red_px: diameters in pixels of the red cells of an estimate; none where flag or metadata say the scale.
+    """
 
     scale: Scale
     cells: Detections | None
+    red_px: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class _Crop:
@@ -73,7 +80,11 @@ def isolated_red_diameters(cells: Detections) -> FloatArray:
 
 
 def settle_scale(
-    source: PixelSource, detector: Detector, flag: float | None = None, metadata: float | None = None
+    source: PixelSource,
+    detector: Detector,
+    flag: float | None = None,
+    metadata: float | None = None,
+    slide: Scale | None = None,
 ) -> ScaledCells:
     """The scale of a picture, from the most trustworthy source there is.
 
@@ -82,19 +93,31 @@ def settle_scale(
         detector: finds the red cells.
         flag: what the user said, in micrometres a pixel; taken as it is.
         metadata: what the file says; taken where its red cells come out at 5 to 11 um.
+        slide: estimated from several pictures of its slide; taken instead of its own estimate, on the same condition.
     """
     if flag is not None:
         return ScaledCells(Scale(flag, "flag"), None)
-    return _estimate(source, detector, "") if metadata is None else _checked(source, detector, metadata)
+    if metadata is not None:
+        settled = _checked(source, detector, metadata)
+        if slide is None or settled.scale.source == "metadata":
+            return settled
+    if slide is None:
+        return _estimate(source, detector, "")
+    checked = _checked(source, detector, slide.um_per_px, "slide scale")
+    if checked.scale.source != "metadata":
+        return checked
+    doubt = "" if metadata is None else f"metadata of {metadata:.4g} um a pixel not used; "
+    scale = replace(slide, red_cell_px=checked.scale.red_cell_px, note=doubt + slide.note)
+    return ScaledCells(scale, checked.cells)
 
 
-def _checked(source: PixelSource, detector: Detector, metadata: float) -> ScaledCells:
+def _checked(source: PixelSource, detector: Detector, metadata: float, told: str = "metadata") -> ScaledCells:
     """The scale of the metadata where the red cells agree with it, or are too few to contradict it."""
     crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / metadata)))
     found = detector.find(crop, metadata)
     cells, sizes = found if crop.is_whole else None, isolated_red_diameters(found)
     median_px = float(np.median(sizes)) if len(sizes) else math.nan
-    refused = f"metadata of {metadata:.4g} um a pixel not used"
+    refused = f"{told} of {metadata:.4g} um a pixel not used"
     if len(sizes) >= ENOUGH_CELLS:
         if _plausible(median_px * metadata):
             return ScaledCells(Scale(metadata, "metadata", median_px), cells)
@@ -127,7 +150,7 @@ def _estimate(source: PixelSource, detector: Detector, doubt: str) -> ScaledCell
     if not len(sizes):
         return ScaledCells(Scale(um_per_px, origin, note=note), cells)
     median_px = float(np.median(sizes))
-    return ScaledCells(Scale(RED_CELL_UM / median_px, origin, median_px, note), cells)
+    return ScaledCells(Scale(RED_CELL_UM / median_px, origin, median_px, note), cells, sizes)
 
 
 def _estimate_here(crop: _Crop, detector: Detector) -> tuple[float, Detections]:
@@ -142,7 +165,11 @@ def _estimate_here(crop: _Crop, detector: Detector) -> tuple[float, Detections]:
 
 
 def find_at_scale(
-    source: PixelSource, detector: Detector, flag: float | None = None, metadata: float | None = None
+    source: PixelSource,
+    detector: Detector,
+    flag: float | None = None,
+    metadata: float | None = None,
+    slide: Scale | None = None,
 ) -> tuple[Scale, Detections]:
     """The scale of a picture and all its cells; what the search for the scale has found is not sought again.
 
@@ -151,8 +178,9 @@ def find_at_scale(
         detector: finds the cells.
         flag: what the user said, in micrometres a pixel.
         metadata: what the file says.
+        slide: estimated from several pictures of its slide.
     """
-    settled = settle_scale(source, detector, flag, metadata)
+    settled = settle_scale(source, detector, flag, metadata, slide)
     cells = settled.cells if settled.cells is not None else detector.find(source, settled.scale.um_per_px)
     return check_scale(settled.scale, cells), cells
 

@@ -26,21 +26,20 @@ from smearcount.config import Settings
 from smearcount.engines import Engine, LocalPlan, RayPlan, run_here, run_local, run_ray
 from smearcount.errors import SmearcountError
 from smearcount.pipeline import Analysis, Pipeline
+from smearcount.slide_scale import RedCells
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
 SIDE_PX = 160
 
 
 class DiscPipeline(Pipeline):
-    """The pipeline with the network of discs; `log` notes every analysis."""
+    """The pipeline with the network of discs; `log` notes every analysis and every measurement."""
 
     log: Path | None = None
 
     def analyze(self, image: Any, **more: Any) -> Analysis:
         path = Path(image)
-        if self.log:
-            with self.log.open("a") as file:
-                file.write(f"{path.name}\n")
+        self._note(path.name)
         if "slow" in path.name:
             time.sleep(0.02)
         if "stop" in path.name:
@@ -53,6 +52,21 @@ class DiscPipeline(Pipeline):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().analyze(image, **more)
 
+    def measure(self, path: Path) -> RedCells:
+        self._note(f"measure:{path.name}")
+        if "slow" in path.name:
+            time.sleep(0.02)
+        if "odd" in path.name:
+            raise ZeroDivisionError("a fault")
+        if "kill" in path.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().measure(path)
+
+    def _note(self, words: str) -> None:
+        if self.log:
+            with self.log.open("a") as file:
+                file.write(f"{words}\n")
+
 
 @dataclass(frozen=True)
 class DiscMaker:
@@ -62,11 +76,13 @@ class DiscMaker:
         log: file to note every analysis in.
         version: part of the identity.
         runtime: said to be the runtime.
+        um_per_px: what the user says of the scale.
     """
 
     log: Path | None = None
     version: int = 1
     runtime: str = "discs"
+    um_per_px: float | None = 0.16
 
     def taxonomy(self) -> Taxonomy:
         return load_taxonomy()
@@ -74,10 +90,13 @@ class DiscMaker:
     def identity(self) -> dict[str, Any]:
         return {"version": self.version}
 
+    def scale_given(self) -> bool:
+        return self.um_per_px is not None
+
     def load(self, threads: int) -> Pipeline:
         cv2.setNumThreads(1)
         with patch.object(detector, "make_runtime", lambda model, choice: (DiscNetwork(), self.runtime)):
-            pipeline = DiscPipeline.load(Settings(um_per_px=0.16, classifiers=(), experts={}))
+            pipeline = DiscPipeline.load(Settings(um_per_px=self.um_per_px, classifiers=(), experts={}))
         pipeline.log = self.log
         return pipeline
 
@@ -110,6 +129,7 @@ def main() -> int:
     flags.add_argument("--ray", type=int, default=0)
     flags.add_argument("--limit", type=int)
     flags.add_argument("--log", type=Path)
+    flags.add_argument("--estimate", action="store_true")
     flags.add_argument("--overlays", type=Path)
     given = flags.parse_args()
     if given.limit:
@@ -122,7 +142,7 @@ def main() -> int:
     if given.ray:
         engine = partial(run_ray, RayPlan(workers=given.ray))
     try:
-        outcome = run_batch(DiscMaker(given.log), job, engine)
+        outcome = run_batch(DiscMaker(given.log, um_per_px=None if given.estimate else 0.16), job, engine)
     except SmearcountError as error:
         sys.stderr.write(f"{error}\n")
         return 3

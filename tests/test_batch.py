@@ -95,7 +95,7 @@ class Fake:
         self.taxonomy = taxonomy
         self.result = result
 
-    def analyze(self, path: Path, *, image_id: str, slide_id: str) -> Any:
+    def analyze(self, path: Path, *, image_id: str, slide_id: str, **more: Any) -> Any:
         if "bad" in path.name:
             raise ImageError(f"{image_id}: damaged")
         if "huge" in path.name:
@@ -136,6 +136,9 @@ class Maker:
 
     def identity(self) -> dict[str, Any]:
         return {}
+
+    def scale_given(self) -> bool:
+        return True
 
     def load(self, threads: int) -> Any:
         return self.pipeline

@@ -21,6 +21,7 @@ from smearcount.evaluate_names import (
     Judging,
     NamedPoints,
     card_rows,
+    field_scales,
     heat_of,
     judge_cells,
     name_points,
@@ -180,6 +181,26 @@ def test_the_scale_may_be_estimated(naming_pipeline: Callable[..., Pipeline], fi
     """Discs of 46 px come out as 7.5 um at an estimate of 0.163 um a pixel: the names are the same."""
     named = name_points(naming_pipeline(), ("own", field), "val", own_scale=False)
     assert named.named == ["normocyte", "spherocyte", "target_cell", "missed", "missed", "normocyte"]
+
+
+def test_the_scale_may_be_one_for_all_fields(
+    naming_pipeline: Callable[..., Pipeline], field: CellSource, tmp_path: Path, draw_discs: Draw
+) -> None:
+    places = np.array([[60.0 + 80 * (n % 7), 60.0 + 80 * (n // 7), 46.0] for n in range(21)])
+    for name, red_px in (("b", 50.0), ("c", 42.0), ("d", 42.0)):
+        places[:, 2] = red_px
+        pixels = draw_discs((640, 480), places, ("normocyte",) * 21).pixels
+        write_picture(tmp_path / "own" / "images" / f"{name}.png", pixels)
+        (tmp_path / "own" / "labels" / f"{name}.txt").write_text("60 60 normocyte\n")
+    (tmp_path / "own" / "val.txt").write_text("b\nc\nd\n")
+    pipeline = naming_pipeline()
+    scales = field_scales(pipeline, ("own", field), "val")
+    assert list(scales) == [(640, 480)]
+    assert scales[640, 480].um_per_px == pytest.approx(7.5 / 42, rel=0.03)
+    named = name_points(pipeline, ("own", field), "val", own_scale=False, scales=scales)
+    assert named.kinds == ["rbc"] * 3
+    analysis = pipeline.analyze(tmp_path / "own" / "images" / "b.png", slide_scales=scales)
+    assert analysis.result.scale.um_per_px == scales[640, 480].um_per_px
 
 
 def test_without_classifiers_cells_are_only_found(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:

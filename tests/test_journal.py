@@ -21,7 +21,7 @@ from fake_batch import DiscMaker, smear, smears
 
 from smearcount.batch import BatchJob, Outcome, run_batch
 from smearcount.batch.files import locked, replacing
-from smearcount.batch.journal import Journal, Record
+from smearcount.batch.journal import Journal, Measure, Record
 from smearcount.errors import ImageError, UsageError
 
 PROGRAM = Path(__file__).parent / "fake_batch.py"
@@ -45,7 +45,9 @@ def status_of(report: Path) -> dict[str, str]:
 
 def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
     odd = b"M\xfcller.png".decode("utf-8", "surrogateescape")
-    full = Record("cd", "ok", True, '{"a": 1}', '{"b": 2}', b"cells", '{"c": {}}', 1.5, "me:1", "2026-01-01", "{}")
+    full = Record(
+        "cd", "ok", True, '{"a": 1}', '{"b": 2}', b"cells", '{"c": {}}', 1.5, "me:1", "2026-01-01", "[[1]]", "{}"
+    )
     with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
         journal.add([("a", RECORD), (odd, full), ("a", full)])
     with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
@@ -55,6 +57,24 @@ def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
         light = journal.find("a", cells=False)
         assert light
         assert light.cells == b""
+
+
+def test_measurements_are_kept_as_records_are(tmp_path: Path) -> None:
+    odd = b"M\xfcller.png".decode("utf-8", "surrogateescape")
+    first, second = Measure("ab", 40, 30, "[1.5, 2.25]", '{"runtime": "a"}'), Measure("cd")
+    with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
+        journal.add_measures([("a", second), (odd, first), ("a", first)])
+    with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
+        for name in ("a", odd):
+            found = journal.find_measure(name)
+            assert found == Measure("ab", 40, 30, "[1.5, 2.25]")
+            assert found.red_px().tolist() == [1.5, 2.25]
+        assert journal.find_measure("b") is None
+        with pytest.raises(UsageError, match="made with runtime a, this run with b"):
+            journal.add_measures([("b", second), ("c", Measure("ef", provenance='{"runtime": "b"}'))])
+        assert journal.find_measure("b") is None
+    with closing(Journal(tmp_path / "j", {"v": 2})) as journal:
+        assert journal.find_measure("a") is None
 
 
 def test_rows_of_another_identity_are_kept_and_not_used(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     ("runtimes", "counting", "datasets", "probe"),
     ("windows",),
     ("detector",),
-    ("patches", "scale", "region"),
+    ("patches", "scale", "slide_scale", "region"),
     ("classifier", "mending"),
     ("quality", "report", "outlines", "squares", "naming"),
     ("countable",),

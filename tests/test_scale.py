@@ -170,3 +170,51 @@ def test_isolated_cells_are_those_of_the_matrix(cells: Cells, n: int) -> None:
     expected = diameters(found.boxes[(found.kinds == "rbc") & ~touched])
     assert 10 <= len(expected) < (found.kinds == "rbc").sum()
     np.testing.assert_array_equal(isolated_red_diameters(found), expected)
+
+
+def slide(red_px: float) -> Scale:
+    return Scale(RED_CELL_UM / red_px, "estimated", red_px, "one scale for the slide")
+
+
+@pytest.mark.parametrize(("red_px", "taken"), [(30, False), (44, True), (80, True), (120, False)])
+def test_the_scale_of_the_slide_is_taken_where_the_cells_agree_with_it(
+    scatter_discs: Draw, disc_detector: Make, red_px: float, *, taken: bool
+) -> None:
+    smear = scatter_discs((600, 500), 60, 5)
+    settled = settle_scale(smear, disc_detector(**WINDOW), slide=slide(red_px))
+    assert settled.scale.source == "estimated"
+    assert settled.scale.red_cell_px == pytest.approx(60, rel=0.03)
+    if taken:
+        assert (settled.scale.um_per_px, settled.scale.note) == (RED_CELL_UM / red_px, "one scale for the slide")
+        assert len(settled.red_px) == 0
+    else:
+        assert settled.scale.um_per_px == pytest.approx(RED_CELL_UM / 60, rel=0.03)
+        assert settled.scale.note.startswith(
+            f"slide scale of {RED_CELL_UM / red_px:.4g} um a pixel not used (red cells"
+        )
+
+
+def test_few_cells_take_the_scale_of_the_slide(scatter_discs: Draw, draw_discs: Draw, disc_detector: Make) -> None:
+    empty = draw_discs((300, 200), np.zeros((0, 3)), ())
+    for smear in (scatter_discs((250, 170), 60), empty):
+        scale = settle_scale(smear, disc_detector(**WINDOW), slide=slide(50)).scale
+        assert (scale.um_per_px, scale.source, scale.note) == (0.15, "estimated", "one scale for the slide")
+
+
+def test_flag_and_good_metadata_win_over_the_slide(scatter_discs: Draw, disc_detector: Make) -> None:
+    smear, network = scatter_discs((600, 500), 60, 5), disc_detector(**WINDOW)
+    assert settle_scale(smear, network, flag=0.4, metadata=0.12, slide=slide(50)).scale == Scale(0.4, "flag")
+    told = settle_scale(smear, network, metadata=0.12, slide=slide(50)).scale
+    assert (told.um_per_px, told.source, told.note) == (0.12, "metadata", "")
+    wrong = settle_scale(smear, network, metadata=0.3, slide=slide(50)).scale
+    assert (wrong.um_per_px, wrong.source) == (0.15, "estimated")
+    assert wrong.note == "metadata of 0.3 um a pixel not used; one scale for the slide"
+
+
+def test_the_cells_of_an_estimate_are_told(scatter_discs: Draw, disc_detector: Make) -> None:
+    smear, network = scatter_discs((600, 500), 60, 5), disc_detector(**WINDOW)
+    settled = settle_scale(smear, network)
+    assert len(settled.red_px) == len(smear.discs)
+    assert float(np.median(settled.red_px)) == settled.scale.red_cell_px
+    assert len(settle_scale(smear, network, metadata=0.12).red_px) == 0
+    assert len(settle_scale(smear, network, metadata=0.3).red_px) == len(smear.discs)

@@ -1,9 +1,9 @@
 """Many pictures: one row each, exactly once, resumable, on any number of workers; failures are rows too."""
 
 from smearcount.batch.attempts import Failure, Progress, analyze_each
-from smearcount.batch.jobs import BatchJob, Interrupted, Outcome
+from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, Stage
 from smearcount.batch.names import unique_stems
-from smearcount.batch.run import Stage, run_batch
+from smearcount.batch.run import run_batch
 from smearcount.batch.work import PipelineMaker
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from smearcount.pipeline import Analysis, Pipeline
 __all__ = ["Failure", "Progress", "analyze_each", "attempt"]
 
 Progress = Callable[[Iterable[Path]], Iterable[Path]]
+Found = TypeVar("Found")
 Finished = TypeVar("Finished")
 
 
@@ -47,7 +49,9 @@ def analyze_each(
     """
     try:
         for path in paths:
-            yield path, attempt(pipeline, path, ids(path), finish)
+            image_id, slide_id = ids(path)
+            analyze = partial(pipeline.analyze, image_id=image_id, slide_id=slide_id)
+            yield path, attempt(path, analyze, finish)
     finally:
         # A progress bar that is closed later than this wipes the words that say why the run was stopped.
         if isinstance(paths, Generator):
@@ -55,12 +59,12 @@ def analyze_each(
 
 
 def attempt(
-    pipeline: Pipeline, path: Path, ids: tuple[str, str], finish: Callable[[Path, Analysis], Finished]
+    path: Path, analyze: Callable[[Path], Found], finish: Callable[[Path, Found], Finished]
 ) -> Finished | Failure:
     """What `finish` made of the analysis of one picture, or why there is none."""
-    analysis = None
+    analysis: Found | None = None
     try:
-        analysis = pipeline.analyze(path, image_id=ids[0], slide_id=ids[1])
+        analysis = analyze(path)
         return finish(path, analysis)
     except (SmearcountError, MemoryError, OSError, cv2.error) as error:
         transient = isinstance(error, MemoryError | OSError) or _no_memory(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from smearcount.batch.tables import ENDINGS
 from smearcount.errors import UsageError
 from smearcount.images import check_target, make_folder
 
-__all__ = ["BatchJob", "Interrupted", "Outcome", "check_job"]
+__all__ = ["BatchJob", "Interrupted", "Outcome", "Stage", "Watch", "check_job"]
 
 PAGE_ENDINGS = (".html", ".htm")
 """What the name of a page ends in."""
@@ -34,6 +35,7 @@ class BatchJob:
         slides: `folder`, `none`, or a regular expression with a group: how a picture's slide is told from its name.
         fresh: begin a new journal instead of going on with an old one.
         summary: an HTML page about the whole batch, if wanted.
+        slide_scale: where the scale is estimated, one for all pictures of a slide instead of one for each picture.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class BatchJob:
     slides: str = "folder"
     fresh: bool = False
     summary: Path | None = None
+    slide_scale: bool = True
 
     @property
     def journal(self) -> Path:
@@ -70,6 +73,25 @@ class BatchJob:
     def folders(self) -> tuple[Path, ...]:
         """The folders to write pictures to."""
         return tuple(folder for folder in (self.overlays, self.galleries) if folder)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How far a batch is.
+
+    Attributes:
+        label: what is being done: `measuring` the scales of slides, `checking` the journal, `analysing`, or `writing`
+            the tables.
+        done: pictures.
+        total: pictures; 0 where it is not known.
+    """
+
+    label: str
+    done: int
+    total: int
+
+
+Watch = Callable[[Stage], None]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 An SQLite file of plain columns and JSON; nothing in it is ever executed, and one whose tables are not exactly those
 written here is refused. A row is known by the picture's name, the SHA-256 of its bytes, and the identity of the run:
 version, models with checksums, taxonomy, and every setting that has an effect on the counts. Rows of another identity
-stay in the file and are not used. Whether a row may be used again is decided in `run.py`.
+stay in the file and are not used. Whether a row may be used again is decided in `run.py`. What was measured for the
+scales of slides is kept in the same way.
 """
 
 from __future__ import annotations
@@ -18,20 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smearcount.errors import ImageError, UsageError
+import numpy as np
 
-__all__ = ["Journal", "Record"]
+from smearcount.errors import ImageError, UsageError
+from smearcount.geometry import FloatArray
+
+__all__ = ["Journal", "Measure", "Record"]
 
 _APPLICATION = 0x534D4352
-_FORMAT = 1
+_FORMAT = 2
 _SCHEMA = (
     "CREATE TABLE identities (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE, provenance TEXT NOT NULL)",
     "CREATE TABLE pictures (identity INTEGER NOT NULL, image BLOB NOT NULL, sha256 TEXT NOT NULL, "
     "status TEXT NOT NULL, lasting INTEGER NOT NULL, row TEXT NOT NULL, counts TEXT NOT NULL, cells BLOB, "
-    "files TEXT NOT NULL, seconds REAL NOT NULL, worker TEXT NOT NULL, finished TEXT NOT NULL, "
+    "files TEXT NOT NULL, seconds REAL NOT NULL, worker TEXT NOT NULL, finished TEXT NOT NULL, scales TEXT NOT NULL, "
+    "PRIMARY KEY (identity, image)) WITHOUT ROWID",
+    "CREATE TABLE measures (identity INTEGER NOT NULL, image BLOB NOT NULL, sha256 TEXT NOT NULL, "
+    "width INTEGER NOT NULL, height INTEGER NOT NULL, diameters TEXT NOT NULL, "
     "PRIMARY KEY (identity, image)) WITHOUT ROWID",
 )
-_COLUMNS = "sha256, status, lasting, row, counts, cells, files, seconds, worker, finished"
+_COLUMNS = "sha256, status, lasting, row, counts, cells, files, seconds, worker, finished, scales"
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Record:
         seconds: that the analysis took.
         worker: machine and process, or how it ended.
         finished: date and time, UTC.
+        scales: of its slide that were offered for it, as JSON.
         provenance: what made the result, as JSON; empty for a failure. It is the same for all pictures of a report.
     """
 
@@ -62,6 +70,7 @@ class Record:
     seconds: float = 0.0
     worker: str = ""
     finished: str = ""
+    scales: str = "[]"
     provenance: str = ""
 
     def content(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -78,6 +87,34 @@ class Record:
     def cell_lines(self) -> bytes:
         """The rows of its cells as CSV without picture and slide."""
         return zlib.decompress(self.cells) if self.cells else b""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The red cells of a picture from which the scale of its slide is estimated, as plain values.
+
+    Attributes:
+        sha256: of the bytes that were read.
+        width: of the picture in pixels.
+        height: of the picture in pixels.
+        diameters: in pixels, as JSON; none where the picture has a scale of its own, or can't be read.
+        provenance: what found them, as JSON; empty where nothing did.
+    """
+
+    sha256: str
+    width: int = 0
+    height: int = 0
+    diameters: str = "[]"
+    provenance: str = ""
+
+    def red_px(self) -> FloatArray:
+        """The diameters as `(N,)` values.
+
+        Raises:
+            ValueError: they are no such JSON.
+            TypeError: they are no numbers.
+        """
+        return np.array(json.loads(self.diameters), np.float32)
 
 
 class Journal:
@@ -168,10 +205,27 @@ class Journal:
                 self._check_provenance(record.provenance)
                 values = (
                     *(record.sha256, record.status, int(record.lasting), record.row, record.counts, record.cells),
-                    *(record.files, record.seconds, record.worker, record.finished),
+                    *(record.files, record.seconds, record.worker, record.finished, record.scales),
                 )
                 self._base.execute(
-                    f"INSERT OR REPLACE INTO pictures (identity, image, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                    f"INSERT OR REPLACE INTO pictures (identity, image, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                    (self._identity, os.fsencode(image_id), *values),
+                )
+
+    def add_measures(self, measures: Iterable[tuple[str, Measure]]) -> None:
+        """Keep the red cells of pictures, as `add` keeps records.
+
+        Raises:
+            UsageError: they were found with something else than those before.
+            ImageError: the disk is full or fails.
+        """
+        with self._named(), self._transaction():
+            for image_id, each in measures:
+                self._check_provenance(each.provenance)
+                values = (each.sha256, each.width, each.height, each.diameters)
+                self._base.execute(
+                    "INSERT OR REPLACE INTO measures (identity, image, sha256, width, height, diameters) "
+                    "VALUES (?,?,?,?,?,?)",
                     (self._identity, os.fsencode(image_id), *values),
                 )
 
@@ -204,6 +258,19 @@ class Journal:
         if found is None:
             return None
         return Record(found[0], found[1], bool(found[2]), *found[3:])
+
+    def find_measure(self, image_id: str) -> Measure | None:
+        """The red cells that are kept of a picture under this identity.
+
+        Raises:
+            ImageError: the journal can't be read or is damaged.
+        """
+        with self._named():
+            found = self._base.execute(
+                "SELECT sha256, width, height, diameters FROM measures WHERE identity = ? AND image = ?",
+                (self._identity, os.fsencode(image_id)),
+            ).fetchone()
+        return None if found is None else Measure(*found)
 
     def strangers(self) -> int:
         """Number of rows of other identities, which are not used."""

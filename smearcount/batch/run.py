@@ -11,45 +11,29 @@ import csv
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from smearcount import report
 from smearcount.batch.attempts import Failure
 from smearcount.batch.files import locked, sweep
-from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, check_job
+from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, Stage, Watch, check_job
 from smearcount.batch.journal import Journal, Record
 from smearcount.batch.listing import Picture, list_pictures
+from smearcount.batch.scales import Measuring
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
-from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest
+from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest, scales_text
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
 from smearcount.images import content_sha256
 from smearcount.report import Row
+from smearcount.slide_scale import SlideScales
 
-__all__ = ["Stage", "Watch", "run_batch"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How far a batch is.
-
-    Attributes:
-        label: what is being done: `checking` the journal, `analysing`, or `writing` the tables.
-        done: pictures.
-        total: pictures; 0 where it is not known.
-    """
-
-    label: str
-    done: int
-    total: int
-
-
-Watch = Callable[[Stage], None]
+__all__ = ["run_batch"]
 
 
 def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Watch = lambda stage: None) -> Outcome:
@@ -96,11 +80,17 @@ class _Batch:
         folders = [folder.absolute() if folder else None for folder in (job.overlays, job.galleries)]
         self.wishes = Wishes(job.cells is not None, *folders)
         self.work = BatchWork(maker, self.wishes)
+        self.measuring = None if maker.scale_given() or not job.slide_scale else Measuring(maker, journal, watch)
+        self.scales: Mapping[str, SlideScales] = {}
 
     def analyse(self, engine: Engine) -> int:
         """Fill the journal; returns the number of pictures that were in it already."""
-        waiting = self._waiting()
-        tasks = [Task(picture.path.absolute(), picture.image_id, picture.slide_id) for picture in waiting]
+        if self.measuring:
+            self.scales = self.measuring.scales(self.pictures, engine)
+        tasks = [
+            Task(picture.path.absolute(), picture.image_id, picture.slide_id, self._scales_of(picture))
+            for picture in self._waiting()
+        ]
         missing = set(range(len(tasks)))
         total = len(self.pictures)
         self.watch(Stage("analysing", total - len(missing), total))
@@ -112,6 +102,9 @@ class _Batch:
         if missing:
             raise RuntimeError(f"expected a result for each of {len(tasks)} pictures, {len(missing)} had none")
         return total - len(tasks)
+
+    def _scales_of(self, picture: Picture) -> SlideScales:
+        return self.scales.get(picture.slide_id, {})
 
     def kept(self) -> int:
         """Number of pictures of which the journal has a row."""
@@ -142,6 +135,7 @@ class _Batch:
             row, _, files = record.content()
             complete = set(row) == set(report.report_columns(self.taxonomy))
             if record.status == "ok":
+                complete &= record.scales == scales_text(self._scales_of(picture))
                 complete &= not (self.wishes.cells and record.cells is None)
                 complete &= all(self._has(folder, files) for folder in (self.wishes.overlays, self.wishes.galleries))
             return complete and content_sha256(picture.path) == record.sha256

@@ -9,7 +9,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,10 @@ from smearcount.config import Settings, shipped
 from smearcount.errors import ConfigError, ImageError
 from smearcount.images import content_sha256, make_folder, write_picture
 from smearcount.pipeline import Analysis, Pipeline
+from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "file_digest"]
+__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "file_digest", "scales_text"]
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
@@ -44,6 +45,9 @@ class Maker(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Everything that the counts of a picture depend on, as plain values, without loading a net."""
+
+    def scale_given(self) -> bool:
+        """Whether the user says the scale, so that none is estimated."""
 
     def load(self, threads: int) -> Pipeline:
         """The pipeline with this many CPU threads; 0 leaves them to the settings."""
@@ -93,6 +97,10 @@ class PipelineMaker:
             },
         }
 
+    def scale_given(self) -> bool:
+        """Whether the user says the scale, so that none is estimated."""
+        return self.settings.um_per_px is not None
+
     def load(self, threads: int) -> Pipeline:
         """The pipeline with this many CPU threads; 0 leaves them to the settings."""
         settings = self.settings.model_copy(update={"threads": threads}) if threads else self.settings
@@ -123,11 +131,19 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to analyse: an absolute path, since the worker may be elsewhere, and its names in the report."""
+    """One picture to analyse.
+
+    Attributes:
+        path: absolute, since the worker may be elsewhere.
+        image_id: its name in the report.
+        slide_id: the slide it belongs to.
+        scales: of its slide, by size of picture, where they were estimated from several pictures.
+    """
 
     path: Path
     image_id: str
     slide_id: str
+    scales: SlideScales = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,8 @@ def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
     start = time.perf_counter()
     record: Record | Failure
     try:
-        record = attempt(pipeline, task.path, (task.image_id, task.slide_id), partial(_record, wishes, task))
+        analyze = partial(pipeline.analyze, image_id=task.image_id, slide_id=task.slide_id, slide_scales=task.scales)
+        record = attempt(task.path, analyze, partial(_record, wishes, task))
     except Exception as error:  # one picture of thousands must not cost the others, whatever is wrong with it
         record = Failure(f"{task.path}: unexpected {type(error).__name__}: {error}; please report it as a fault")
     if isinstance(record, Failure):
@@ -194,8 +211,14 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
         counts=json.dumps(counts_as_json(analysis.result)),
         cells=_cells(analysis) if wishes.cells else None,
         files=json.dumps(files),
+        scales=scales_text(task.scales),
         provenance=json.dumps(vars(analysis.result.provenance), sort_keys=True, default=dict),
     )
+
+
+def scales_text(scales: SlideScales) -> str:
+    """The scales of a slide in the journal: a picture that was analysed with others is analysed again."""
+    return json.dumps([[*size_wh, scale.um_per_px, scale.note] for size_wh, scale in sorted(scales.items())])
 
 
 def _kept(folder: Path, written: list[Path]) -> dict[str, dict[str, str]]:

@@ -47,6 +47,9 @@ def batch(
     exclude: _Without = None,
     listed: Annotated[Path | None, typer.Option("--list", help="Text file: one picture in DIR a line.")] = None,
     slides: Annotated[str, typer.Option(help="folder, none, or a pattern whose group is the slide.")] = "folder",
+    slide_scale: Annotated[
+        bool, typer.Option("--slide-scale/--no-slide-scale", help="An estimated scale is one for the whole slide.")
+    ] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier run finished.")] = False,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="Processes here, or a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; 0 for none but this one.")] = None,
@@ -59,7 +62,7 @@ def batch(
 
     job = BatchJob(folder, out, cells, overlays, recursive, slide_report, gallery)
     job = replace(job, globs=tuple(pattern or ()), excluded=tuple(exclude or ()))
-    job = replace(job, listed=listed, slides=slides, fresh=fresh, summary=summary)
+    job = replace(job, listed=listed, slides=slides, fresh=fresh, summary=summary, slide_scale=slide_scale)
     try:
         with clear_errors(), progress(quiet or as_json) as watch:
             mapped = _engine(settings, engine, workers, ray_address)

@@ -159,27 +159,29 @@ def evaluate_classifier(
 def evaluate_names(
     source: Annotated[str, typer.Option("--source", help="Collection of points or typed fields.")] = "chula_rbc12",
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
-    scale: Annotated[str, typer.Option(help="estimated, as for an unknown picture, or labels.")] = "estimated",
+    scale: Annotated[str, typer.Option(help="estimated a picture, slide (one for all), or labels.")] = "estimated",
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Accuracy of names on whole fields: cells found and named by the pipeline, at the places that were labelled."""
-    from smearcount.evaluate_names import name_points, point_figures
+    from smearcount.evaluate_names import field_scales, name_points, point_figures
     from smearcount.pipeline import Pipeline
     from smearcount.training.cell_sources import load_cell_sources
 
     with clear_errors():
         settings = read_model(Settings, config) if config else Settings()
         known = load_cell_sources()
-        if scale not in ("estimated", "labels"):
-            raise typer.BadParameter("expected estimated or labels", param_hint="--scale")
+        if scale not in ("estimated", "slide", "labels"):
+            raise typer.BadParameter("expected estimated, slide or labels", param_hint="--scale")
         if source not in known:
             raise typer.BadParameter(f"expected one of {', '.join(known)}", param_hint="--source")
+        pipeline, fields = Pipeline.load(settings), (source, known[source])
         named = name_points(
-            Pipeline.load(settings),
-            (source, known[source]),
+            pipeline,
+            fields,
             split,
             own_scale=scale == "labels",
+            scales=field_scales(pipeline, fields, split) if scale == "slide" else None,
             progress=bar(quiet, "evaluating"),
         )
         found = {"source": source, "split": split, "scale": scale, **point_figures(named)}
