@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
 import numpy as np
@@ -14,8 +14,11 @@ from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray, centres, diameters, resize_rgb
 from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.windows import InFlight
 
 __all__ = ["Classifier", "Named", "calibrated"]
+
+Batch = npt.NDArray[np.uint8] | FloatArray
 
 BATCH = 10
 """Cells a network call: more is no faster on a CPU."""
@@ -55,7 +58,7 @@ class Classifier:
     def __init__(self, model: Model, choice: RuntimeChoice, min_label_score: float | None = None) -> None:
         self.card = model.classifier_card
         self.min_label_score = self.card.min_label_score if min_label_score is None else min_label_score
-        self._run, self.runtime = make_runtime(model, choice)
+        self._run, self.runtime = make_runtime(model, replace(choice, levels="views"))
 
     def name(self, source: PixelSource, boxes: FloatArray, um_per_px: float) -> Named:
         """Name the cells in `boxes (N, 4)` of a picture whose scale is `um_per_px`."""
@@ -84,11 +87,17 @@ class Classifier:
     def name_views(self, views: Iterable[Pixels]) -> Named:
         """Name views `(S, S, 3) uint8 RGB` of the network's size."""
         left = iter(views)
-        return self._join([self._name_batch(chunk) for chunk in iter(lambda: list(islice(left, BATCH)), [])])
+        chunks = iter(lambda: list(islice(left, BATCH)), [])
+        # While the network is at one batch, the windows of the next are sampled.
+        with InFlight(self._batch, self._run) as flight:
+            outputs = flight.answers(chunks)
+            return self._join([(calibrated(each[0], self.card.temperature), each[1]) for each in outputs])
 
-    def _name_batch(self, views: Sequence[Pixels]) -> tuple[FloatArray, FloatArray]:
-        logits, features = self._run(to_batch(views, self.card.mean, self.card.std))[:2]
-        return calibrated(logits, self.card.temperature), features
+    def _batch(self, views: Sequence[Pixels]) -> Batch:
+        """Views as the network takes them: normalised, unless the runtime does that."""
+        if getattr(self._run, "input_dtype", None) == np.uint8:
+            return np.stack(views)
+        return to_batch(views, self.card.mean, self.card.std)
 
     def _join(self, parts: Sequence[tuple[FloatArray, FloatArray]]) -> Named:
         if not parts:

@@ -9,21 +9,25 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import yaml
 
-from smearcount.cards import Model
+from smearcount.cards import Card, Model
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino, quiet_ultralytics
 
-__all__ = ["Floats", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime", "make_runtime"]
+__all__ = ["Floats", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime"]
+__all__ += ["make_runtime"]
 
 Floats = npt.NDArray[np.float32]
 Runtime = Callable[[Any], tuple[Floats, ...]]
-"""A batch `(B, 3, H, W)` of `float32`, or of `uint8` where the runtime's `input_dtype` says so, to the outputs."""
+"""A batch `(B, 3, H, W)` of `float32`, or grey levels where the runtime's `input_dtype` is `uint8`, to the outputs."""
+
+Levels = Literal["", "planes", "views"]
+"""Grey levels that a caller can hand over as `uint8`: none, `(B, 3, H, W)`, or pictures as they are, `(B, H, W, 3)`."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,15 @@ class RuntimeChoice:
         device: `auto`, `cpu` or `cuda`.
         precision: `auto` (the card's), `f32` or `bf16`; OpenVINO only, PyTorch on CUDA takes half precision.
         threads: CPU threads; 0 leaves the choice to the library.
-        pixels: the caller can hand over grey levels 0 to 255 as `uint8`, of which the network takes the 255th part; a
-            runtime that does that division itself has the `input_dtype` `uint8`.
+        levels: the grey levels 0 to 255 that the caller can hand over instead of normalised numbers; a runtime that
+            normalises them itself, as the card says, has the `input_dtype` `uint8`.
     """
 
     runtime: str = "auto"
     device: str = "auto"
     precision: str = "auto"
     threads: int = 0
-    pixels: bool = False
+    levels: Levels = ""
 
     def __post_init__(self) -> None:
         """Check each word."""
@@ -75,7 +79,7 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
     if name == "openvino":
         # What an INT8 model leaves in floating point stays exact.
         hint = "f32" if precision == "int8" else precision
-        return OpenVinoRuntime(model, hint, choice.threads, choice.pixels), f"openvino cpu {precision}"
+        return OpenVinoRuntime(model, hint, choice.threads, choice.levels), f"openvino cpu {precision}"
     if choice.precision == "bf16":
         raise UsageError(f"precision bf16 is offered with OpenVINO only, not with {name}; leave --precision out")
     if name == "onnx":
@@ -104,11 +108,11 @@ class OpenVinoRuntime:
     """OpenVINO on the CPU; the precision is set explicitly, since it would pick bf16 by itself on some processors.
 
     Attributes:
-        input_dtype: `uint8` where the network divides grey levels by 255 itself. It does that while it arranges its
-            input anyway, on all threads, and gives the same bits as for `float32` multiplied by `1 / 255`.
+        input_dtype: `uint8` where the network normalises grey levels itself. It does that while it arranges its input
+            anyway, on all threads; without mean and spread the bits are those of `float32` multiplied by `1 / 255`.
     """
 
-    def __init__(self, model: Model, precision: str = "f32", threads: int = 0, pixels: bool = False) -> None:
+    def __init__(self, model: Model, precision: str = "f32", threads: int = 0, levels: Levels = "") -> None:
         quiet_openvino()
         try:
             import openvino
@@ -122,9 +126,9 @@ class OpenVinoRuntime:
         core = openvino.Core()
         weights = np.frombuffer(model.read(xml.removesuffix(".xml") + ".bin"), np.uint8)
         network = core.read_model(model.read(xml), openvino.Tensor(weights.reshape(-1).copy()))
-        self.input_dtype = np.dtype(np.uint8 if pixels else np.float32)
-        if pixels:
-            network = _of_pixels(network)
+        self.input_dtype = np.dtype(np.uint8 if levels else np.float32)
+        if levels:
+            network = _of_levels(network, levels, model.card)
         settings: dict[str, Any] = {
             **{"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"},
             # Pinned, the only thread of every process would sit on the same core.
@@ -146,14 +150,19 @@ class OpenVinoRuntime:
         return tuple(outputs.to_tuple())
 
 
-def _of_pixels(network: Any) -> Any:
-    """An OpenVINO network that takes `uint8` and divides it by 255 before anything else."""
-    from openvino import Type
+def _of_levels(network: Any, levels: Levels, card: Card) -> Any:
+    """An OpenVINO network that takes `uint8` and normalises it before anything else."""
+    from openvino import Layout, Type
     from openvino.preprocess import PrePostProcessor
 
     steps = PrePostProcessor(network)
-    steps.input().tensor().set_element_type(Type.u8)
-    steps.input().preprocess().convert_element_type(Type.f32).scale(255.0)
+    given = steps.input()
+    given.tensor().set_element_type(Type.u8).set_layout(Layout("NHWC" if levels == "views" else "NCHW"))
+    given.model().set_layout(Layout("NCHW"))
+    wanted = given.preprocess().convert_element_type(Type.f32)
+    if any(card.mean):
+        wanted = wanted.mean([255 * value for value in card.mean])
+    wanted.scale([255 * value for value in card.std])
     return steps.build()
 
 

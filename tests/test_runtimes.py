@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from copy import copy as duplicate
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from smearcount.cards import Model, find_model
 from smearcount.config import Settings
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
+from smearcount.patches import to_batch
 from smearcount.probe import probe_errors
 from smearcount.runtimes import RuntimeChoice, make_runtime
 
@@ -98,13 +100,26 @@ def test_grey_levels_give_the_bits_of_floats(model: Model, precision: str) -> No
     planes = np.random.default_rng(0).integers(0, 256, (2, 3, 48, 80)).astype(np.uint8)
     choice = RuntimeChoice("openvino", "cpu", precision, 1)
     floats, _ = make_runtime(model, choice)
-    pixels, _ = make_runtime(model, replace(choice, pixels=True))
+    pixels, _ = make_runtime(model, replace(choice, levels="planes"))
     expected = floats(planes.astype(np.float32) * np.float32(1 / 255))[0]
     assert np.array_equal(pixels(planes)[0], expected)
 
 
+def test_views_are_normalised_as_the_card_says(model: Model) -> None:
+    views = np.random.default_rng(0).integers(0, 256, (2, 48, 80, 3)).astype(np.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.3, 0.25, 0.2)
+    other = duplicate(model)
+    other.card = model.card.model_copy(update={"mean": mean, "std": std})
+    choice = RuntimeChoice("openvino", "cpu", "f32", 1, levels="views")
+    levels, _ = make_runtime(other, choice)
+    floats, _ = make_runtime(model, replace(choice, levels=""))
+    expected = floats(to_batch(list(views), mean, std))[0]
+    np.testing.assert_allclose(levels(views)[0], expected, atol=1e-3, rtol=1e-4)
+    assert np.abs(floats(to_batch(list(views), (0.0,) * 3, (1.0,) * 3))[0] - expected).max() > 0.1
+
+
 def test_a_batch_of_another_type_is_refused(model: Model) -> None:
-    pixels, _ = make_runtime(model, RuntimeChoice("openvino", pixels=True))
+    pixels, _ = make_runtime(model, RuntimeChoice("openvino", levels="planes"))
     with pytest.raises(ValueError, match="expected uint8, got float32"):
         pixels(np.zeros((1, 3, 64, 64), np.float32))
     floats, _ = make_runtime(model, RuntimeChoice("openvino"))
