@@ -16,7 +16,7 @@ from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
-__all__ = ["Classifier", "Named", "calibrated"]
+__all__ = ["Classifier", "Named", "calibrated", "fitted", "without_giants"]
 
 Batch = npt.NDArray[np.uint8] | FloatArray
 
@@ -68,8 +68,8 @@ class Classifier:
         order: list[int] = []
         named = self.name_views(self._windows(source, middles, self.card.patch_um / um_per_px, order))
         back = np.argsort(np.array(order))
-        sizes_um = diameters(boxes) * np.float32(um_per_px)
-        return Named(_without_giants(named.probs[back], sizes_um, self.card), named.features[back])
+        ordered = Named(named.probs[back], named.features[back])
+        return without_giants(ordered, diameters(boxes) * np.float32(um_per_px), self.card)
 
     def _windows(self, source: PixelSource, middles: FloatArray, side_px: float, order: list[int]) -> Iterator[Pixels]:
         """The window of each cell, block by block of the picture; `order` receives the row of each."""
@@ -117,12 +117,13 @@ def calibrated(logits: FloatArray, temperature: float) -> FloatArray:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
 
-def _without_giants(probs: FloatArray, sizes_um: FloatArray, card: ClassifierCard) -> FloatArray:
-    """Probabilities `(N, K)` in which a cell has no code that its size `(N,)` rules out; what is left sums to 1."""
+def without_giants(named: Named, sizes_um: FloatArray, card: ClassifierCard) -> Named:
+    """N cells of which none has a code that its size `(N,)` rules out; what is left of its probabilities sums to 1."""
     allowed = np.stack([sizes_um <= card.largest_um.get(code, np.inf) for code in card.codes], axis=1)
-    kept = probs * allowed
+    kept = named.probs * allowed
     total = kept.sum(axis=1, keepdims=True)
-    return np.asarray(np.where(total > 0, kept / np.maximum(total, np.float32(1e-12)), probs), np.float32)
+    probs = np.where(total > 0, kept / np.maximum(total, np.float32(1e-12)), named.probs)
+    return Named(np.asarray(probs, np.float32), named.features)
 
 
 def fitted(picture: Pixels, side: int) -> Pixels:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from smearcount.cards import find_model
-from smearcount.classifier import Classifier, Named, fitted
+from smearcount.classifier import Classifier, Named, fitted, without_giants
 from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.errors import SmearcountError, UsageError
-from smearcount.geometry import FloatArray, centres
+from smearcount.geometry import FloatArray, centres, diameters
 from smearcount.images import ImageSource, check_target, find_images, grow_text, open_image
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.patches import Pixels, sample_window
@@ -96,29 +96,33 @@ def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) 
     """The row of each picture of one cell, in the order given."""
     for path in paths:
         try:
-            view = _view(open_image(path), classifier, job)
+            view, size_um = _view(open_image(path), classifier, job)
         except (SmearcountError, OSError) as error:
             yield {"image": str(path), "status": "failed", "error": str(error)}
             continue
-        yield _row(path, job.probabilities(classifier.name_views([view]))[0], job)
+        named = classifier.name_views([view])
+        if size_um is not None:
+            named = without_giants(named, np.array([size_um], np.float32), classifier.card)
+        yield _row(path, job.probabilities(named)[0], job)
 
 
-def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> Pixels:
-    """What the network is shown of a picture."""
+def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> tuple[Pixels, float | None]:
+    """What the network is shown of a picture, and the diameter of the cell in micrometres where it was found."""
     width, height = picture.size_wh
     card = classifier.card
-    um_per_px, middle = job.um_per_px, (width / 2, height / 2)
+    um_per_px, middle, size_um = job.um_per_px, (width / 2, height / 2), None
     if job.find:
         scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
         um_per_px = scale.um_per_px
         boxes = cells.boxes[np.isin(cells.kinds, card.kinds)]
         if len(boxes):
             points = centres(boxes)
-            nearest = points[np.hypot(points[:, 0] - middle[0], points[:, 1] - middle[1]).argmin()]
-            middle = (float(nearest[0]), float(nearest[1]))
+            nearest = int(np.hypot(points[:, 0] - middle[0], points[:, 1] - middle[1]).argmin())
+            middle = (float(points[nearest, 0]), float(points[nearest, 1]))
+            size_um = float(diameters(boxes)[nearest]) * um_per_px
     if um_per_px is None:
-        return fitted(picture.read(0, 0, width, height), card.input_px)
-    return sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0]
+        return fitted(picture.read(0, 0, width, height), card.input_px), None
+    return sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0], size_um
 
 
 def _row(path: Path, probs: FloatArray, job: ClassifyJob) -> Row:
@@ -184,7 +188,7 @@ def _with_examples(classifier: Classifier, job: ClassifyJob, folder: Path) -> tu
     codes = tuple(dict.fromkeys(code for _, code in listed))
     if len(codes) < 2:
         raise UsageError(f"{folder}: expected examples of two classes or more, got {', '.join(codes)} only")
-    named = classifier.name_views(_view(open_image(path), classifier, job) for path, _ in listed)
+    named = classifier.name_views(_view(open_image(path), classifier, job)[0] for path, _ in listed)
     labels = np.array([codes.index(code) for _, code in listed], np.intp)
     prototypes = Prototypes.from_examples(named.features, labels, codes)
     low, high = prototypes.check.limits

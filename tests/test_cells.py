@@ -192,16 +192,6 @@ def test_looks_of_a_collection_are_sources_of_their_own(
         read(("neutrophil",), format="typed", find="wbc", classes={"neutrophil": "neutrophil"}, um_per_px={"9x9": 1.0})
 
 
-def test_corrections_replace_the_types_of_their_pictures(
-    typed: Path, read: Callable[..., CellSet], tmp_path: Path
-) -> None:
-    fix = tmp_path / "fix.csv"
-    fix.write_text("image,type\none,granulocyte\n", encoding="utf-8")
-    classes = {code: code for code in WHITE} | {"granulocyte": ("neutrophil", "eosinophil")}
-    cells = read((*WHITE, "eosinophil"), format="typed", find="wbc", classes=classes, corrections=fix)
-    assert codes_of(cells) == [{"neutrophil", "eosinophil"}, {"erythroblast"}]
-
-
 def test_listed_cells_are_cut_out_at_their_places_and_scales(
     typed: Path, read: Callable[..., CellSet], tmp_path: Path
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from smearcount.cards import find_model
+from smearcount.cards import Model, find_model
 from smearcount.classifier import Classifier
-from smearcount.classify import ClassifyOutcome, ClassifyRun, label_columns, listed_pictures, run_classify
+from smearcount.classify import (
+    ClassifyJob,
+    ClassifyOutcome,
+    ClassifyRun,
+    label_columns,
+    listed_pictures,
+    name_files,
+    run_classify,
+)
 from smearcount.detector import Detector
 from smearcount.errors import ImageError, ModelError, UsageError
 from smearcount.images import ArraySource, write_picture
 from smearcount.runtimes import RuntimeChoice
+from smearcount.training.packaging import update_card
 
 Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
@@ -199,6 +210,21 @@ def test_find_looks_for_the_cell(
     assert probs_of(rows[1]) == pytest.approx(
         red.name(bare, np.array([[127, 127, 173, 173]], np.float32), 0.16).probs[0].tolist(), abs=1e-4
     )
+
+
+def test_a_found_cell_has_no_code_that_it_is_too_large_for(
+    naming_models: Path, draw_discs: Draw, disc_detector: Callable[..., Detector], tmp_path: Path
+) -> None:
+    shutil.copytree(naming_models / "red-discs", tmp_path / "sized")
+    update_card(tmp_path / "sized", largest_um={"spherocyte": 7.0})
+    sized = Classifier(Model(tmp_path / "sized"), RuntimeChoice())
+    job = ClassifyJob(0.0, RED, 0.16)
+    # 48 px are 7.7 um. Without a detector the size is not known.
+    path = write(tmp_path / "in", a=cell(draw_discs, "spherocyte", 48, 300)) / "a.png"
+    (unknown,) = name_files(sized, [path], job)
+    (found,) = name_files(sized, [path], replace(job, find=disc_detector()))
+    assert (unknown["label"], found["p_spherocyte"]) == ("spherocyte", "0.0000")
+    assert found["label"] != "spherocyte"
 
 
 def examples(folder: Path, draw: Draw, n: int = 5, **classes: int | str) -> Path:

@@ -13,7 +13,7 @@ from smearcount.images.slides import is_mirax, open_slide, slide_vendor
 from smearcount.images.source import DEFAULT_LIMITS, ImageSource, ReadLimits
 from smearcount.images.tiff import open_tiff, scanner_of
 
-__all__ = ["SUFFIXES", "FolderListing", "find_images", "list_folder", "open_image"]
+__all__ = ["SUFFIXES", "FolderListing", "find_images", "first_bytes", "kind_of_file", "list_folder", "open_image"]
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".btf", ".tf2", ".tf8")
@@ -96,8 +96,8 @@ def open_image(
         ImageError: names the file, what is wrong with it, and what to do.
     """
     path, choice = Path(path), PageChoice(page, level, channel)
-    start = _first_bytes(path)
-    kind, suffix = _kind(start), path.suffix.lower()
+    start = first_bytes(path)
+    kind, suffix = kind_of_file(start), path.suffix.lower()
     if suffix in _PREVIEWS:
         raise ImageError(f"{path}: {_NAMES[suffix]}, which is not read; {_REMEDY}")
     if is_mirax(path):
@@ -197,7 +197,12 @@ def _check_bytes(path: Path, file_bytes: int, limits: ReadLimits) -> None:
         )
 
 
-def _first_bytes(path: Path) -> bytes:
+def first_bytes(path: Path) -> bytes:
+    """The first 132 bytes of a file, by which its format is told.
+
+    Raises:
+        ImageError: there is no such file, or it is empty or can't be read.
+    """
     try:
         if path.is_dir():
             raise ImageError(f"{path}: a folder, not a picture; give the pictures in it, or use batch")
@@ -216,7 +221,8 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
-def _kind(start: bytes) -> str:
+def kind_of_file(start: bytes) -> str:
+    """Name of the picture format that a file begins as; empty for any other."""
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return "WebP"
     return next((kind for signature, kind in _PICTURES if start.startswith(signature)), "")

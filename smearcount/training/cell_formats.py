@@ -106,8 +106,6 @@ def _around(boxes: FloatArray, x: float, y: float) -> tuple[float, float]:
 def _typed(reading: Reading) -> Iterator[Window]:
     """The white cell of every field whose type is known; fields with several white cells are left out."""
     types = types_of(reading.folder / reading.source.types)
-    if reading.source.corrections:
-        types |= types_of(shipped("configs") / reading.source.corrections)
     for split, stem in _split_stems(reading.folder):
         if stem not in types:
             continue

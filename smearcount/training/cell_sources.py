@@ -28,7 +28,6 @@ class CellSource(Strict):
     fields: str = ""
     types: str = "wbc_types.csv"
     list: Path = Path()
-    corrections: Path | None = None
     val_share: float = Field(default=0.0, ge=0, lt=1)
     train_groups: str = ""
     at_most: int | None = Field(default=None, ge=1)

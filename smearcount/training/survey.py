@@ -15,7 +15,7 @@ from smearcount.cellsets import CellSet
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.geometry import resize_rgb
 from smearcount.images import ReadLimits, find_images, open_image
-from smearcount.images.opening import _first_bytes, _kind
+from smearcount.images.opening import first_bytes, kind_of_file
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import Taxonomy
 
@@ -124,7 +124,7 @@ def _check(path: Path) -> tuple[list[PictureFault], _Checked | None]:
             told = f"{width} x {height} px, expected {MIN_SIDE_PX} px a side"
             return [PictureFault(path, "too small", "left out", told)], None
         pixels = source.read(0, 0, width, height)
-        kind = _kind(_first_bytes(path))
+        kind = kind_of_file(first_bytes(path))
     except ImageError as error:
         return [PictureFault(path, "unreadable", "left out", str(error).removeprefix(f"{path}: "))], None
     step = max(min(width, height) // 128, 1)
