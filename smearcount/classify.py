@@ -19,7 +19,7 @@ from smearcount.mending.examples import Extension, Prototypes, extend, read_exam
 from smearcount.patches import Pixels, sample_window
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
-from smearcount.runtimes import RuntimeChoice
+from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale
 from smearcount.taxonomy import load_taxonomy
 
@@ -164,7 +164,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
         ImageError: the output can't be written, or an example can't be read.
     """
     classifier = Classifier(find_model(run.model), RuntimeChoice(), run.min_score)
-    detector = Detector(find_model(Settings().detector), RuntimeChoice()) if run.find else None
+    detector = Detector(model_for(Settings().detector, RuntimeChoice()), RuntimeChoice()) if run.find else None
     job = ClassifyJob(classifier.min_label_score, classifier.card.codes, run.um_per_px, detector)
     remarks: tuple[str, ...] = ()
     if run.examples:

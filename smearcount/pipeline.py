@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 import smearcount
 from smearcount import counting, report
-from smearcount.cards import find_model
 from smearcount.config import Settings
 from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
@@ -34,7 +33,7 @@ from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import Counts, Detections, Provenance, Scale, SmearResult
 from smearcount.region import read_region
-from smearcount.runtimes import RuntimeChoice
+from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale, settle_scale
 from smearcount.slide_scale import RedCells, SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -143,7 +142,9 @@ class Pipeline:
         self.settings = settings
         self.taxonomy = load_taxonomy(settings.taxonomy)
         choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
-        self.detector = Detector(find_model(settings.detector, weights), choice, settings.min_score, settings.tile)
+        self.detector = Detector(
+            model_for(settings.detector, choice, weights), choice, settings.min_score, settings.tile
+        )
         self.namer = Namer(settings, self.taxonomy, choice, weights)
         self.region = read_region(settings.region) if settings.region else None
         cards = (self.detector.card, *self.namer.cards)

@@ -5,6 +5,7 @@ Each library is imported when its class is made. Files are checked against the c
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from smearcount.cards import Card, Model
+from smearcount.cards import Card, Model, find_model
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino, quiet_ultralytics
 
 __all__ = ["Floats", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime"]
-__all__ += ["make_runtime"]
+__all__ += ["has_int8", "make_runtime", "model_for"]
 
 Floats = npt.NDArray[np.float32]
 Runtime = Callable[[Any], tuple[Floats, ...]]
@@ -30,6 +31,10 @@ Levels = Literal["", "planes", "views"]
 """Grey levels that a caller can hand over as `uint8`: none, `(B, 3, H, W)`, or pictures as they are, `(B, H, W, 3)`."""
 
 
+INT8_INSTRUCTIONS = frozenset(("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))
+"""Products of 8-bit numbers in one instruction, as Linux names them; without one INT8 is slower and saturates."""
+
+
 @dataclass(frozen=True)
 class RuntimeChoice:
     """What the user asked for, and what the caller hands over.
@@ -37,7 +42,8 @@ class RuntimeChoice:
     Attributes:
         runtime: `auto`, `openvino`, `onnx` or `torch`.
         device: `auto`, `cpu` or `cuda`.
-        precision: `auto` (the card's), `f32` or `bf16`; OpenVINO only, PyTorch on CUDA takes half precision.
+        precision: `auto` (the card's, see `model_for`), `f32` or `bf16`; OpenVINO only, PyTorch on CUDA takes half
+            precision.
         threads: CPU threads; 0 leaves the choice to the library.
         levels: the grey levels 0 to 255 that the caller can hand over instead of normalised numbers; a runtime that
             normalises them itself, as the card says, has the `input_dtype` `uint8`.
@@ -102,6 +108,41 @@ def _device(choice: RuntimeChoice) -> str:
     if choice.device == "cuda":
         raise RuntimeMissingError("no CUDA device is visible to PyTorch; use --device cpu or install a CUDA build")
     return "cpu"
+
+
+def has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine has the instructions that make INT8 worth while.
+
+    Raises:
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
+    if flags:
+        return not INT8_INSTRUCTIONS.isdisjoint(flags[1].split())
+    quiet_openvino()
+    try:
+        import openvino
+    except ImportError as error:
+        raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
+    # It says yes for any x86 processor; where the flags can't be read, its word is all there is.
+    return "INT8" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def model_for(name: str, choice: RuntimeChoice, weights: Path | None = None) -> Model:
+    """The model that a choice means: its INT8 version where one lies beside it and this machine is made for it.
+
+    An INT8 version, `<id>-int8`, agrees with its model in float32 within the tolerance of `export`, or it would not
+    have been written. Precision `f32` always gives the model itself.
+
+    Raises:
+        ModelError: there is no such model.
+        RuntimeMissingError: a library that was asked for is not installed.
+    """
+    model = find_model(name, weights)
+    beside = model.folder.with_name(f"{model.folder.name}-int8")
+    if choice.precision != "auto" or choice.runtime not in ("auto", "openvino") or not (beside / "card.yaml").is_file():
+        return model
+    return Model(beside) if _device(choice) == "cpu" and has_int8() else model
 
 
 class OpenVinoRuntime:

@@ -104,7 +104,7 @@ def test_an_analysis_is_complete(pipeline: Pipeline, tmp_path: Path) -> None:
     assert [path.name for path in written] == ["sparse.json", "sparse.cells.csv", "sparse.overlay.jpg"]
     report = json.loads(written[0].read_text())
     assert report["counts"]["found"] == len(cells)
-    assert report["provenance"]["models"] == [pipeline.settings.detector, *pipeline.settings.classifiers]
+    assert report["provenance"]["models"] == [pipeline.detector.card.id, *pipeline.settings.classifiers]
     assert len(pd.read_csv(written[1])) == len(cells)
 
 

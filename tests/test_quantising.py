@@ -19,8 +19,9 @@ import yaml
 from smearcount.cards import Model, as_yaml
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino
+from smearcount.runtimes import has_int8
 from smearcount.training import quantising
-from smearcount.training.quantising import Samples, compare, has_int8, quantise, samples_in
+from smearcount.training.quantising import Samples, compare, quantise, samples_in
 
 SIDE = 32
 

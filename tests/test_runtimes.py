@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from smearcount import runtimes
 from smearcount.cards import Model, find_model
 from smearcount.config import Settings
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.patches import to_batch
 from smearcount.probe import probe_errors
-from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.runtimes import RuntimeChoice, make_runtime, model_for
+from smearcount.training.packaging import update_card
 
 DETECTOR = Settings().detector
 
@@ -129,3 +131,41 @@ def test_a_batch_of_another_type_is_refused(model: Model) -> None:
 
 def copy(model: Model, target: Path) -> Path:
     return Path(shutil.copytree(model.folder, target / model.card.id))
+
+
+@pytest.fixture
+def with_int8(model: Model, tmp_path: Path) -> Path:
+    """A folder of models: the shipped detector, and a version of it that says it is INT8."""
+    copy(model, tmp_path)
+    shutil.copytree(model.folder, tmp_path / f"{model.card.id}-int8")
+    update_card(tmp_path / f"{model.card.id}-int8", id=f"{model.card.id}-int8", precision="int8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("able", "choice", "expected"),
+    [
+        (True, RuntimeChoice(device="cpu"), "-int8"),
+        (True, RuntimeChoice("openvino"), "-int8"),
+        (False, RuntimeChoice(device="cpu"), ""),
+        (True, RuntimeChoice(device="cpu", precision="f32"), ""),
+        (True, RuntimeChoice(device="cpu", precision="bf16"), ""),
+        (True, RuntimeChoice("onnx"), ""),
+        (True, RuntimeChoice("torch", "cpu"), ""),
+    ],
+)
+def test_the_int8_version_is_meant_where_it_can_run_and_nothing_else_was_asked_for(
+    with_int8: Path, model: Model, monkeypatch: pytest.MonkeyPatch, able: bool, choice: RuntimeChoice, expected: str
+) -> None:
+    monkeypatch.setattr(runtimes, "has_int8", lambda: able)
+    assert model_for(model.card.id, choice, with_int8).card.id == model.card.id + expected
+
+
+def test_a_model_without_an_int8_version_is_itself(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runtimes, "has_int8", lambda: True)
+    alone = copy(model, tmp_path)
+    assert model_for(str(alone), RuntimeChoice()).folder == alone
+    with pytest.raises(ModelError, match="no such model"):
+        model_for("absent", RuntimeChoice(), tmp_path)

@@ -28,6 +28,7 @@ from smearcount.config import Settings, shipped
 from smearcount.errors import ConfigError, ImageError
 from smearcount.images import content_sha256, make_folder, write_picture
 from smearcount.pipeline import Analysis, Pipeline
+from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
@@ -81,8 +82,12 @@ class PipelineMaker:
             ConfigError: a file that a setting names can't be read.
         """
         settings = self.settings
-        names = (settings.detector, *settings.classifiers, *settings.experts)
-        models = [find_model(name, self.weights) for name in names]
+        choice = RuntimeChoice(settings.runtime, settings.device, settings.precision)
+        names = (*settings.classifiers, *settings.experts)
+        models = [
+            model_for(settings.detector, choice, self.weights),
+            *(find_model(name, self.weights) for name in names),
+        ]
         taxonomy = settings.taxonomy or shipped("configs") / "taxonomy.yaml"
         return {
             "version": smearcount.__version__,

@@ -23,7 +23,7 @@ from smearcount.errors import ImageError
 from smearcount.geometry import resize_rgb
 from smearcount.images import open_image
 from smearcount.pipeline import Pipeline
-from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.runtimes import RuntimeChoice, make_runtime, model_for
 
 __all__ = ["FieldsJob", "bench_fields", "sample_fields"]
 
@@ -101,7 +101,8 @@ class _Fields:
         self.exact = Pipeline.load(Settings(precision="f32", **common))
         self.usual = Pipeline.load(Settings(**common))
         self.bare, _ = make_runtime(model, RuntimeChoice("openvino", "cpu", "f32", job.threads))
-        self.bare_usual, _ = make_runtime(model, RuntimeChoice("openvino", "cpu", "auto", job.threads))
+        usual = RuntimeChoice("openvino", "cpu", "auto", job.threads)
+        self.bare_usual, _ = make_runtime(model_for(model.card.id, usual), usual)
         self.predict = Predictor(model, scratch)
 
     def times(self, fields: list[tuple[Path, float]]) -> dict[str, Any]:

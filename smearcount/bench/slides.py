@@ -23,7 +23,7 @@ from smearcount.detector import Detector, canonical_size
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import ArraySource, open_image
 from smearcount.pipeline import Pipeline
-from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime
+from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime, model_for
 from smearcount.scale import settle_scale
 from smearcount.simulate import SmearRecipe, render
 
@@ -205,7 +205,8 @@ class _Slides:
         figures: dict[str, Any] = {}
         for label, precision in (("f32", "f32"), ("default", "auto")):
             pipeline = Pipeline.load(_finding(self.job.threads, precision))
-            bare, _ = make_runtime(self.model, RuntimeChoice("openvino", "cpu", precision, self.job.threads))
+            choice = RuntimeChoice("openvino", "cpu", precision, self.job.threads)
+            bare, _ = make_runtime(model_for(self.card.id, choice), choice)
             bare_laps, find_laps, whole_laps, tiles = [], [], [], 0
             self._find(pipeline.detector)
             for _ in range(self.job.rounds):

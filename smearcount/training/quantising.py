@@ -28,25 +28,27 @@ from smearcount.detector import Detector, canonical_size, to_tensor
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.geometry import FloatArray, resize_rgb
 from smearcount.images import find_images, open_image
-from smearcount.offline import quiet_openvino
 from smearcount.patches import to_batch
-from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime
 from smearcount.scale import find_at_scale
 from smearcount.training.packaging import update_card
 
-__all__ = ["MOST_APART", "Agreement", "Samples", "compare", "has_int8", "quantise", "samples_in", "samples_of"]
+__all__ = ["MOST_APART", "Agreement", "Samples", "compare", "quantise", "samples_in", "samples_of"]
 
 MOST_APART = 0.005
 """Largest difference to float32: of the pooled counts of a detector, of the labels of a classifier, as a share."""
+
+LOWEST_SCORE = 0.1
+"""Far below the thresholds of any kind."""
+
+ENOUGH_TO_MATCH = 50
+"""Cells of a kind from which on its threshold is matched to float32."""
 
 LEAST_CELLS = 200
 """With fewer cells to compare, one of them would decide."""
 
 CALIBRATION, CHECK = 120, 100
 """Pictures: more make the ranges no better, and the counts of fewer say little."""
-
-_INSTRUCTIONS = frozenset(("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))
-"""Products of 8-bit numbers in one instruction, as Linux names them; without one INT8 is slower and saturates."""
 
 _PROBE_SLACK = 1.5
 
@@ -86,23 +88,6 @@ class Agreement:
     def cells(self) -> int:
         """Cells in float32."""
         return sum(reference for reference, _ in self.counts.values())
-
-
-def has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine has the instructions that make INT8 worth while.
-
-    Raises:
-        RuntimeMissingError: OpenVINO is not installed.
-    """
-    quiet_openvino()
-    try:
-        import openvino
-    except ImportError as error:
-        raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
-    able = "INT8" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
-    # OpenVINO says yes for any x86 processor; where the flags can't be read, its word is all there is.
-    return able and (flags is None or not _INSTRUCTIONS.isdisjoint(flags[1].split()))
 
 
 def samples_in(folder: Path) -> Samples:
@@ -168,6 +153,9 @@ def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agre
         _write_network(model, list(_inputs(model, samples.calibration)), staging)
         _write_card(model, staging)
         made = Model(staging)
+        if not isinstance(model.card, ClassifierCard):
+            update_card(staging, min_score=_matched_thresholds(model, made, samples.calibration))
+            made = Model(staging)
         agreements = [compare(model, made, samples.check, rest) for rest in _rests()]
         _check(made, agreements)
         _record(made, agreements)
@@ -257,6 +245,35 @@ def _write_card(model: Model, folder: Path) -> None:
         metrics=(),
         limits=(*model.card.limits, f"Figures against labels are those of {model.card.id}; INT8 was compared with it."),
     )
+
+
+def _matched_thresholds(model: Model, made: Model, pictures: Sequence[tuple[Path, float | None]]) -> dict[str, float]:
+    """Thresholds at which INT8 finds as many cells as float32 does at its own; those of rare kinds stay.
+
+    Args:
+        model: in float32.
+        made: its INT8 version.
+        pictures: that were used to calibrate, so that the comparison remains one.
+    """
+    exact = RuntimeChoice("openvino", "cpu", "f32")
+    ours, theirs = Detector(model, exact), Detector(made, exact, LOWEST_SCORE)
+    scores: dict[str, list[FloatArray]] = {kind: [] for kind in model.card.codes}
+    wanted = dict.fromkeys(model.card.codes, 0)
+    for path, known in pictures:
+        source = open_image(path)
+        um_per_px = known or find_at_scale(source, ours, None, source.um_per_px)[0].um_per_px
+        kinds, found = ours.find(source, um_per_px).kinds, theirs.find(source, um_per_px)
+        for kind in model.card.codes:
+            wanted[kind] += int((kinds == kind).sum())
+            scores[kind].append(found.scores[found.kinds == kind])
+    thresholds = dict(model.detector_card.min_score)
+    for kind, number in wanted.items():
+        ranked = np.sort(np.concatenate(scores[kind]))[::-1]
+        if ENOUGH_TO_MATCH <= number < len(ranked):
+            # Of all that give this number, the one nearest to the threshold in float32.
+            lowest, highest = float(ranked[number]) + 1e-4, float(ranked[number - 1])
+            thresholds[kind] = round(min(max(thresholds[kind], lowest), highest), 4)
+    return thresholds
 
 
 def _rests() -> tuple[str, ...]:
