@@ -180,7 +180,7 @@ def test_wrong_usage_is_told_in_one_line(model: Path, place: Path, tmp_path: Pat
         (("train", "classifier", recipe, "--out", tmp_path / "run"), 2, "data.colour"),
         (("train", "classifier", tmp_path / "absent.yaml"), 2, "does not exist"),
         (("evaluate", "names", "--source", "atlantis"), 2, "expected one of chula_rbc12"),
-        (("evaluate", "names", "--scale", "guess"), 2, "expected estimated or labels"),
+        (("evaluate", "names", "--scale", "guess"), 2, "expected estimated, slide or labels"),
     ):
         result = call(*words, *(("--out", tmp_path / "x.csv") if words[0] == "classify" else ()))
         assert (result.exit_code, reason in result.stderr) == (code, True), (words, result.output)

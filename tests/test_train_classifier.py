@@ -158,9 +158,7 @@ def test_a_run_interrupted_in_every_epoch_gives_the_same_weights(tmp_path: Path)
     assert not torch.equal(load_file(again / "model.safetensors")["head.decide.2.weight"], ours["head.decide.2.weight"])
 
 
-def test_a_cut_within_an_epoch_and_other_workers_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_within_an_epoch_and_more_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, whole = (
         rendered_cells(),
         train_classifier(recipe(phases=[phase(epochs=3)]), rendered_cells(), tmp_path / "whole"),
@@ -178,7 +176,7 @@ def test_a_cut_within_an_epoch_and_other_workers_change_nothing(
         patch.setattr(naming_data, "augmented_view", fails)
         with pytest.raises(Interrupted):
             train_classifier(recipe(phases=[phase(epochs=3)]), cells, tmp_path / "cut")
-    resumed = train_classifier(recipe(phases=[phase(epochs=3)], workers=1), cells, tmp_path / "cut")
+    resumed = train_classifier(recipe(phases=[phase(epochs=3)], workers=3), cells, tmp_path / "cut")
     ours, theirs = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 

@@ -46,7 +46,10 @@ _SETTINGS: dict[str, Any] = {
     "experts": Annotated[str | None, typer.Option("--experts", help="MODEL=GAP, comma-separated; see mend experts.")],
     "device": Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")],
     "runtime": Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")],
-    "precision": Annotated[str | None, typer.Option("--precision", help="auto, f32 or bf16.")],
+    "precision": Annotated[
+        str | None,
+        typer.Option("--precision", help="auto (INT8 for finding where the processor is made for it), f32 or bf16."),
+    ],
     "threads": Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")],
     "tile": Annotated[
         int | None, typer.Option("--tile", help="Windows of a large picture read together; changes no count.")

@@ -7,6 +7,7 @@ not been.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lightning.pytorch as pl
@@ -126,6 +127,13 @@ class _Cells(Dataset[Item]):
         view = augmented_view(window, scale, side, self.input_px, self.recipe.augmentation, rng)
         return view, self.cells.targets[row]
 
+    def __getitems__(self, draws: list[Draw]) -> list[Item]:
+        """A batch. Threads, not processes: a process forked from one in which OpenVINO or OpenCV ran may crash."""
+        if self.recipe.workers < 2:
+            return [self[draw] for draw in draws]
+        with ThreadPoolExecutor(self.recipe.workers, "smearcount-views") as threads:
+            return list(threads.map(self.__getitem__, draws))
+
 
 class _TrainingOrder(Sampler[Draw]):
     """The draws of one epoch; of several processes each gets its own part of it, all of one length."""
@@ -203,17 +211,12 @@ class NamingData(pl.LightningDataModule):
         return self.first_epoch + int(progress.processed)
 
     def _loader(self, cells: _Cells, order: Any) -> DataLoader[Item]:
-        workers = self.recipe.workers
         return DataLoader(
             cells,
             batch_size=self.phase.batch,
             sampler=order,
-            num_workers=workers,
             collate_fn=self._collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-            # Any other way of starting would copy the cells into every worker.
-            multiprocessing_context="fork" if workers else None,
         )
 
     def _collate(self, items: list[Item]) -> Batch:

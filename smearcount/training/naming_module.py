@@ -147,7 +147,7 @@ class NamingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule of the phase."""
         optimiser = make_optimiser(self.net, self.phase, self.recipe.optimiser)
-        # Lightning's own count of the steps would start the workers, before a resumed run knows its epoch.
+        # Lightning's own count of the steps would draw the cells, before a resumed run knows its epoch.
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         steps = data.batches * self.phase.epochs
         schedule = make_schedule(optimiser, self.phase, self.recipe.optimiser, steps)

@@ -150,7 +150,7 @@ class ClassifierRecipe(Strict):
         devices: how many, or `auto`; several share each epoch's cells.
         early_stopping: none trains every epoch.
         ema: decay of an exponential average of the weights, which is judged and kept instead of them; 0 none.
-        workers: processes that prepare cells; 0 prepares them in the training process.
+        workers: threads that prepare the cells of a batch; 0 or 1 for one after the other.
         seed: of the first weights, the order of the cells, and all chance in training.
         cells_per_epoch: none shows every cell (as balanced) once.
     """

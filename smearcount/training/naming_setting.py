@@ -58,7 +58,7 @@ def quiet_lightning() -> Iterator[None]:
 def all_cores() -> Iterator[None]:
     """PyTorch on as many threads as there are cores for this process, or as `OMP_NUM_THREADS` says.
 
-    OpenCV has one: its threads don't live on in forked workers, which would wait for them forever.
+    OpenCV has one: views are small, and the cells of a batch are shared out among threads already.
     """
     before, opencv_before = torch.get_num_threads(), cv2.getNumThreads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
