@@ -6,6 +6,7 @@ picture -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,10 +143,12 @@ class Pipeline:
         self.settings = settings
         self.taxonomy = load_taxonomy(settings.taxonomy)
         choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
-        self.detector = Detector(
-            model_for(settings.detector, choice, weights), choice, settings.min_score, settings.tile
-        )
-        self.namer = Namer(settings, self.taxonomy, choice, weights)
+        # The networks are compiled side by side: a library does each on one thread for the most part.
+        with ThreadPoolExecutor(1, "smearcount-load") as loader:
+            naming = loader.submit(Namer, settings, self.taxonomy, choice, weights)
+            model = model_for(settings.detector, choice, weights)
+            self.detector = Detector(model, choice, settings.min_score, settings.tile)
+            self.namer = naming.result()
         self.region = read_region(settings.region) if settings.region else None
         cards = (self.detector.card, *self.namer.cards)
         self._provenance = Provenance(
