@@ -33,8 +33,14 @@ DISC_OVERLAP = 0.1
 """Share of a cell's disc under another one. Boxes are some 12 % wider than their cells, so that discs of cells that
 only touch share 4 %; cells that lie on each other by a tenth of their diameter share 10 %."""
 
+PAIRS_AT_ONCE = 65_536
+"""Pairs of discs whose common areas are worked out together, so that a slide with many cells takes no more memory."""
+
 MATRIX_BELOW = 200
 """Number of boxes from which on a search tree is faster than the matrix of all pairs, and far smaller."""
+
+STRIP_BOXES = 8192
+"""Boxes in one search tree: a slide has tens of thousands, and a tree takes some 300 bytes for each."""
 
 VOTE_IOU = 0.7
 """Overlap from which on a removed box has a say in where the kept one lies."""
@@ -98,15 +104,28 @@ def overlapping_pairs(boxes_xyxy: FloatArray) -> tuple[npt.NDArray[np.intp], npt
         np.fill_diagonal(touching, False)
         first, second = np.nonzero(touching)
         return first, second, width[first, second] * height[first, second]
+    order = np.argsort(boxes_xyxy[:, 1], kind="stable")
+    strips = [_strip_pairs(boxes_xyxy[order], start) for start in range(0, len(order), STRIP_BOXES)]
+    first, second, common = (np.concatenate(columns) for columns in zip(*strips, strict=True))
+    rows, partners = np.concatenate([order[first], order[second]]), np.concatenate([order[second], order[first]])
+    by_row = np.lexsort((partners, rows))
+    return rows[by_row], partners[by_row], np.concatenate([common, common])[by_row]
+
+
+def _strip_pairs(boxes: FloatArray, start: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    """Pairs of a strip of boxes sorted by their upper edge with those that come after them, and the areas shared."""
     import shapely
 
-    outlines = np.asarray(shapely.box(*boxes_xyxy.T))
-    first, second = shapely.STRtree(outlines).query(outlines)
-    a, b = boxes_xyxy[first], boxes_xyxy[second]
-    sides = np.maximum(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0)
-    common = sides[:, 0] * sides[:, 1]
-    shared = (common > 0) & (first != second)
-    return first[shared], second[shared], common[shared]
+    own = boxes[start : start + STRIP_BOXES]
+    near = boxes[start : max(int(np.searchsorted(boxes[:, 1], own[:, 3].max())), start + len(own))]
+    outlines = np.asarray(shapely.box(*near.T))
+    first, second = shapely.STRtree(outlines).query(outlines[: len(own)])
+    after = second > first
+    first, second = first[after], second[after]
+    sides = np.minimum(near[first, 2:], near[second, 2:]) - np.maximum(near[first, :2], near[second, :2])
+    common = np.maximum(sides, 0).prod(axis=1)
+    shared = common > 0
+    return first[shared] + start, second[shared] + start, common[shared]
 
 
 def overlapping_discs(boxes: FloatArray) -> npt.NDArray[np.bool_]:
@@ -118,16 +137,22 @@ def overlapping_discs(boxes: FloatArray) -> npt.NDArray[np.bool_]:
         boxes: `(N, 4) float32`.
     """
     first, second, _ = overlapping_pairs(boxes)
-    centre, radius = centres(boxes).astype(np.float64), diameters(boxes).astype(np.float64) / 2
-    a, b = radius[first], radius[second]
+    heavy = np.zeros(len(boxes), np.bool_)
+    for start in range(0, len(first), PAIRS_AT_ONCE):
+        some = slice(start, start + PAIRS_AT_ONCE)
+        heavy[first[some][_lie_on(boxes[first[some]], boxes[second[some]])]] = True
+    return heavy
+
+
+def _lie_on(first: FloatArray, second: FloatArray) -> npt.NDArray[np.bool_]:
+    """Whether the disc in each box `(N, 4)` lies on the one in its partner."""
+    a, b = diameters(first).astype(np.float64) / 2, diameters(second).astype(np.float64) / 2
     # Where one disc lies in the other, or apart from it, the clipped cosines give all of the smaller one, or nothing.
-    apart = np.maximum(np.hypot(*(centre[first] - centre[second]).T), 1e-9)
+    apart = np.maximum(np.hypot(*(centres(first).astype(np.float64) - centres(second)).T), 1e-9)
     cos_a, cos_b = (apart**2 + a**2 - b**2) / (2 * apart * a), (apart**2 + b**2 - a**2) / (2 * apart * b)
     kite = np.sqrt(np.clip((a + b - apart) * (apart + a - b) * (apart - a + b) * (apart + a + b), 0, None)) / 2
     shared = a**2 * np.arccos(np.clip(cos_a, -1, 1)) + b**2 * np.arccos(np.clip(cos_b, -1, 1)) - kite
-    heavy = np.zeros(len(boxes), np.bool_)
-    heavy[first[shared > DISC_OVERLAP * np.pi * a**2]] = True
-    return heavy
+    return np.asarray(shared > DISC_OVERLAP * np.pi * a**2)
 
 
 def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:

@@ -155,6 +155,16 @@ def test_pairs_that_share_an_area_are_those_of_the_matrix(n: int) -> None:
     np.testing.assert_allclose(common / union, iou_matrix(boxes, boxes)[first, second], rtol=1e-6)
 
 
+@pytest.mark.parametrize("strip", [7, 199, 700])
+def test_pairs_are_the_same_from_strips_of_any_size(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    boxes = random_boxes(700)
+    boxes[3] = (0, 0, 400, 400)
+    whole = overlapping_pairs(boxes)
+    monkeypatch.setattr("smearcount.geometry.STRIP_BOXES", strip)
+    for ours, theirs in zip(overlapping_pairs(boxes), whole, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
 def test_pairs_of_many_boxes_need_little_memory() -> None:
     overlapping_pairs(random_boxes(500))
     boxes = random_boxes(8000)
