@@ -37,7 +37,6 @@ from smearcount.windows import (
     canonical_size,
     plan_windows,
     read_view,
-    takes_pixels,
     to_planes,
     to_tensor,
 )
@@ -82,9 +81,7 @@ class Detector:
                 f"{self.card.id}: a window of {self.card.window_px} px has no core between margins of {self._margin} px"
                 "; correct window_px or largest_cell_um on the card"
             )
-        self._run, self.runtime = make_runtime(
-            model, replace(choice, levels="planes" if takes_pixels(self.card) else "")
-        )
+        self._run, self.runtime = make_runtime(model, replace(choice, levels="planes"))
         self._to_batch = to_planes if getattr(self._run, "input_dtype", None) == np.uint8 else to_tensor
         self._kinds = np.array(self.card.codes)
         thresholds = [self.card.min_score[kind] if min_score is None else min_score for kind in self.card.codes]

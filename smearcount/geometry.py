@@ -105,7 +105,8 @@ def overlapping_pairs(boxes_xyxy: FloatArray) -> tuple[npt.NDArray[np.intp], npt
         first, second = np.nonzero(touching)
         return first, second, width[first, second] * height[first, second]
     order = np.argsort(boxes_xyxy[:, 1], kind="stable")
-    strips = [_strip_pairs(boxes_xyxy[order], start) for start in range(0, len(order), STRIP_BOXES)]
+    ordered = boxes_xyxy[order]
+    strips = [_strip_pairs(ordered, start) for start in range(0, len(order), STRIP_BOXES)]
     first, second, common = (np.concatenate(columns) for columns in zip(*strips, strict=True))
     rows, partners = np.concatenate([order[first], order[second]]), np.concatenate([order[second], order[first]])
     by_row = np.lexsort((partners, rows))
@@ -122,10 +123,15 @@ def _strip_pairs(boxes: FloatArray, start: int) -> tuple[npt.NDArray[np.intp], n
     first, second = shapely.STRtree(outlines).query(outlines[: len(own)])
     after = second > first
     first, second = first[after], second[after]
-    sides = np.minimum(near[first, 2:], near[second, 2:]) - np.maximum(near[first, :2], near[second, :2])
-    common = np.maximum(sides, 0).prod(axis=1)
+    common = _common_areas(near[first], near[second])
     shared = common > 0
     return first[shared] + start, second[shared] + start, common[shared]
+
+
+def _common_areas(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
+    """Area that each box `(N, 4)` shares with its partner `(N, 4)`, in square pixels."""
+    sides = np.minimum(first_xyxy[:, 2:], second_xyxy[:, 2:]) - np.maximum(first_xyxy[:, :2], second_xyxy[:, :2])
+    return cast(FloatArray, np.maximum(sides, 0).prod(axis=1))
 
 
 def overlapping_discs(boxes: FloatArray) -> npt.NDArray[np.bool_]:
@@ -207,8 +213,7 @@ def voted_boxes(
     first = np.repeat(np.arange(len(keep)), voters)
     second = by_height[np.arange(len(first)) + np.repeat(low - np.cumsum(voters) + voters, voters)]
     ours, theirs = boxes_xyxy[keep][first], boxes_xyxy[second]
-    sides = np.minimum(ours[:, 2:], theirs[:, 2:]) - np.maximum(ours[:, :2], theirs[:, :2])
-    common = np.maximum(sides, 0).prod(axis=1)
+    common = _common_areas(ours, theirs)
     overlap = common / np.maximum(areas(ours) + areas(theirs) - common, np.float32(1e-9))
     weight = np.where((overlap > VOTE_IOU) & (kinds[keep][first] == kinds[second]), overlap**2 * scores[second], 0)
     total = np.bincount(first, weight, len(keep))

@@ -110,6 +110,15 @@ def _device(choice: RuntimeChoice) -> str:
     return "cpu"
 
 
+def _openvino() -> Any:
+    quiet_openvino()
+    try:
+        import openvino
+    except ImportError as error:
+        raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
+    return openvino
+
+
 def has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this machine has the instructions that make INT8 worth while.
 
@@ -119,13 +128,8 @@ def has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
     if flags:
         return not INT8_INSTRUCTIONS.isdisjoint(flags[1].split())
-    quiet_openvino()
-    try:
-        import openvino
-    except ImportError as error:
-        raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
     # It says yes for any x86 processor; where the flags can't be read, its word is all there is.
-    return "INT8" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "INT8" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def model_for(name: str, choice: RuntimeChoice, weights: Path | None = None) -> Model:
@@ -154,11 +158,7 @@ class OpenVinoRuntime:
     """
 
     def __init__(self, model: Model, precision: str = "f32", threads: int = 0, levels: Levels = "") -> None:
-        quiet_openvino()
-        try:
-            import openvino
-        except ImportError as error:
-            raise RuntimeMissingError("OpenVINO is not installed: pip install openvino") from error
+        openvino = _openvino()
         xml = next((name for name in model.names("openvino") if name.endswith(".xml")), None)
         if xml is None:
             raise ModelError(

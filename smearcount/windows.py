@@ -21,7 +21,7 @@ from smearcount.cards import DetectorCard
 from smearcount.geometry import FloatArray, resize_rgb
 
 __all__ = ["FILL", "InFlight", "PixelSource", "Place", "Strips", "Window", "canonical_size", "plan_windows"]
-__all__ += ["read_view", "takes_pixels", "to_planes", "to_tensor"]
+__all__ += ["read_view", "to_planes", "to_tensor"]
 
 FILL = 214
 """Grey level outside the picture: the light of an empty background."""
@@ -165,15 +165,10 @@ def to_planes(pixels: Pixels, card: DetectorCard) -> Pixels:
 def to_tensor(pixels: Pixels, card: DetectorCard) -> FloatArray:
     """`pixels (H, W, 3) uint8 RGB` as `(1, 3, H', W') float32`: the planes over 255, less the mean, over the spread."""
     tensor = np.multiply(to_planes(pixels, card), np.float32(1 / 255), dtype=np.float32)
-    if takes_pixels(card):
+    if card.mean == (0.0, 0.0, 0.0) and card.std == (1.0, 1.0, 1.0):
         return tensor
     mean, std = (np.array(v, np.float32).reshape(1, 3, 1, 1) for v in (card.mean, card.std))
     return ((tensor - mean) / std).astype(np.float32)
-
-
-def takes_pixels(card: DetectorCard) -> bool:
-    """Whether a network takes grey levels over 255 as they are."""
-    return card.mean == (0.0, 0.0, 0.0) and card.std == (1.0, 1.0, 1.0)
 
 
 class InFlight(Generic[Given, Prepared, Answer]):
