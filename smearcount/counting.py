@@ -82,7 +82,8 @@ def name_cells(kinds: Strings, labels: Labels, min_label_score: float | FloatArr
 
     A platelet that no classifier was asked about is named `platelet`: the kind has one code only.
     """
-    names = np.full(len(kinds), UNCLASSIFIED, dtype="<U64")
+    # As narrow as the names allow: on a slide this is the largest array after the probabilities.
+    names = np.full(len(kinds), UNCLASSIFIED, np.array([UNCLASSIFIED, *labels.codes]).dtype)
     if labels.codes:
         best = labels.probs.argmax(axis=1)
         highest = labels.probs.max(axis=1)
@@ -95,8 +96,11 @@ def name_cells(kinds: Strings, labels: Labels, min_label_score: float | FloatArr
 
 def final_kinds(kinds: Strings, names: Strings, taxonomy: Taxonomy) -> Strings:
     """Kind of each cell once it is named: an erythroblast among the white cells becomes `nrbc`."""
-    named = [taxonomy.kind_of.get(name, kind) for kind, name in zip(kinds.tolist(), names.tolist(), strict=True)]
-    return np.array(named, dtype="<U8") if named else np.zeros(0, "<U8")
+    moved = kinds.astype("<U8")
+    for code in set(names):
+        if code in taxonomy.kind_of:
+            moved[names == code] = taxonomy.kind_of[code]
+    return moved
 
 
 def codes_given(labels: Labels) -> frozenset[str]:
@@ -110,10 +114,11 @@ def count_cells(
     """Counts per code; what is not named or not counted, the latter by reason, is summed apart."""
     named = dict.fromkeys(taxonomy.codes, 0)
     unclassified = dict.fromkeys(KINDS, 0)
-    for kind, name in zip(detections.kinds[counted].tolist(), names[counted].tolist(), strict=True):
-        if name == UNCLASSIFIED:
+    # Cell by cell as they stand: lists of the strings of a slide take more memory than all else about its cells.
+    for kind, name, counts in zip(detections.kinds, names, counted, strict=True):
+        if counts and name == UNCLASSIFIED:
             unclassified[kind] += 1
-        else:
+        elif counts:
             named[name] += 1
     return Counts(named, unclassified, dict(excluded))
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from smearcount.detector import FILL, PixelSource
 from smearcount.geometry import FloatArray, centres
 
-__all__ = ["PATCH_PX", "PATCH_SIDE_UM", "Patch", "cut_patches", "sample_window", "to_batch"]
+__all__ = ["PATCH_PX", "PATCH_SIDE_UM", "Patch", "cut_patches", "sample_window", "samples_across", "to_batch"]
 
 PATCH_PX = 452
 """Side of a patch in pixels, the format of the single-cell collections of Hospital Clinic, Barcelona."""
@@ -74,7 +74,7 @@ def sample_window(
     if right <= left or bottom <= top:
         return np.full((out_px, out_px, 3), FILL, np.uint8), 1.0
     region = source.read(left, top, right - left, bottom - top)
-    finer = max(1, math.ceil(side_px / out_px))
+    finer = samples_across(side_px / out_px)
     step = side_px / (out_px * finer)
     # Pixel centres are at half-integers: output pixel i samples x0 + (i + 0.5) * step of the picture.
     move = np.array([[step, 0, x0 - left + step / 2 - 0.5], [0, step, y0 - top + step / 2 - 0.5]])
@@ -89,6 +89,14 @@ def sample_window(
     if finer > 1:
         sampled = cv2.resize(sampled, (out_px, out_px), interpolation=cv2.INTER_AREA)
     return cast(Pixels, sampled), round(filled, 4)
+
+
+def samples_across(px_per_px: float) -> int:
+    """How many samples of a picture, each way, make one pixel that is `px_per_px` of its pixels wide.
+
+    A bilinear sample averages over a width of one to two pixels: up to 1.5 a single one leaves nothing out.
+    """
+    return max(1, math.floor(px_per_px + 0.5))
 
 
 def to_batch(views: Sequence[Pixels], mean: tuple[float, float, float], std: tuple[float, float, float]) -> FloatArray:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from smearcount.config import Strict
 from smearcount.geometry import FloatArray, resize_rgb
-from smearcount.patches import sample_window
+from smearcount.patches import sample_window, samples_across
 from smearcount.training.tiles import HED_FROM_RGB, Pixels
 
 __all__ = ["STRONG", "THESIS", "CellAugmentation", "Warp", "augmented_view", "plain_view", "warped_view"]
@@ -205,7 +205,7 @@ def warped_view(pixels: Pixels, side_px: float, out_px: int, warp: Warp) -> Pixe
         warp: the map.
     """
     side_px /= warp.magnification
-    finer = max(1, math.ceil(side_px / out_px))
+    finer = samples_across(side_px / out_px)
     along = _rotation(warp.stretched)
     stretch = along @ np.diag([1 / math.sqrt(warp.aspect), math.sqrt(warp.aspect)]) @ along.T
     linear = side_px / (out_px * finer) * _rotation(warp.turn) @ stretch @ np.diag(warp.mirror)
