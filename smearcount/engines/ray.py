@@ -28,8 +28,11 @@ _STORE_BYTES = 256 * 1024**2
 
 _PATIENCE_S = 10.0
 
-_MOST_ROWS = 8
+_MOST_ROWS = 32
 """Tasks of a block: a block is finished, or done again, as a whole."""
+
+_MOST_DEATHS = 2
+"""Actors that a task may end before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,11 @@ def _mapped(ray: Any, plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Genera
     source = ray.data.from_items(items, override_num_blocks=-(-len(items) // rows))
     source.context.enable_progress_bars = False
     source.context.print_on_execution_start = False
-    results = source.map(
+    results = source.map_batches(
         _Actor,
         fn_constructor_args=(pickle.dumps(work), plan.threads or 1, tally),
+        batch_size=None,
+        batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=None if plan.gpu else plan.threads or 1,
         num_gpus=cards or None,
@@ -177,48 +182,60 @@ def _accepted(result: Any) -> Any:
 
 
 class _Tally:
-    """Counts, on the machine of the driver, how often each task was begun and not ended."""
+    """Counts, on the machine of the driver, how often each block, and each task of a suspect one, was begun in vain."""
 
     def __init__(self) -> None:
-        self._open: Counter[int] = Counter()
+        self._open: Counter[tuple[str, int]] = Counter()
 
-    def begin(self, number: int) -> int:
-        """How often a task was begun in vain before."""
-        self._open[number] += 1
-        return self._open[number] - 1
+    def begin(self, what: str, number: int) -> int:
+        """How often a block, by its first task, or a task was begun before without an end."""
+        self._open[what, number] += 1
+        return self._open[what, number] - 1
 
-    def end(self, number: int) -> None:
-        """A task came to its end; it may come again if its block is lost after that."""
-        self._open[number] -= 1
+    def end(self, what: str, number: int) -> None:
+        """It came to its end; it may come again if its block is lost after that."""
+        self._open[what, number] -= 1
 
 
 class _Actor:
-    """What Ray Data makes on its nodes; models are loaded with the first row, so that an error has a row to come in.
+    """What Ray Data makes on its nodes; models are loaded with the first block, so that an error has a row to come in.
 
-    Ray Data tries the blocks of a dead actor again without end: a task that has ended two actors is given up here.
+    Ray Data tries the blocks of a dead actor again without end: a task that goes on ending actors is given up here. The
+    tally is asked once a block; only when a block has ended an actor is it asked task by task which of them does so.
     """
 
     def __init__(self, packed: bytes, threads: int, tally: Any) -> None:
         self._packed, self._threads, self._tally = packed, threads, tally
         self._call: Any = None
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The result of one task, or the error that keeps all tasks from being done."""
-        result: Any
+    def __call__(self, block: Any) -> dict[str, list[Any]]:
+        """The result of each task of a block, or the error that keeps all tasks from being done."""
+        rows = block.to_pylist()
         try:
             self._call = self._call or pickle.loads(self._packed).start(self._threads)
-            result = self._once(row)
+            results = self._done(rows)
         except SmearcountError as error:
-            result = error
+            results = [error] * len(rows)
         except Exception as error:
-            result = SmearcountError(f"a Ray actor can't work: {type(error).__name__}: {error}")
-        return {"number": row["number"], "result": pickle.dumps(result)}
+            results = [SmearcountError(f"a Ray actor can't work: {type(error).__name__}: {error}")] * len(rows)
+        return {"number": [row["number"] for row in rows], "result": [pickle.dumps(each) for each in results]}
 
-    def _once(self, row: dict[str, Any]) -> Any:
-        import ray
+    def _done(self, rows: Sequence[dict[str, Any]]) -> list[Any]:
+        suspect = self._begun_in_vain("block", rows[0]["number"]) > 0
+        results = [self._once(row, suspect) for row in rows]
+        self._tally.end.remote("block", rows[0]["number"])
+        return results
 
-        if ray.get(self._tally.begin.remote(row["number"])) >= 2:
+    def _once(self, row: dict[str, Any], suspect: bool) -> Any:
+        if not suspect:
+            return self._call(pickle.loads(row["task"]))
+        if self._begun_in_vain("task", row["number"]) >= _MOST_DEATHS:
             return Lost("its actor died")
         result = self._call(pickle.loads(row["task"]))
-        self._tally.end.remote(row["number"])
+        self._tally.end.remote("task", row["number"])
         return result
+
+    def _begun_in_vain(self, what: str, number: int) -> int:
+        import ray
+
+        return int(ray.get(self._tally.begin.remote(what, number)))
