@@ -204,18 +204,23 @@ def voted_boxes(
     Box voting (Gidaris and Komodakis 2015, arXiv 1505.01749, section 4.3): a mean over those that overlap the kept one
     by more than `VOTE_IOU`, itself included, weighted by the score and here also by the square of the overlap.
     """
-    middle = (boxes_xyxy[:, 1] + boxes_xyxy[:, 3]) / 2
-    # Boxes whose middles are further apart than this can't overlap so much: few pairs are left of all.
-    reach = (1 / VOTE_IOU - 1) / 2 * (boxes_xyxy[keep, 3] - boxes_xyxy[keep, 1])
-    by_height = np.argsort(middle, kind="stable")
-    low, high = (np.searchsorted(middle[by_height], middle[keep] + way * reach) for way in (-1, 1))
+    middles, sides = centres(boxes_xyxy), boxes_xyxy[keep, 2:] - boxes_xyxy[keep, :2]
+    # Boxes whose middles are further apart than this, either way, can't overlap so much: few pairs are left of all.
+    reach = (1 / VOTE_IOU - 1) / 2 * sides
+    by_height = np.argsort(middles[:, 1], kind="stable")
+    low, high = (
+        np.searchsorted(middles[by_height, 1], middles[keep, 1] + way * reach[:, 1], edge)
+        for way, edge in ((-1, "left"), (1, "right"))
+    )
     voters = high - low
     first = np.repeat(np.arange(len(keep)), voters)
     second = by_height[np.arange(len(first)) + np.repeat(low - np.cumsum(voters) + voters, voters)]
-    ours, theirs = boxes_xyxy[keep][first], boxes_xyxy[second]
+    near = np.flatnonzero(np.abs(middles[keep, 0][first] - middles[second, 0]) <= reach[first, 0])
+    first, second = first[near], second[near]
+    ours, theirs = boxes_xyxy[keep[first]], boxes_xyxy[second]
     common = _common_areas(ours, theirs)
     overlap = common / np.maximum(areas(ours) + areas(theirs) - common, np.float32(1e-9))
-    weight = np.where((overlap > VOTE_IOU) & (kinds[keep][first] == kinds[second]), overlap**2 * scores[second], 0)
+    weight = np.where((overlap > VOTE_IOU) & (kinds[keep[first]] == kinds[second]), overlap**2 * scores[second], 0)
     total = np.bincount(first, weight, len(keep))
     # Shifts instead of places: boxes that are the same to the last bit stay so.
     shifts = (theirs - ours) * weight[:, None]
