@@ -79,7 +79,7 @@ class FieldSource:
         red_cell_px: diameter of a red cell by picture size `WIDTHxHEIGHT` or `any`.
         own_scale: fields with at least five whole red cells take their own median instead.
         swapped: stems whose red and white labels were exchanged by the labellers.
-        border_px: outer strip in which cells were not labelled; it is left out in training.
+        border_px: outer strip in which cells were not labelled; it is left out in training and in judging.
         folder: where the collection lies, instead of the folder of its name below the data root.
     """
 

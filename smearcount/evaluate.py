@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from smearcount.cards import Metric, Model, find_model
 from smearcount.counting import counted_mask
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError
+from smearcount.geometry import FloatArray, centres
 from smearcount.images import open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
 from smearcount.records import Detections
@@ -72,43 +75,59 @@ def labelled_fields(sources: Iterable[str], split: str, datasets: Path | None = 
 
 @dataclass(frozen=True)
 class FieldPairs:
-    """Found and labelled boxes of some fields, three times.
+    """Found and labelled boxes of some fields, three times; without strips at the border in which labels are missing.
 
     Attributes:
         curve: found at a very low threshold, for average precision.
         usual: found as the product finds them.
         framed: of these, what the counting frame of a report takes.
+        left_out: number of labelled boxes in those strips by collection, where it has one.
     """
 
     curve: list[BoxPair]
     usual: list[BoxPair]
     framed: list[BoxPair]
+    left_out: Counter[str]
 
 
 def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> FieldPairs:
     """Run a detector on every field; the scale is that of the labels, or estimated as for an unknown picture."""
     detector, sensitive = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), LOWEST_SCORE)
-    pairs = FieldPairs([], [], [])
+    pairs = FieldPairs([], [], [], Counter())
     for field in fields:
         source = open_image(field.path)
         um_per_px = settle_scale(source, detector).scale.um_per_px if scale == "estimated" else field.um_per_px
-        pairs.curve.append(_pair(field, sensitive.find(source, um_per_px)))
-        pairs.usual.append(_pair(field, detector.find(source, um_per_px)))
+        pairs.curve.append(_pair(field, source.size_wh, sensitive.find(source, um_per_px)))
+        pairs.usual.append(_pair(field, source.size_wh, detector.find(source, um_per_px)))
         pairs.framed.append(_framed(pairs.usual[-1], source.size_wh, um_per_px))
+        if field.border_px:
+            pairs.left_out[field.source] += len(field.boxes) - len(pairs.usual[-1].true_boxes)
     return pairs
 
 
-def _pair(field: LabelledField, cells: Detections) -> BoxPair:
+def _pair(field: LabelledField, size_wh: tuple[int, int], cells: Detections) -> BoxPair:
+    """What was found and labelled in a field, without the strip at its border in which labels are missing."""
+    true = _within(field.boxes, size_wh, field.border_px)
+    cells = cells.take(_within(cells.boxes, size_wh, field.border_px))
     return BoxPair(
         image_id=field.path.name,
         group=field.source,
         found_boxes=cells.boxes,
         found_scores=cells.scores,
         found_kinds=np.array([KINDS.index(kind) for kind in cells.kinds.tolist()], np.int64),
-        true_boxes=field.boxes,
-        true_kinds=field.kinds,
+        true_boxes=field.boxes[true],
+        true_kinds=field.kinds[true],
         labelled=frozenset(KINDS.index(kind) for kind in field.labelled),
     )
+
+
+def _within(boxes: FloatArray, size_wh: tuple[int, int], border_px: int) -> npt.NDArray[np.bool_]:
+    """Which boxes have their centre at least `border_px` from the border of the picture."""
+    if not border_px:
+        return np.ones(len(boxes), np.bool_)
+    centre = centres(boxes)
+    inner: npt.NDArray[np.bool_] = np.all((centre >= border_px) & (centre < np.array(size_wh) - border_px), axis=1)
+    return inner
 
 
 def _framed(pair: BoxPair, size_wh: tuple[int, int], um_per_px: float) -> BoxPair:
@@ -128,7 +147,8 @@ def _framed(pair: BoxPair, size_wh: tuple[int, int], um_per_px: float) -> BoxPai
 def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter) -> dict[str, Any]:
     """Measure a detector; the figures by look and overall, as `metrics.evaluate_pairs` gives them.
 
-    All boxes are compared with all labels; `counting_frame` repeats the counting errors for the cells that the corner
+    All boxes are compared with all labels, but for strips in which labels are missing: `left_out_at_border` has the
+    number of labels there. `counting_frame` repeats the counting errors for the cells that the corner
     rule takes, which is what a report counts.
 
     Raises:
@@ -147,6 +167,7 @@ def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[P
     figures |= _with_curve(
         evaluate_pairs(pairs.usual, KINDS, thresholds), evaluate_pairs(pairs.curve, KINDS, thresholds)
     )
+    figures["left_out_at_border"] = dict(pairs.left_out)
     figures["counting_frame"] = {
         group: {kind: asdict(count_error(members, i, thresholds[i])) for i, kind in enumerate(KINDS) if i in labelled}
         for group, members, labelled in _by_group(pairs.framed)
