@@ -208,10 +208,7 @@ def voted_boxes(
     # Boxes whose middles are further apart than this, either way, can't overlap so much: few pairs are left of all.
     reach = (1 / VOTE_IOU - 1) / 2 * sides
     by_height = np.argsort(middles[:, 1], kind="stable")
-    low, high = (
-        np.searchsorted(middles[by_height, 1], middles[keep, 1] + way * reach[:, 1], edge)
-        for way, edge in ((-1, "left"), (1, "right"))
-    )
+    low, high = (np.searchsorted(middles[by_height, 1], middles[keep, 1] + way * reach[:, 1]) for way in (-1, 1))
     voters = high - low
     first = np.repeat(np.arange(len(keep)), voters)
     second = by_height[np.arange(len(first)) + np.repeat(low - np.cumsum(voters) + voters, voters)]

@@ -109,10 +109,10 @@ class CellNet(nn.Module):
         return self.head.embedding
 
     @property
-    def gradcam_layer(self) -> nn.Module:
-        """The last layer with places, before any pooling: where a heat map is drawn from."""
+    def spatial_layers(self) -> list[nn.Module]:
+        """The layers of the body with places, first to last, without poolings: where heat maps are drawn from."""
         flat = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity)
-        return [unit for unit in _units(self.body) if not isinstance(unit, flat)][-1]
+        return [unit for unit in _units(self.body) if not isinstance(unit, flat)]
 
     def body_groups(self) -> list[list[nn.Parameter]]:
         """Parameters of the body, from the first to the last layers; every parameter is in one group."""

@@ -16,12 +16,16 @@ class Evidence(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.noise = torch.nn.Dropout(0.9)
-        self.gradcam_layer = torch.nn.Conv2d(3, 3, 4, stride=4, bias=False)
+        self.layer = torch.nn.Conv2d(3, 3, 4, stride=4, bias=False)
         with torch.no_grad():
-            self.gradcam_layer.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) / 16)
+            self.layer.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 4, 4) / 16)
+
+    @property
+    def spatial_layers(self) -> list[torch.nn.Module]:
+        return [self.layer]
 
     def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.gradcam_layer(self.noise(pictures)).mean(dim=(2, 3))
+        features = self.layer(self.noise(pictures)).mean(dim=(2, 3))
         red, green = features[:, 0], features[:, 1]
         return torch.stack([red, green, -red, red - green], dim=1), features
 
@@ -51,6 +55,41 @@ def test_heat_is_where_the_evidence_is(code: int, quadrant: int) -> None:
     assert shares(heat[0])[quadrant] > 0.85
 
 
+class Coarser(Evidence):
+    """The same evidence, and a last layer of two places across that adds more of it in the lower right corner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.nn.AvgPool2d(4)
+        self.corner = torch.zeros(1, 3, 2, 2)
+        self.corner[..., 1, 1] = 9
+
+    @property
+    def spatial_layers(self) -> list[torch.nn.Module]:
+        return [self.layer, self.last]
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = (self.last(self.layer(pictures)) + self.corner).mean(dim=(2, 3))
+        return features, features
+
+
+def test_a_layer_too_coarse_to_place_anything_is_not_asked() -> None:
+    assert shares(heat_maps(Coarser(), quadrants(), np.array([0]))[0])[0] > 0.85
+
+
+class Border(Evidence):
+    """Sees more red the further to the right it lies, as a layer does that answers to the zeros beyond a border."""
+
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = (self.layer(pictures) * torch.linspace(0, 1, 8)).mean(dim=(2, 3))
+        return features, features
+
+
+def test_one_border_does_not_outshine_the_cell() -> None:
+    even = np.ones((1, 3, 32, 32), np.float32)
+    assert heat_maps(Border(), even, np.array([0])) == pytest.approx(1, abs=1e-6)
+
+
 def test_evidence_against_a_code_is_cold() -> None:
     assert not heat_maps(Evidence(), quadrants(), np.array([2])).any()
 
@@ -70,12 +109,12 @@ def test_cells_do_not_depend_on_their_batch() -> None:
 
 def test_the_network_is_left_as_it_was() -> None:
     net = Evidence().train()
-    net.gradcam_layer.eval()
-    net.gradcam_layer.requires_grad_(False)
+    net.layer.eval()
+    net.layer.requires_grad_(False)
     frozen = heat_maps(net, quadrants(), np.array([0]))
     assert net.training
     assert net.noise.training
-    assert not net.gradcam_layer.training
+    assert not net.layer.training
     assert all(weight.grad is None for weight in net.parameters())
     # Through a dropout of 0.9 that was still drawn at random the maps would differ.
     assert np.array_equal(frozen, heat_maps(Evidence().eval(), quadrants(), np.array([0])))

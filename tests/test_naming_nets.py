@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from smearcount.errors import ModelError
+from smearcount.judging import heat_maps
 from smearcount.naming_heads import AverageAndMax
 from smearcount.naming_nets import BACKBONES, CellNet, NetSpec, Normalisation, build_net, load_pretrained, recalibrate
 from smearcount.offline import quiet_openvino
@@ -105,9 +106,9 @@ def test_groups_and_head_are_every_parameter_once_in_order(net: CellNet) -> None
     assert [id(weight) for weight in parts] == [id(weight) for weight in net.parameters()]
 
 
-def test_a_heat_map_layer_has_places_and_gradients(net: CellNet) -> None:
+def test_the_last_spatial_layer_has_places_and_gradients(net: CellNet) -> None:
     kept: list[Tensor] = []
-    hook = net.gradcam_layer.register_forward_hook(lambda layer, inputs, output: kept.append(output))
+    hook = net.spatial_layers[-1].register_forward_hook(lambda layer, inputs, output: kept.append(output))
     logits, _ = net(pictures(1, 32))
     hook.remove()
     channels = {"lenet5": 16, "stack150": 128}.get(net.spec.backbone, net.embedding)
@@ -115,6 +116,16 @@ def test_a_heat_map_layer_has_places_and_gradients(net: CellNet) -> None:
     assert kept[0].shape[1] == channels
     (slope,) = torch.autograd.grad(logits[0, 0], kept[0])
     assert float(slope.abs().max()) > 0
+
+
+def test_every_network_has_heat_maps(net: CellNet) -> None:
+    side = 32 if net.spec.has_dense_layers else 64
+    batch = pictures(2, side).numpy()
+    heat = heat_maps(net, batch, np.array([0, 1]))
+    assert heat.shape == (2, side, side)
+    assert np.isfinite(heat).all()
+    turned = heat_maps(net, batch[..., ::-1].copy(), np.array([0, 1]))
+    assert turned[..., ::-1] == pytest.approx(heat, abs=1e-3)
 
 
 @pytest.mark.parametrize("backbone", [name for name in BACKBONES if name not in SMALL])

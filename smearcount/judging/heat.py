@@ -17,16 +17,21 @@ __all__ = ["heat_maps", "overlay_heat"]
 _AT_ONCE = 8
 """The activations of a batch are kept for the gradients: this many cells fit any machine."""
 
+_FEWEST_PLACES = 6
+"""Places across a map below which it can't say where in a cell something lies."""
+
 _OPACITY = 0.6
 
 
 def heat_maps(net: torch.nn.Module, batch: FloatArray, targets: npt.NDArray[np.integer[Any]]) -> FloatArray:
     """Grad-CAM of each cell for one code (Selvaraju et al. 2017, arXiv 1610.02391), as captum computes it.
 
-    The network is left as it was: modes and gradients of its parameters are not touched.
+    Of the last layer that still tells enough places apart, and the mean over the eight turns and mirror images of the
+    cell: what a layer answers near one border alone, for the zeros beyond it, would else outshine every cell. The
+    network is left as it was: modes and gradients of its parameters are not touched.
 
     Args:
-        net: gives logits `(N, K)` and features `(N, D)`; its `gradcam_layer` is its last spatial layer.
+        net: gives logits `(N, K)` and features `(N, D)`; its `spatial_layers` are those with places, in order.
         batch: `(N, 3, H, W) float32`, normalised as the network expects.
         targets: `(N,)` index of the code that is asked about.
 
@@ -46,17 +51,49 @@ def heat_maps(net: torch.nn.Module, batch: FloatArray, targets: npt.NDArray[np.i
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        method = LayerGradCam(lambda pictures: net(pictures)[0], net.gradcam_layer)
         for start in range(0, len(batch), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
             pictures = torch.from_numpy(batch[rows]).to(device)
             codes = torch.from_numpy(np.asarray(targets[rows], np.int64)).to(device)
-            coarse = method.attribute(pictures, codes, relu_attributions=True).detach()
-            maps[rows] = _enlarged(coarse, batch.shape[2:])
+            method = LayerGradCam(lambda pictures: net(pictures)[0], _layer_with_places(net, pictures))
+            turned = (_turned_back(method.attribute(_turned(pictures, way), codes).detach(), way) for way in range(8))
+            maps[rows] = _enlarged(sum(turned, torch.zeros(())).clamp_min(0), batch.shape[2:])
     finally:
         for module, training in modes:
             module.training = training
     return maps
+
+
+def _layer_with_places(net: Any, pictures: torch.Tensor) -> torch.nn.Module:
+    """The last layer whose map is not too coarse; the one with the finest map where all are."""
+    import torch
+
+    layers: list[torch.nn.Module] = list(net.spatial_layers)
+    places: dict[int, int] = {}
+
+    def note(layer: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
+        places[id(layer)] = min(output.shape[2:])
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with torch.no_grad():
+            net(pictures[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    enough = min(_FEWEST_PLACES, max(places.values()))
+    return next(layer for layer in reversed(layers) if places[id(layer)] >= enough)
+
+
+def _turned(maps: torch.Tensor, way: int) -> torch.Tensor:
+    """Pictures or maps `(N, C, H, W)` in one of the eight ways, 0 to 7, to turn and mirror a square."""
+    turned = maps.rot90(way % 4, (2, 3))
+    return (turned.flip(3) if way >= 4 else turned).contiguous()
+
+
+def _turned_back(maps: torch.Tensor, way: int) -> torch.Tensor:
+    """The inverse of `_turned`."""
+    return (maps.flip(3) if way >= 4 else maps).rot90(-(way % 4), (2, 3))
 
 
 def _enlarged(coarse: torch.Tensor, size_hw: tuple[int, ...]) -> FloatArray:
