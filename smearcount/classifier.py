@@ -20,9 +20,6 @@ __all__ = ["Classifier", "Named", "calibrated", "fitted", "without_giants"]
 
 Batch = npt.NDArray[np.uint8] | FloatArray
 
-BATCH = 10
-"""Cells a network call: more is no faster on a CPU."""
-
 FINEST = 2
 """Resolution over that of the network at which single cells are kept: finer ones are shrunk first."""
 
@@ -87,7 +84,7 @@ class Classifier:
     def name_views(self, views: Iterable[Pixels]) -> Named:
         """Name views `(S, S, 3) uint8 RGB` of the network's size."""
         left = iter(views)
-        chunks = iter(lambda: list(islice(left, BATCH)), [])
+        chunks = iter(lambda: list(islice(left, self._run.at_once)), [])
         # While the network is at one batch, the windows of the next are sampled.
         with InFlight(self._batch, self._run) as flight:
             outputs = flight.answers(chunks)
@@ -95,7 +92,7 @@ class Classifier:
 
     def _batch(self, views: Sequence[Pixels]) -> Batch:
         """Views as the network takes them: normalised, unless the runtime does that."""
-        if getattr(self._run, "input_dtype", None) == np.uint8:
+        if self._run.input_dtype == np.uint8:
             return np.stack(views)
         return to_batch(views, self.card.mean, self.card.std)
 

@@ -82,7 +82,7 @@ class Detector:
                 "; correct window_px or largest_cell_um on the card"
             )
         self._run, self.runtime = make_runtime(model, replace(choice, levels="planes"))
-        self._to_batch = to_planes if getattr(self._run, "input_dtype", None) == np.uint8 else to_tensor
+        self._to_batch = to_planes if self._run.input_dtype == np.uint8 else to_tensor
         self._kinds = np.array(self.card.codes)
         thresholds = [self.card.min_score[kind] if min_score is None else min_score for kind in self.card.codes]
         self._min_scores = np.array(thresholds, np.float32)

@@ -1,4 +1,4 @@
-"""One seam to three inference libraries: NCHW float32 in, a tuple of float32 arrays out.
+"""One seam to three inference libraries: a batch of pictures in, a tuple of float32 arrays out.
 
 Each library is imported when its class is made. Files are checked against the card before use; no pickle is loaded.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +23,23 @@ __all__ = ["Floats", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "Run
 __all__ += ["has_int8", "make_runtime", "model_for"]
 
 Floats = npt.NDArray[np.float32]
-Runtime = Callable[[Any], tuple[Floats, ...]]
-"""A batch `(B, 3, H, W)` of `float32`, or grey levels where the runtime's `input_dtype` is `uint8`, to the outputs."""
+
+
+class Runtime(Protocol):
+    """A network ready to run.
+
+    Attributes:
+        input_dtype: `float32` for normalised `(B, 3, H, W)`; `uint8` where it normalises the grey levels itself that
+            were announced as `Levels`.
+        at_once: pictures a call beyond which it is no faster.
+    """
+
+    input_dtype: np.dtype[Any]
+    at_once: int
+
+    def __call__(self, batch: npt.NDArray[Any], /) -> tuple[Floats, ...]:
+        """The outputs for a batch of the type `input_dtype`."""
+
 
 Levels = Literal["", "planes", "views"]
 """Grey levels that a caller can hand over as `uint8`: none, `(B, 3, H, W)`, or pictures as they are, `(B, H, W, 3)`."""
@@ -45,8 +59,7 @@ class RuntimeChoice:
         precision: `auto` (the card's, see `model_for`), `f32` or `bf16`; OpenVINO only, PyTorch on CUDA takes half
             precision.
         threads: CPU threads; 0 leaves the choice to the library.
-        levels: the grey levels 0 to 255 that the caller can hand over instead of normalised numbers; a runtime that
-            normalises them itself, as the card says, has the `input_dtype` `uint8`.
+        levels: the grey levels 0 to 255 that the caller can hand over instead of normalised numbers.
     """
 
     runtime: str = "auto"
@@ -90,7 +103,9 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
         raise UsageError(f"precision bf16 is offered with OpenVINO only, not with {name}; leave --precision out")
     if name == "onnx":
         return OnnxRuntime(model, choice.threads), "onnx cpu f32"
-    return TorchRuntime(model, device, choice.threads), f"torch {device} {'f16' if device == 'cuda' else 'f32'}"
+    return TorchRuntime(
+        model, device, choice.threads, choice.levels
+    ), f"torch {device} {'f16' if device == 'cuda' else 'f32'}"
 
 
 def _device(choice: RuntimeChoice) -> str:
@@ -152,10 +167,11 @@ def model_for(name: str, choice: RuntimeChoice, weights: Path | None = None) -> 
 class OpenVinoRuntime:
     """OpenVINO on the CPU; the precision is set explicitly, since it would pick bf16 by itself on some processors.
 
-    Attributes:
-        input_dtype: `uint8` where the network normalises grey levels itself. It does that while it arranges its input
-            anyway, on all threads; without mean and spread the bits are those of `float32` multiplied by `1 / 255`.
+    Grey levels are normalised while the input is arranged anyway, on all threads; without mean and spread the bits are
+    those of `float32` multiplied by `1 / 255`.
     """
+
+    at_once = 10
 
     def __init__(self, model: Model, precision: str = "f32", threads: int = 0, levels: Levels = "") -> None:
         openvino = _openvino()
@@ -185,10 +201,14 @@ class OpenVinoRuntime:
         Raises:
             ValueError: the batch is of another type, which OpenVINO would convert without a word.
         """
-        if batch.dtype != self.input_dtype:
-            raise ValueError(f"batch: expected {self.input_dtype}, got {batch.dtype}")
+        _check_type(batch, self.input_dtype)
         outputs = self._request.infer([batch], share_inputs=True, share_outputs=False)
         return tuple(outputs.to_tuple())
+
+
+def _check_type(batch: npt.NDArray[Any], wanted: np.dtype[Any]) -> None:
+    if batch.dtype != wanted:
+        raise ValueError(f"batch: expected {wanted}, got {batch.dtype}")
 
 
 def _of_levels(network: Any, levels: Levels, card: Card) -> Any:
@@ -210,6 +230,8 @@ def _of_levels(network: Any, levels: Levels, card: Card) -> Any:
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
+    input_dtype, at_once = np.dtype(np.float32), 10
+
     def __init__(self, model: Model, threads: int = 0) -> None:
         try:
             import onnxruntime
@@ -226,33 +248,49 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(model.read(name), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
-        """Run `batch (B, 3, H, W)`."""
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+        """Run `batch (B, 3, H, W) float32`."""
         return tuple(self._session.run(None, {self._input: batch}))
 
 
 class TorchRuntime:
-    """PyTorch: float32 on the CPU; on CUDA half precision and channels-last."""
+    """PyTorch: float32 on the CPU; on CUDA half precision and channels-last.
 
-    def __init__(self, model: Model, device: str = "cpu", threads: int = 0) -> None:
+    To a graphics card go grey levels from pinned memory, a quarter of the bytes, and are normalised there.
+    """
+
+    def __init__(self, model: Model, device: str = "cpu", threads: int = 0, levels: Levels = "") -> None:
         try:
             import torch
         except ImportError as error:
             raise RuntimeMissingError("PyTorch is not installed: pip install torch torchvision ultralytics") from error
         if threads:
             torch.set_num_threads(threads)
-        self._torch = torch
-        self._dtype = torch.float16 if device == "cuda" else torch.float32
-        net = network_of(model)
-        self._device = torch.device(device)
-        self._net = net.to(self._device, self._dtype, memory_format=torch.channels_last)
+        self._torch, self._levels = torch, levels
+        self._device, self._on_card = torch.device(device), device == "cuda"
+        self._dtype = torch.float16 if self._on_card else torch.float32
+        self.input_dtype = np.dtype(np.uint8 if levels else np.float32)
+        self.at_once = 256 if self._on_card else 10
+        card = model.card
+        self._mean, self._std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (card.mean, card.std))
+        self._net = network_of(model).to(self._device, self._dtype, memory_format=torch.channels_last)
 
-    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
-        """Run `batch (B, 3, H, W)`."""
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+        """Run `batch` of the type `input_dtype`; the outputs are copies.
+
+        Raises:
+            ValueError: the batch is of another type.
+        """
+        _check_type(batch, self.input_dtype)
         torch = self._torch
+        host = torch.from_numpy(np.ascontiguousarray(batch))
         with torch.inference_mode():
-            tensor = torch.from_numpy(batch).to(self._device, self._dtype, memory_format=torch.channels_last)
-            result = self._net(tensor)
+            given = (host.pin_memory() if self._on_card else host).to(self._device, non_blocking=True)
+            if self._levels == "views":
+                given = given.permute(0, 3, 1, 2)
+            if self._levels:
+                given = (given.float() * (1 / 255) - self._mean) / self._std
+            result = self._net(given.to(self._dtype, memory_format=torch.channels_last))
         outputs = result if isinstance(result, tuple | list) else (result,)
         return tuple(o.float().cpu().numpy() for o in outputs if isinstance(o, torch.Tensor))
 

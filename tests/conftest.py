@@ -106,6 +106,8 @@ class DiscNetwork:
     Input `(1, 3, H, W)` RGB in [0, 1]; output `(1, 4 + 3, N)`, centre-size boxes and a score for each kind.
     """
 
+    input_dtype, at_once = np.dtype(np.float32), 1
+
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
 

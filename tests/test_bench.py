@@ -352,8 +352,11 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UsageError, match="no classifier"):
         bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12))
 
-    def network(batch: Any) -> tuple[Any, ...]:
-        return np.zeros((len(batch), 2), np.float32), np.zeros((len(batch), 4), np.float32)
+    class Network:
+        input_dtype, at_once = np.dtype(np.float32), 10
+
+        def __call__(self, batch: Any) -> tuple[Any, ...]:
+            return np.zeros((len(batch), 2), np.float32), np.zeros((len(batch), 4), np.float32)
 
     words = {"id": "toy", "description": "d", "licence": "MIT", "intended_use": "tests", "git_commit": "0"}
     none: dict[str, Any] = {"limits": (), "training_data": (), "metrics": (), "files": {}}
@@ -365,7 +368,7 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
     toy: Any = SimpleNamespace(card=card, classifier_card=card)
     monkeypatch.setattr(module, "find_model", lambda name: toy if name == "toy" else find_model(name))
     for where in ("smearcount.classifier.make_runtime", "smearcount.bench.naming.make_runtime"):
-        monkeypatch.setattr(where, lambda model, choice: (network, "toy"))
+        monkeypatch.setattr(where, lambda model, choice: (Network(), "toy"))
     figures = bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12, ("toy",), 25, 1, 2))
     assert figures["cells"] == 25
     assert figures["toy"]["naming over network, f32"] > 1

@@ -43,7 +43,7 @@ def red(naming_models: Path) -> Classifier:
 class Recorder:
     """A network in the place of another: it keeps what it is fed, normalised, and passes it on."""
 
-    input_dtype = np.dtype(np.uint8)
+    input_dtype, at_once = np.dtype(np.uint8), 10
 
     def __init__(self, classifier: Classifier) -> None:
         self.inner, self.batches, self.card = classifier._run, list[Floats](), classifier.card
@@ -178,14 +178,12 @@ def test_the_order_of_the_boxes_is_the_order_of_the_names(red: Classifier, draw_
     np.testing.assert_allclose(shuffled, straight[order], atol=1e-6)
 
 
-def test_how_many_cells_are_named_at_once_changes_nothing(
-    red: Classifier, draw_discs: Draw, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_many_cells_are_named_at_once_changes_nothing(red: Classifier, draw_discs: Draw) -> None:
     picture, _ = many(draw_discs)
     answers = []
     for batch in (1, 7, 10, 64):
-        monkeypatch.setattr(module, "BATCH", batch)
         seen = Recorder(red)
+        seen.at_once = batch
         answers.append(red.name(picture, picture.boxes, UM_PER_PX).probs)
         sizes = [len(each) for each in seen.batches]
         assert max(sizes) == min(batch, 60)
@@ -195,14 +193,13 @@ def test_how_many_cells_are_named_at_once_changes_nothing(
         np.testing.assert_allclose(other, answers[0], atol=1e-6)
 
 
-def test_views_are_taken_as_they_come(red: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_taken_as_they_come(red: Classifier) -> None:
     """A folder of any size is named without being held in memory."""
-    monkeypatch.setattr(module, "BATCH", 4)
     waiting, most = 0, 0
     inner = red._run
 
     class Counted:
-        input_dtype = np.dtype(np.uint8)
+        input_dtype, at_once = np.dtype(np.uint8), 4
 
         def __call__(self, batch: Pixels) -> tuple[Floats, ...]:
             nonlocal waiting

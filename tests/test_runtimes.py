@@ -97,22 +97,23 @@ def test_any_multiple_of_the_stride_is_taken(model: Model) -> None:
         assert output.shape == (1, 4 + len(model.card.codes), anchors)
 
 
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
-def test_grey_levels_give_the_bits_of_floats(model: Model, precision: str) -> None:
+@pytest.mark.parametrize(("name", "precision"), [("openvino", "f32"), ("openvino", "bf16"), ("torch", "f32")])
+def test_grey_levels_give_the_bits_of_floats(model: Model, name: str, precision: str) -> None:
     planes = np.random.default_rng(0).integers(0, 256, (2, 3, 48, 80)).astype(np.uint8)
-    choice = RuntimeChoice("openvino", "cpu", precision, 1)
+    choice = RuntimeChoice(name, "cpu", precision, 1)
     floats, _ = make_runtime(model, choice)
     pixels, _ = make_runtime(model, replace(choice, levels="planes"))
     expected = floats(planes.astype(np.float32) * np.float32(1 / 255))[0]
     assert np.array_equal(pixels(planes)[0], expected)
 
 
-def test_views_are_normalised_as_the_card_says(model: Model) -> None:
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_views_are_normalised_as_the_card_says(model: Model, name: str) -> None:
     views = np.random.default_rng(0).integers(0, 256, (2, 48, 80, 3)).astype(np.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.3, 0.25, 0.2)
     other = duplicate(model)
     other.card = model.card.model_copy(update={"mean": mean, "std": std})
-    choice = RuntimeChoice("openvino", "cpu", "f32", 1, levels="views")
+    choice = RuntimeChoice(name, "cpu", "f32", 1, levels="views")
     levels, _ = make_runtime(other, choice)
     floats, _ = make_runtime(model, replace(choice, levels=""))
     expected = floats(to_batch(list(views), mean, std))[0]
@@ -120,11 +121,12 @@ def test_views_are_normalised_as_the_card_says(model: Model) -> None:
     assert np.abs(floats(to_batch(list(views), (0.0,) * 3, (1.0,) * 3))[0] - expected).max() > 0.1
 
 
-def test_a_batch_of_another_type_is_refused(model: Model) -> None:
-    pixels, _ = make_runtime(model, RuntimeChoice("openvino", levels="planes"))
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_a_batch_of_another_type_is_refused(model: Model, name: str) -> None:
+    pixels, _ = make_runtime(model, RuntimeChoice(name, "cpu", levels="planes"))
     with pytest.raises(ValueError, match="expected uint8, got float32"):
         pixels(np.zeros((1, 3, 64, 64), np.float32))
-    floats, _ = make_runtime(model, RuntimeChoice("openvino"))
+    floats, _ = make_runtime(model, RuntimeChoice(name, "cpu"))
     with pytest.raises(ValueError, match="expected float32, got uint8"):
         floats(np.zeros((1, 3, 64, 64), np.uint8))
 

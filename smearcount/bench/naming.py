@@ -12,7 +12,7 @@ import numpy as np
 from smearcount.bench.fields import sample_fields
 from smearcount.bench.timing import Contender, alternate
 from smearcount.cards import Model, find_model, list_models
-from smearcount.classifier import BATCH, Classifier
+from smearcount.classifier import Classifier
 from smearcount.config import Settings
 from smearcount.detector import Detector, PixelSource
 from smearcount.errors import ImageError, UsageError
@@ -77,7 +77,7 @@ def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[floa
         choice = RuntimeChoice("openvino", "cpu", precision, job.threads)
         classifier = Classifier(model, choice)
         run, _ = make_runtime(model, choice)
-        batches = _batches(classifier, source, boxes, um_per_px)
+        batches = _batches(classifier, source, boxes, (um_per_px, run.at_once))
         contenders[f"naming, {label}"] = partial(classifier.name, source, boxes, um_per_px)
         contenders[f"network, {label}"] = partial(_run_all, run, batches)
     laps = alternate(contenders, job.rounds)
@@ -92,11 +92,14 @@ def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[floa
     return figures
 
 
-def _batches(classifier: Classifier, source: PixelSource, boxes: FloatArray, um_per_px: float) -> list[FloatArray]:
-    """What the network is given of these cells."""
-    card, side_px = classifier.card, classifier.card.patch_um / um_per_px
+def _batches(
+    classifier: Classifier, source: PixelSource, boxes: FloatArray, how: tuple[float, int]
+) -> list[FloatArray]:
+    """What the network is given of these cells at a scale, so many at once."""
+    (um_per_px, at_once), card = how, classifier.card
+    side_px = card.patch_um / um_per_px
     views = [sample_window(source, (x, y), side_px, card.input_px)[0] for x, y in centres(boxes).tolist()]
-    return [to_batch(views[row : row + BATCH], card.mean, card.std) for row in range(0, len(views), BATCH)]
+    return [to_batch(views[row : row + at_once], card.mean, card.std) for row in range(0, len(views), at_once)]
 
 
 def _run_all(run: Runtime, batches: list[FloatArray]) -> None:
