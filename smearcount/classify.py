@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+import csv
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from smearcount.errors import SmearcountError, UsageError
 from smearcount.geometry import FloatArray, centres, diameters
 from smearcount.images import ImageSource, check_target, find_images, grow_text, open_image
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
-from smearcount.patches import Pixels, sample_window
+from smearcount.patches import Patch, Pixels, sample_window, view_of_patch
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -28,6 +29,7 @@ __all__ = [
     "ClassifyOutcome",
     "ClassifyRun",
     "label_columns",
+    "listed_patches",
     "listed_pictures",
     "name_files",
     "run_classify",
@@ -45,6 +47,8 @@ class ClassifyJob:
     Attributes:
         um_per_px: their scale; without it a picture is the window of the classifier.
         find: a detector that finds the cell nearest to the middle first; without one the middle is the cell.
+        patches: those pictures that are patches of `smearcount crop`: their physical side, and the scale of the
+            pictures they were cut from.
         min_label_score: below it a cell is `unclassified`.
         codes: of the columns of probabilities.
         probabilities: of these codes, from what the network says; its own by default.
@@ -54,6 +58,7 @@ class ClassifyJob:
     codes: tuple[str, ...]
     um_per_px: float | None = None
     find: Detector | None = None
+    patches: Mapping[Path, tuple[float, float]] = field(default_factory=dict)
     probabilities: Probabilities = lambda named: named.probs
 
 
@@ -92,6 +97,32 @@ def _listed_in(path: Path) -> list[Path]:
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
+def listed_patches(paths: Iterable[Path]) -> dict[Path, tuple[float, float]]:
+    """Those pictures that the manifest in their folder lists as patches of `smearcount crop`: side, scale.
+
+    Raises:
+        UsageError: a manifest can't be read.
+    """
+    listed: dict[Path, tuple[float, float]] = {}
+    for manifest in dict.fromkeys(path.parent / "manifest.csv" for path in paths):
+        if manifest.is_file():
+            listed |= _patches_in(manifest)
+    return listed
+
+
+def _patches_in(manifest: Path) -> dict[Path, tuple[float, float]]:
+    columns = ("file", "side_um", "um_per_px")
+    try:
+        with manifest.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if all(row.get(column) for column in columns)]
+        sizes = {manifest.parent / row["file"]: (float(row["side_um"]), float(row["um_per_px"])) for row in rows}
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{manifest}: no manifest of `smearcount crop` ({error}); move it elsewhere") from error
+    if wrong := [path.name for path, size in sizes.items() if not (0 < size[0] < 1000 and 0 < size[1] < 1000)]:
+        raise UsageError(f"{manifest}: the sizes of {wrong[0]} are none in micrometres; move the manifest elsewhere")
+    return sizes
+
+
 def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) -> Iterator[Row]:
     """The row of each picture of one cell, in the order given."""
     for path in paths:
@@ -120,6 +151,9 @@ def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> tup
             nearest = int(np.hypot(points[:, 0] - middle[0], points[:, 1] - middle[1]).argmin())
             middle = (float(points[nearest, 0]), float(points[nearest, 1]))
             size_um = float(diameters(boxes)[nearest]) * um_per_px
+    if um_per_px is None and (listed := job.patches.get(picture.path)):
+        patch = Patch(0, picture.read(0, 0, width, height), listed[0], 0, listed[1])
+        return view_of_patch(patch, card.patch_um, card.input_px), None
     if um_per_px is None:
         return fitted(picture.read(0, 0, width, height), card.input_px), None
     return sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0], size_um
@@ -170,6 +204,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     if run.examples:
         job, remarks = _with_examples(classifier, job, run.examples)
     pictures, failed, named = listed_pictures(paths), [], 0
+    job = replace(job, patches=listed_patches(pictures))
     columns = label_columns(job.codes)
     with grow_text(check_target(out)) as add:
         add(to_csv(columns, []))

@@ -12,7 +12,7 @@ from smearcount.report import CELL_COLUMNS, Row, cell_rows, to_csv
 
 __all__ = ["MANIFEST_COLUMNS", "write_crops"]
 
-MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "side_um", "filled")
+MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "side_um", "filled", "um_per_px")
 
 
 def write_crops(
@@ -49,7 +49,8 @@ def _write_patches(analysis: Analysis, out: Path, stem: str) -> list[Row]:
         for patch, row in zip(analysis.patches(), cell_rows(analysis.result), strict=True):
             name = f"{stem}_{patch.cell_id:05d}_{row['kind']}_{row['label']}.png"
             written.append(write_picture(out / name, patch.pixels))
-            rows.append({"file": name, **row, "side_um": f"{patch.side_um:g}", "filled": f"{patch.filled:.4f}"})
+            size = {"side_um": f"{patch.side_um:g}", "um_per_px": f"{patch.um_per_px:.6g}"}
+            rows.append({"file": name, **row, **size, "filled": f"{patch.filled:.4f}"})
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)

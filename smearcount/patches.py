@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from smearcount.detector import FILL, PixelSource
 from smearcount.geometry import FloatArray, centres
+from smearcount.images import ArraySource
 
 __all__ = ["PATCH_PX", "PATCH_SIDE_UM", "Patch", "cut_patches", "sample_window", "samples_across", "to_batch"]
+__all__ += ["view_of_patch"]
 
 PATCH_PX = 452
 """Side of a patch in pixels, the format of the single-cell collections of Hospital Clinic, Barcelona."""
@@ -34,12 +36,14 @@ class Patch:
         pixels: `(S, S, 3) uint8 RGB`.
         side_um: physical side.
         filled: share of the patch that lies outside the picture.
+        um_per_px: scale of the picture, not of the patch.
     """
 
     cell_id: int
     pixels: Pixels
     side_um: float
     filled: float
+    um_per_px: float
 
 
 def cut_patches(
@@ -50,11 +54,22 @@ def cut_patches(
         pixels, filled = sample_window(
             source, (float(centre[0]), float(centre[1])), float(side_um) / um_per_px, patch_px
         )
-        yield Patch(cell_id, pixels, float(side_um), filled)
+        yield Patch(cell_id, pixels, float(side_um), filled, um_per_px)
+
+
+def view_of_patch(patch: Patch, wanted_um: float, out_px: int) -> Pixels:
+    """The middle `wanted_um` of a patch as `(out_px, out_px, 3) uint8 RGB`, as the picture would be sampled for it.
+
+    A patch is mostly an enlargement, between whose pixels there is nothing new: each pixel of the result is made of as
+    many samples as straight from the picture, at the same places.
+    """
+    size = patch.pixels.shape[0]
+    side_px, samples = size * wanted_um / patch.side_um, samples_across(wanted_um / patch.um_per_px / out_px)
+    return sample_window(ArraySource(patch.pixels), (size / 2, size / 2), side_px, out_px, samples)[0]
 
 
 def sample_window(
-    source: PixelSource, centre_xy: tuple[float, float], side_px: float, out_px: int
+    source: PixelSource, centre_xy: tuple[float, float], side_px: float, out_px: int, samples: int | None = None
 ) -> tuple[Pixels, float]:
     """A square window as `(out_px, out_px, 3) uint8 RGB`, and the share of it beyond the picture, which is filled.
 
@@ -63,6 +78,7 @@ def sample_window(
         centre_xy: centre of the window in pixels of the picture; may have a fraction.
         side_px: side of the window in pixels of the picture.
         out_px: side of the result.
+        samples: how many each way make a pixel, see `samples_across`, which says so without it.
     """
     width, height = source.size_wh
     x0, y0 = centre_xy[0] - side_px / 2, centre_xy[1] - side_px / 2
@@ -74,7 +90,7 @@ def sample_window(
     if right <= left or bottom <= top:
         return np.full((out_px, out_px, 3), FILL, np.uint8), 1.0
     region = source.read(left, top, right - left, bottom - top)
-    finer = samples_across(side_px / out_px)
+    finer = samples or samples_across(side_px / out_px)
     step = side_px / (out_px * finer)
     # Pixel centres are at half-integers: output pixel i samples x0 + (i + 0.5) * step of the picture.
     move = np.array([[step, 0, x0 - left + step / 2 - 0.5], [0, step, y0 - top + step / 2 - 0.5]])
@@ -94,7 +110,7 @@ def sample_window(
 def samples_across(px_per_px: float) -> int:
     """How many samples of a picture, each way, make one pixel that is `px_per_px` of its pixels wide.
 
-    A bilinear sample averages over a width of one to two pixels: up to 1.5 a single one leaves nothing out.
+    A bilinear sample averages over one to two pixels: up to a step of 1.5 nothing is left out.
     """
     return max(1, math.floor(px_per_px + 0.5))
 

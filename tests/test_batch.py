@@ -113,7 +113,7 @@ class Fake:
 
         def patches() -> Any:
             for cell in range(len(result.detections)):
-                yield SimpleNamespace(cell_id=cell, pixels=pixels, side_um=12.0, filled=0.0)
+                yield SimpleNamespace(cell_id=cell, pixels=pixels, side_um=12.0, filled=0.0, um_per_px=0.1)
             overlay()
 
         result = self.result(image_id=image_id, slide_id=slide_id)

@@ -243,7 +243,7 @@ def test_patches_of_452_px_get_the_names_of_direct_sampling(red: Classifier, dra
         picture.pixels[:] = np.clip(picture.pixels + noise, 0, 255).astype(np.uint8)
         straight = red.name(picture, picture.boxes, um_per_px).probs
         patches = cut_patches(picture, picture.boxes, np.full(60, 12, np.float32), um_per_px)
-        shrunk = red.name_pictures(patch.pixels for patch in patches).probs
+        shrunk = red.name_patches(patches).probs
         n, same = n + 60, same + int((straight.argmax(axis=1) == shrunk.argmax(axis=1)).sum())
         drift.append(float(np.abs(straight - shrunk).max()))
     assert same / n >= 0.995

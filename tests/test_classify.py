@@ -20,13 +20,18 @@ from smearcount.classify import (
     ClassifyOutcome,
     ClassifyRun,
     label_columns,
+    listed_patches,
     listed_pictures,
     name_files,
     run_classify,
 )
+from smearcount.config import Settings
+from smearcount.crops import write_crops
 from smearcount.detector import Detector
 from smearcount.errors import ImageError, ModelError, UsageError
 from smearcount.images import ArraySource, write_picture
+from smearcount.patches import Patch, view_of_patch
+from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.packaging import update_card
 
@@ -319,3 +324,44 @@ def test_an_unknown_model_is_refused(classify: Run, draw_discs: Draw, tmp_path: 
     with pytest.raises(ModelError, match="no such model"):
         classify(folder, model="absent")
     assert not (tmp_path / "labels.csv").exists()
+
+
+SPARSE = Path(__file__).parents[1] / "sample_smears" / "sparse.jpg"
+
+
+def test_patches_of_crop_get_the_names_of_the_pipeline(tmp_path: Path) -> None:
+    pipeline = Pipeline.load(Settings(threads=1))
+    analysis = pipeline.analyze(SPARSE)
+    assert write_crops(pipeline, [SPARSE], tmp_path / "crops")[0] == len(analysis.cells)
+    red = sorted((tmp_path / "crops").glob("*_rbc_*.png"))
+    assert len(red) >= 20
+    run_classify(ClassifyRun("red-cells"), red, tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open() as file:
+        given = [row["label"] for row in csv.DictReader(file)]
+    wanted = [path.stem.split("_rbc_")[1] for path in red]
+    assert sum(a == b for a, b in zip(given, wanted, strict=True)) >= len(red) - 1
+
+
+def test_a_patch_of_another_side_is_seen_at_its_own_scale(tmp_path: Path) -> None:
+    pixels = np.full((452, 452, 3), 214, np.uint8)
+    pixels[100:352, 100:352] = (190, 90, 100)
+    write_picture(tmp_path / "cell.png", pixels)
+    (tmp_path / "manifest.csv").write_text("file,side_um,um_per_px\ncell.png,24,0.1\nother.png,12,0.2\n")
+    listed = listed_patches([tmp_path / "cell.png", tmp_path / "elsewhere" / "cell.png"])
+    assert listed == {tmp_path / "cell.png": (24.0, 0.1), tmp_path / "other.png": (12.0, 0.2)}
+    patch = Patch(0, pixels, 24.0, 0, 0.1)
+    half, whole = (view_of_patch(patch, wanted_um, 96)[..., 1] < 150 for wanted_um in (12.0, 24.0))
+    assert half.all()
+    assert whole.mean() == pytest.approx((252 / 452) ** 2, rel=0.05)
+
+
+@pytest.mark.parametrize("sizes", ["wide,0.1", "-3,0.1", "nan,0.1", "12,0"])
+def test_a_manifest_that_is_none_is_refused(sizes: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text(f"file,side_um,um_per_px\na.png,{sizes}\n")
+    with pytest.raises(UsageError, match="manifest.csv: .* elsewhere"):
+        listed_patches([tmp_path / "a.png"])
+
+
+def test_another_manifest_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("file,what\na.png,b\n")
+    assert listed_patches([tmp_path / "a.png"]) == {}

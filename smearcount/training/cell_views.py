@@ -16,6 +16,7 @@ from pydantic import Field
 
 from smearcount.config import Strict
 from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.images import ArraySource
 from smearcount.patches import sample_window, samples_across
 from smearcount.training.tiles import HED_FROM_RGB, Pixels
 
@@ -142,9 +143,8 @@ class Warp:
 
 def plain_view(pixels: Pixels, um_per_px: float, patch_um: float, out_px: int) -> Pixels:
     """The patch about the centre of a window `(H, W, 3) uint8 RGB`, as in inference: `(out_px, out_px, 3) uint8`."""
-    source = _Window(pixels)
-    width, height = source.size_wh
-    return sample_window(source, (width / 2, height / 2), patch_um / um_per_px, out_px)[0]
+    height, width = pixels.shape[:2]
+    return sample_window(ArraySource(pixels), (width / 2, height / 2), patch_um / um_per_px, out_px)[0]
 
 
 def augmented_view(
@@ -174,20 +174,6 @@ def augmented_view(
     view = _recoloured(view, augmentation, rng)
     view = _refocused(view, patch_um / out_px, augmentation, rng)
     return _recorded(view, augmentation, rng)
-
-
-class _Window:
-    """A window as a picture that is read by regions."""
-
-    def __init__(self, pixels: Pixels) -> None:
-        self._pixels = pixels
-
-    @property
-    def size_wh(self) -> tuple[int, int]:
-        return self._pixels.shape[1], self._pixels.shape[0]
-
-    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
-        return self._pixels[y : y + h, x : x + w]
 
 
 def _normal(rng: np.random.Generator, sigma: float, count: int = 1) -> npt.NDArray[np.float64]:
