@@ -12,7 +12,8 @@ import numpy.typing as npt
 from smearcount.cards import ClassifierCard, Model
 from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray, centres, diameters, resize_rgb
-from smearcount.patches import Patch, Pixels, sample_window, to_batch, view_of_patch
+from smearcount.images import ArraySource
+from smearcount.patches import Patch, PatchSizes, Pixels, sample_window, to_batch, view_of_patch
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
@@ -82,9 +83,12 @@ class Classifier:
         return self.name_views(fitted(picture, side) for picture in pictures)
 
     def name_patches(self, patches: Iterable[Patch]) -> Named:
-        """Name patches of `cut_patches`, as the cells themselves would be named but for the rounding of grey levels."""
+        """Name patches of `cut_patches`, sampled as the cells themselves are; no size rules a code out."""
         um, side = self.card.patch_um, self.card.input_px
-        return self.name_views(view_of_patch(patch, um, side) for patch in patches)
+        return self.name_views(
+            view_of_patch(ArraySource(each.pixels), PatchSizes(each.side_um, each.um_per_px), um, side)
+            for each in patches
+        )
 
     def name_views(self, views: Iterable[Pixels]) -> Named:
         """Name views `(S, S, 3) uint8 RGB` of the network's size."""

@@ -17,7 +17,7 @@ from smearcount.errors import SmearcountError, UsageError
 from smearcount.geometry import FloatArray, centres, diameters
 from smearcount.images import ImageSource, check_target, find_images, grow_text, open_image
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
-from smearcount.patches import Patch, Pixels, sample_window, view_of_patch
+from smearcount.patches import PatchSizes, Pixels, sample_window, view_of_patch
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -45,10 +45,9 @@ class ClassifyJob:
     """What is asked of single-cell pictures.
 
     Attributes:
-        um_per_px: their scale; without it a picture is the window of the classifier.
+        um_per_px: their scale; without it a picture is the window of the classifier, unless it is one of `patches`.
         find: a detector that finds the cell nearest to the middle first; without one the middle is the cell.
-        patches: those pictures that are patches of `smearcount crop`: their physical side, and the scale of the
-            pictures they were cut from.
+        patches: those pictures that are patches of `smearcount crop`.
         min_label_score: below it a cell is `unclassified`.
         codes: of the columns of probabilities.
         probabilities: of these codes, from what the network says; its own by default.
@@ -58,7 +57,7 @@ class ClassifyJob:
     codes: tuple[str, ...]
     um_per_px: float | None = None
     find: Detector | None = None
-    patches: Mapping[Path, tuple[float, float]] = field(default_factory=dict)
+    patches: Mapping[Path, PatchSizes] = field(default_factory=dict)
     probabilities: Probabilities = lambda named: named.probs
 
 
@@ -97,29 +96,34 @@ def _listed_in(path: Path) -> list[Path]:
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
-def listed_patches(paths: Iterable[Path]) -> dict[Path, tuple[float, float]]:
-    """Those pictures that the manifest in their folder lists as patches of `smearcount crop`: side, scale.
+def listed_patches(paths: Iterable[Path]) -> dict[Path, PatchSizes]:
+    """Those pictures that the manifest in their folder lists as patches of `smearcount crop`.
 
     Raises:
         UsageError: a manifest can't be read.
     """
-    listed: dict[Path, tuple[float, float]] = {}
+    listed: dict[Path, PatchSizes] = {}
     for manifest in dict.fromkeys(path.parent / "manifest.csv" for path in paths):
         if manifest.is_file():
             listed |= _patches_in(manifest)
     return listed
 
 
-def _patches_in(manifest: Path) -> dict[Path, tuple[float, float]]:
+def _patches_in(manifest: Path) -> dict[Path, PatchSizes]:
     columns = ("file", "side_um", "um_per_px")
     try:
         with manifest.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if all(row.get(column) for column in columns)]
-        sizes = {manifest.parent / row["file"]: (float(row["side_um"]), float(row["um_per_px"])) for row in rows}
+        sizes = {
+            manifest.parent / row["file"]: PatchSizes(float(row["side_um"]), float(row["um_per_px"])) for row in rows
+        }
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{manifest}: no manifest of `smearcount crop` ({error}); move it elsewhere") from error
-    if wrong := [path.name for path, size in sizes.items() if not (0 < size[0] < 1000 and 0 < size[1] < 1000)]:
-        raise UsageError(f"{manifest}: the sizes of {wrong[0]} are none in micrometres; move the manifest elsewhere")
+    for path, size in sizes.items():
+        if not (0 < size.side_um < 1000 and 0 < size.um_per_px < 1000):
+            raise UsageError(
+                f"{manifest}: the sizes of {path.name} are none in micrometres; move the manifest elsewhere"
+            )
     return sizes
 
 
@@ -142,6 +146,10 @@ def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> tup
     width, height = picture.size_wh
     card = classifier.card
     um_per_px, middle, size_um = job.um_per_px, (width / 2, height / 2), None
+    if um_per_px is None and (sizes := job.patches.get(picture.path)):
+        if not job.find:
+            return view_of_patch(picture, sizes, card.patch_um, card.input_px), None
+        um_per_px = sizes.side_um / width
     if job.find:
         scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
         um_per_px = scale.um_per_px
@@ -151,9 +159,6 @@ def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> tup
             nearest = int(np.hypot(points[:, 0] - middle[0], points[:, 1] - middle[1]).argmin())
             middle = (float(points[nearest, 0]), float(points[nearest, 1]))
             size_um = float(diameters(boxes)[nearest]) * um_per_px
-    if um_per_px is None and (listed := job.patches.get(picture.path)):
-        patch = Patch(0, picture.read(0, 0, width, height), listed[0], 0, listed[1])
-        return view_of_patch(patch, card.patch_um, card.input_px), None
     if um_per_px is None:
         return fitted(picture.read(0, 0, width, height), card.input_px), None
     return sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0], size_um
@@ -200,11 +205,13 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     classifier = Classifier(find_model(run.model), RuntimeChoice(), run.min_score)
     detector = Detector(model_for(Settings().detector, RuntimeChoice()), RuntimeChoice()) if run.find else None
     job = ClassifyJob(classifier.min_label_score, classifier.card.codes, run.um_per_px, detector)
-    remarks: tuple[str, ...] = ()
+    pictures, remarks = listed_pictures(paths), tuple[str, ...]()
+    if run.um_per_px is None:
+        examples = [path for path, _ in read_examples(run.examples, load_taxonomy())] if run.examples else []
+        job = replace(job, patches=listed_patches([*pictures, *examples]))
     if run.examples:
         job, remarks = _with_examples(classifier, job, run.examples)
-    pictures, failed, named = listed_pictures(paths), [], 0
-    job = replace(job, patches=listed_patches(pictures))
+    failed, named = list[str](), 0
     columns = label_columns(job.codes)
     with grow_text(check_target(out)) as add:
         add(to_csv(columns, []))

@@ -115,10 +115,10 @@ def count_cells(
     named = dict.fromkeys(taxonomy.codes, 0)
     unclassified = dict.fromkeys(KINDS, 0)
     # Cell by cell as they stand: lists of the strings of a slide take more memory than all else about its cells.
-    for kind, name, counts in zip(detections.kinds, names, counted, strict=True):
-        if counts and name == UNCLASSIFIED:
+    for kind, name, is_counted in zip(detections.kinds, names, counted, strict=True):
+        if is_counted and name == UNCLASSIFIED:
             unclassified[kind] += 1
-        elif counts:
+        elif is_counted:
             named[name] += 1
     return Counts(named, unclassified, dict(excluded))
 

@@ -81,27 +81,28 @@ class FieldPairs:
         curve: found at a very low threshold, for average precision.
         usual: found as the product finds them.
         framed: of these, what the counting frame of a report takes.
-        left_out: number of labelled boxes in those strips by collection, where it has one.
+        left_out: by collection with such a strip, its width in pixels and the number of labels in it.
     """
 
     curve: list[BoxPair]
     usual: list[BoxPair]
     framed: list[BoxPair]
-    left_out: Counter[str]
+    left_out: dict[str, Counter[str]]
 
 
 def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> FieldPairs:
     """Run a detector on every field; the scale is that of the labels, or estimated as for an unknown picture."""
     detector, sensitive = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), LOWEST_SCORE)
-    pairs = FieldPairs([], [], [], Counter())
+    pairs = FieldPairs([], [], [], {})
     for field in fields:
         source = open_image(field.path)
         um_per_px = settle_scale(source, detector).scale.um_per_px if scale == "estimated" else field.um_per_px
         pairs.curve.append(_pair(field, source.size_wh, sensitive.find(source, um_per_px)))
         pairs.usual.append(_pair(field, source.size_wh, detector.find(source, um_per_px)))
-        pairs.framed.append(_framed(pairs.usual[-1], source.size_wh, um_per_px))
+        pairs.framed.append(_framed(pairs.usual[-1], field.border_px, source.size_wh, um_per_px))
         if field.border_px:
-            pairs.left_out[field.source] += len(field.boxes) - len(pairs.usual[-1].true_boxes)
+            left = pairs.left_out.setdefault(field.source, Counter({"border_px": field.border_px}))
+            left["labels"] += len(field.boxes) - len(pairs.usual[-1].true_boxes)
     return pairs
 
 
@@ -130,10 +131,11 @@ def _within(boxes: FloatArray, size_wh: tuple[int, int], border_px: int) -> npt.
     return inner
 
 
-def _framed(pair: BoxPair, size_wh: tuple[int, int], um_per_px: float) -> BoxPair:
-    """Only the boxes, found and labelled, that enter the counts of a report."""
-    found, _ = counted_mask(pair.found_boxes, size_wh, um_per_px)
-    true, _ = counted_mask(pair.true_boxes, size_wh, um_per_px)
+def _framed(pair: BoxPair, border_px: int, size_wh: tuple[int, int], um_per_px: float) -> BoxPair:
+    """Only the boxes, found and labelled, that would enter the counts of a report on the labelled part of a field."""
+    inner_wh = size_wh[0] - 2 * border_px, size_wh[1] - 2 * border_px
+    found, _ = counted_mask(pair.found_boxes - np.float32(border_px), inner_wh, um_per_px)
+    true, _ = counted_mask(pair.true_boxes - np.float32(border_px), inner_wh, um_per_px)
     return replace(
         pair,
         found_boxes=pair.found_boxes[found],
@@ -147,9 +149,9 @@ def _framed(pair: BoxPair, size_wh: tuple[int, int], um_per_px: float) -> BoxPai
 def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter) -> dict[str, Any]:
     """Measure a detector; the figures by look and overall, as `metrics.evaluate_pairs` gives them.
 
-    All boxes are compared with all labels, but for strips in which labels are missing: `left_out_at_border` has the
-    number of labels there. `counting_frame` repeats the counting errors for the cells that the corner
-    rule takes, which is what a report counts.
+    All boxes are compared with all labels, but for strips in which labels are missing: `left_out_at_border` has
+    their width and the number of labels there. `counting_frame` repeats the counting errors for the cells that the
+    corner rule takes, which is what a report on the rest would count.
 
     Raises:
         DatasetError: the labelled data are not at hand.
@@ -167,7 +169,7 @@ def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[P
     figures |= _with_curve(
         evaluate_pairs(pairs.usual, KINDS, thresholds), evaluate_pairs(pairs.curve, KINDS, thresholds)
     )
-    figures["left_out_at_border"] = dict(pairs.left_out)
+    figures["left_out_at_border"] = {group: dict(left) for group, left in pairs.left_out.items()}
     figures["counting_frame"] = {
         group: {kind: asdict(count_error(members, i, thresholds[i])) for i, kind in enumerate(KINDS) if i in labelled}
         for group, members, labelled in _by_group(pairs.framed)
@@ -215,6 +217,8 @@ def card_metrics(figures: dict[str, Any]) -> list[Metric]:
     suffix = f"{figures['split']}, scale {'from labels' if figures['scale'] == 'labels' else 'estimated'}"
     for group, summary in figures["groups"].items():
         data = f"{group}, {suffix}"
+        if left := figures["left_out_at_border"].get(group):
+            data += f", without {left['border_px']} px at the border"
         for name in ("pooled_map50", "pooled_map50_95"):
             if summary.get(name) is not None:
                 metrics.append(Metric(name=name, data=data, n=summary["n_fields"], value=summary[name]))

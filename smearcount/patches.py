@@ -13,9 +13,17 @@ import numpy.typing as npt
 
 from smearcount.detector import FILL, PixelSource
 from smearcount.geometry import FloatArray, centres
-from smearcount.images import ArraySource
 
-__all__ = ["PATCH_PX", "PATCH_SIDE_UM", "Patch", "cut_patches", "sample_window", "samples_across", "to_batch"]
+__all__ = [
+    "PATCH_PX",
+    "PATCH_SIDE_UM",
+    "Patch",
+    "PatchSizes",
+    "cut_patches",
+    "sample_window",
+    "samples_across",
+    "to_batch",
+]
 __all__ += ["view_of_patch"]
 
 PATCH_PX = 452
@@ -46,6 +54,19 @@ class Patch:
     um_per_px: float
 
 
+@dataclass(frozen=True)
+class PatchSizes:
+    """What a manifest says of a patch.
+
+    Attributes:
+        side_um: its physical side.
+        um_per_px: scale of the picture that it was cut from, not of the patch.
+    """
+
+    side_um: float
+    um_per_px: float
+
+
 def cut_patches(
     source: PixelSource, boxes: FloatArray, sides_um: FloatArray, um_per_px: float, patch_px: int = PATCH_PX
 ) -> Iterator[Patch]:
@@ -57,15 +78,15 @@ def cut_patches(
         yield Patch(cell_id, pixels, float(side_um), filled, um_per_px)
 
 
-def view_of_patch(patch: Patch, wanted_um: float, out_px: int) -> Pixels:
-    """The middle `wanted_um` of a patch as `(out_px, out_px, 3) uint8 RGB`, as the picture would be sampled for it.
+def view_of_patch(patch: PixelSource, sizes: PatchSizes, wanted_um: float, out_px: int) -> Pixels:
+    """The middle `wanted_um` of a patch as `(out_px, out_px, 3) uint8 RGB`, as its picture would be sampled for it.
 
     A patch is mostly an enlargement, between whose pixels there is nothing new: each pixel of the result is made of as
     many samples as straight from the picture, at the same places.
     """
-    size = patch.pixels.shape[0]
-    side_px, samples = size * wanted_um / patch.side_um, samples_across(wanted_um / patch.um_per_px / out_px)
-    return sample_window(ArraySource(patch.pixels), (size / 2, size / 2), side_px, out_px, samples)[0]
+    width, height = patch.size_wh
+    side_px, samples = width * wanted_um / sizes.side_um, samples_across(wanted_um / sizes.um_per_px / out_px)
+    return sample_window(patch, (width / 2, height / 2), side_px, out_px, samples)[0]
 
 
 def sample_window(

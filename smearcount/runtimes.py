@@ -31,7 +31,7 @@ class Runtime(Protocol):
     Attributes:
         input_dtype: `float32` for normalised `(B, 3, H, W)`; `uint8` where it normalises the grey levels itself that
             were announced as `Levels`.
-        at_once: pictures a call beyond which it is no faster.
+        at_once: pictures to give in one call; on a CPU more is no faster.
     """
 
     input_dtype: np.dtype[Any]
@@ -103,9 +103,8 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
         raise UsageError(f"precision bf16 is offered with OpenVINO only, not with {name}; leave --precision out")
     if name == "onnx":
         return OnnxRuntime(model, choice.threads), "onnx cpu f32"
-    return TorchRuntime(
-        model, device, choice.threads, choice.levels
-    ), f"torch {device} {'f16' if device == 'cuda' else 'f32'}"
+    run = TorchRuntime(model, device, choice.threads, choice.levels)
+    return run, f"torch {device} {'f16' if device == 'cuda' else 'f32'}"
 
 
 def _device(choice: RuntimeChoice) -> str:
@@ -249,7 +248,12 @@ class OnnxRuntime:
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
-        """Run `batch (B, 3, H, W) float32`."""
+        """Run `batch (B, 3, H, W) float32`.
+
+        Raises:
+            ValueError: the batch is of another type.
+        """
+        _check_type(batch, self.input_dtype)
         return tuple(self._session.run(None, {self._input: batch}))
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from smearcount.classify import (
     ClassifyJob,
     ClassifyOutcome,
     ClassifyRun,
+    _view,
     label_columns,
     listed_patches,
     listed_pictures,
@@ -29,8 +31,8 @@ from smearcount.config import Settings
 from smearcount.crops import write_crops
 from smearcount.detector import Detector
 from smearcount.errors import ImageError, ModelError, UsageError
-from smearcount.images import ArraySource, write_picture
-from smearcount.patches import Patch, view_of_patch
+from smearcount.images import ArraySource, open_image, write_picture
+from smearcount.patches import PatchSizes
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.packaging import update_card
@@ -348,11 +350,14 @@ def test_a_patch_of_another_side_is_seen_at_its_own_scale(tmp_path: Path) -> Non
     write_picture(tmp_path / "cell.png", pixels)
     (tmp_path / "manifest.csv").write_text("file,side_um,um_per_px\ncell.png,24,0.1\nother.png,12,0.2\n")
     listed = listed_patches([tmp_path / "cell.png", tmp_path / "elsewhere" / "cell.png"])
-    assert listed == {tmp_path / "cell.png": (24.0, 0.1), tmp_path / "other.png": (12.0, 0.2)}
-    patch = Patch(0, pixels, 24.0, 0, 0.1)
-    half, whole = (view_of_patch(patch, wanted_um, 96)[..., 1] < 150 for wanted_um in (12.0, 24.0))
-    assert half.all()
-    assert whole.mean() == pytest.approx((252 / 452) ** 2, rel=0.05)
+    assert listed == {tmp_path / "cell.png": PatchSizes(24.0, 0.1), tmp_path / "other.png": PatchSizes(12.0, 0.2)}
+    picture = open_image(tmp_path / "cell.png")
+    classifier: Any = SimpleNamespace(card=SimpleNamespace(patch_um=12.0, input_px=96))
+    shares = [
+        (_view(picture, classifier, ClassifyJob(0.0, RED, patches=patches))[0][..., 1] < 150).mean()
+        for patches in ({}, listed)
+    ]
+    assert shares == [pytest.approx((252 / 452) ** 2, rel=0.05), 1.0]
 
 
 @pytest.mark.parametrize("sizes", ["wide,0.1", "-3,0.1", "nan,0.1", "12,0"])

@@ -190,13 +190,14 @@ def test_ray_gives_the_bytes_of_the_local_engine_and_nothing_leaves_the_machine(
     outcome = run_batch(DiscMaker(), job, partial(run_local, LocalPlan(2, 1)))
     assert (outcome.done, [name for name, _ in outcome.failed]) == (21, ["kill.png", "text.png"])
     words = [sys.executable, str(PROGRAM), str(tmp_path / "again"), str(ray / "r.csv"), "--ray", "2"]
-    words += ["--overlays", str(ray / "o")]
+    words += ["--overlays", str(ray / "o"), "--log", str(tmp_path / "log")]
     watched = bool(shutil.which("strace")) and not subprocess.run(["strace", "-qq", "true"], check=False).returncode
     if watched:
         words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(tmp_path / "calls"), *words]
     places = os.pathsep.join((str(PROGRAM.parent), str(PROGRAM.parents[1])))
     done = subprocess.run(words, env=os.environ | {"PYTHONPATH": places}, check=False, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
+    assert (tmp_path / "log").read_text().split().count("kill.png") == 2
     files = sorted(path.relative_to(local) for path in local.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(ray) for path in ray.rglob("*") if path.is_file())
     assert len(files) == 3 + 21

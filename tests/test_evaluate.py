@@ -56,13 +56,13 @@ def test_a_strip_without_labels_is_not_judged(unlabelled_border) -> None:
     assert len(whole.usual[0].found_boxes) > labels + 10
     assert len(inner.usual[0].found_boxes) == labels
     assert not whole.left_out
-    assert inner.left_out == {"field": 0}
+    assert inner.left_out == {"field": {"border_px": BORDER, "labels": 0}}
 
 
 def test_labels_in_the_strip_are_counted_as_left_out(unlabelled_border) -> None:
     datasets, labels = unlabelled_border
     wide = datasets(2 * BORDER)
     figures = evaluate(EvaluationJob("cells-yolo11-p4", ("field",), "train", datasets=wide))
-    left = figures["left_out_at_border"]["field"]
+    left = figures["left_out_at_border"]["field"]["labels"]
     assert 0 < left < labels
     assert sum(kind["true"] for kind in figures["groups"]["field"]["kinds"].values()) == labels - left

@@ -118,12 +118,27 @@ def test_the_last_spatial_layer_has_places_and_gradients(net: CellNet) -> None:
     assert float(slope.abs().max()) > 0
 
 
+class Opposite(nn.Module):
+    """Says of each code what a network says, with the other sign."""
+
+    def __init__(self, net: CellNet) -> None:
+        super().__init__()
+        self.net, self.spatial_layers = net, net.spatial_layers
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = self.net(batch)
+        return -logits, features
+
+
 def test_every_network_has_heat_maps(net: CellNet) -> None:
     side = 32 if net.spec.has_dense_layers else 64
     batch = pictures(2, side).numpy()
     heat = heat_maps(net, batch, np.array([0, 1]))
     assert heat.shape == (2, side, side)
     assert np.isfinite(heat).all()
+    # Of two codes that are each other's opposite, something speaks for one of them at least.
+    against = heat_maps(Opposite(net), batch, np.array([0, 1]))
+    assert np.maximum(heat, against).max(axis=(1, 2)) == pytest.approx(1)
     turned = heat_maps(net, batch[..., ::-1].copy(), np.array([0, 1]))
     assert turned[..., ::-1] == pytest.approx(heat, abs=1e-3)
 

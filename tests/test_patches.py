@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from smearcount.detector import FILL
-from smearcount.patches import PATCH_PX, PATCH_SIDE_UM, cut_patches, sample_window
+from smearcount.images import ArraySource
+from smearcount.patches import PATCH_PX, PATCH_SIDE_UM, cut_patches, sample_window, samples_across
 from smearcount.records import KINDS
 
 Pixels = npt.NDArray[np.uint8]
@@ -150,3 +151,21 @@ def test_fine_detail_is_averaged_where_the_patch_is_coarser() -> None:
 
 def test_every_kind_has_a_side() -> None:
     assert set(PATCH_SIDE_UM) == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("px_per_px", "samples"), [(0.2, 1), (1.0, 1), (1.49, 1), (1.5, 2), (2.49, 2), (2.5, 3), (4.7, 5)]
+)
+def test_samples_across_leave_no_pixel_out(px_per_px: float, samples: int) -> None:
+    assert samples_across(px_per_px) == samples
+    assert px_per_px / samples <= 1.5
+
+
+def test_a_window_of_a_small_step_is_one_bilinear_sample_a_pixel() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3)).astype(np.uint8)
+    view, _ = sample_window(ArraySource(pixels), (30.0, 30.0), 28.0, 20)
+    at = 16 + (np.arange(20) + 0.5) * 1.4 - 0.5
+    low, share = np.floor(at).astype(int), at - np.floor(at)
+    rows = pixels[low] * (1 - share)[:, None, None] + pixels[low + 1] * share[:, None, None]
+    expected = rows[:, low] * (1 - share)[:, None] + rows[:, low + 1] * share[:, None]
+    assert np.abs(view - expected).max() <= 1

@@ -11,14 +11,14 @@ import numpy as np
 
 from smearcount.bench.fields import sample_fields
 from smearcount.bench.timing import Contender, alternate
-from smearcount.cards import Model, find_model, list_models
+from smearcount.cards import ClassifierCard, Model, find_model, list_models
 from smearcount.classifier import Classifier
 from smearcount.config import Settings
 from smearcount.detector import Detector, PixelSource
 from smearcount.errors import ImageError, UsageError
 from smearcount.geometry import FloatArray, centres
 from smearcount.images import open_image
-from smearcount.patches import sample_window, to_batch
+from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime
 from smearcount.scale import find_at_scale
 
@@ -73,11 +73,13 @@ def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[floa
     """The times of one classifier; whatever the kind of a cell, it takes the same."""
     um_per_px, job = how
     contenders: dict[str, Contender] = {}
+    views = _views(model.classifier_card, source, boxes, um_per_px)
     for label, precision in (("f32", "f32"), ("default", "auto")):
         choice = RuntimeChoice("openvino", "cpu", precision, job.threads)
         classifier = Classifier(model, choice)
         run, _ = make_runtime(model, choice)
-        batches = _batches(classifier, source, boxes, (um_per_px, run.at_once))
+        chunks = [views[row : row + run.at_once] for row in range(0, len(views), run.at_once)]
+        batches = [to_batch(chunk, classifier.card.mean, classifier.card.std) for chunk in chunks]
         contenders[f"naming, {label}"] = partial(classifier.name, source, boxes, um_per_px)
         contenders[f"network, {label}"] = partial(_run_all, run, batches)
     laps = alternate(contenders, job.rounds)
@@ -92,14 +94,10 @@ def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[floa
     return figures
 
 
-def _batches(
-    classifier: Classifier, source: PixelSource, boxes: FloatArray, how: tuple[float, int]
-) -> list[FloatArray]:
-    """What the network is given of these cells at a scale, so many at once."""
-    (um_per_px, at_once), card = how, classifier.card
+def _views(card: ClassifierCard, source: PixelSource, boxes: FloatArray, um_per_px: float) -> list[Pixels]:
+    """What the network sees of these cells."""
     side_px = card.patch_um / um_per_px
-    views = [sample_window(source, (x, y), side_px, card.input_px)[0] for x, y in centres(boxes).tolist()]
-    return [to_batch(views[row : row + at_once], card.mean, card.std) for row in range(0, len(views), at_once)]
+    return [sample_window(source, (x, y), side_px, card.input_px)[0] for x, y in centres(boxes).tolist()]
 
 
 def _run_all(run: Runtime, batches: list[FloatArray]) -> None:

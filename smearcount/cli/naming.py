@@ -33,7 +33,13 @@ def classify(
     model: Classifier = "red-cells",
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("labels.csv"),
     um_per_px: Annotated[
-        float | None, typer.Option("--um-per-px", min=0.02, max=2, help="Scale; else a picture is the patch.")
+        float | None,
+        typer.Option(
+            "--um-per-px",
+            min=0.02,
+            max=2,
+            help="Scale; else what the manifest of `crop` says, or the picture is the window.",
+        ),
     ] = None,
     find: Annotated[bool, typer.Option("--find", help="Look for the cell instead of taking the middle.")] = False,
     min_score: Annotated[

@@ -32,7 +32,7 @@ _MOST_ROWS = 32
 """Tasks of a block: a block is finished, or done again, as a whole."""
 
 _MOST_DEATHS = 2
-"""Actors that a task may end before it is given up."""
+"""Actors that a task may end before it is given up; of the first one only the block is known."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class _Actor:
     def _once(self, row: dict[str, Any], suspect: bool) -> Any:
         if not suspect:
             return self._call(pickle.loads(row["task"]))
-        if self._begun_in_vain("task", row["number"]) >= _MOST_DEATHS:
+        if self._begun_in_vain("task", row["number"]) >= _MOST_DEATHS - 1:
             return Lost("its actor died")
         result = self._call(pickle.loads(row["task"]))
         self._tally.end.remote("task", row["number"])

@@ -51,11 +51,14 @@ def heat_maps(net: torch.nn.Module, batch: FloatArray, targets: npt.NDArray[np.i
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
+        if not len(batch):
+            return maps
+        layer = _layer_with_places(net, torch.from_numpy(batch[:1]).to(device))
+        method = LayerGradCam(lambda pictures: net(pictures)[0], layer)
         for start in range(0, len(batch), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
             pictures = torch.from_numpy(batch[rows]).to(device)
             codes = torch.from_numpy(np.asarray(targets[rows], np.int64)).to(device)
-            method = LayerGradCam(lambda pictures: net(pictures)[0], _layer_with_places(net, pictures))
             turned = (_turned_back(method.attribute(_turned(pictures, way), codes).detach(), way) for way in range(8))
             maps[rows] = _enlarged(sum(turned, torch.zeros(())).clamp_min(0), batch.shape[2:])
     finally:
@@ -64,7 +67,7 @@ def heat_maps(net: torch.nn.Module, batch: FloatArray, targets: npt.NDArray[np.i
     return maps
 
 
-def _layer_with_places(net: Any, pictures: torch.Tensor) -> torch.nn.Module:
+def _layer_with_places(net: Any, picture: torch.Tensor) -> torch.nn.Module:
     """The last layer whose map is not too coarse; the one with the finest map where all are."""
     import torch
 
@@ -77,7 +80,7 @@ def _layer_with_places(net: Any, pictures: torch.Tensor) -> torch.nn.Module:
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
         with torch.no_grad():
-            net(pictures[:1])
+            net(picture)
     finally:
         for hook in hooks:
             hook.remove()
