@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -206,11 +206,11 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     detector = Detector(model_for(Settings().detector, RuntimeChoice()), RuntimeChoice()) if run.find else None
     job = ClassifyJob(classifier.min_label_score, classifier.card.codes, run.um_per_px, detector)
     pictures, remarks = listed_pictures(paths), tuple[str, ...]()
+    examples = read_examples(run.examples, load_taxonomy()) if run.examples else []
     if run.um_per_px is None:
-        examples = [path for path, _ in read_examples(run.examples, load_taxonomy())] if run.examples else []
-        job = replace(job, patches=listed_patches([*pictures, *examples]))
+        job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
     if run.examples:
-        job, remarks = _with_examples(classifier, job, run.examples)
+        job, remarks = _with_examples(classifier, job, run.examples, examples)
     failed, named = list[str](), 0
     columns = label_columns(job.codes)
     with grow_text(check_target(out)) as add:
@@ -224,9 +224,10 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     return ClassifyOutcome(named, tuple(failed), remarks)
 
 
-def _with_examples(classifier: Classifier, job: ClassifyJob, folder: Path) -> tuple[ClassifyJob, tuple[str, ...]]:
+def _with_examples(
+    classifier: Classifier, job: ClassifyJob, folder: Path, listed: Sequence[tuple[Path, str]]
+) -> tuple[ClassifyJob, tuple[str, ...]]:
     """The job with the classes of some examples: added to the classifier's, or alone where none of them is its own."""
-    listed = read_examples(folder, load_taxonomy())
     codes = tuple(dict.fromkeys(code for _, code in listed))
     if len(codes) < 2:
         raise UsageError(f"{folder}: expected examples of two classes or more, got {', '.join(codes)} only")
