@@ -23,8 +23,8 @@ __all__ = [
     "sample_window",
     "samples_across",
     "to_batch",
+    "view_of_patch",
 ]
-__all__ += ["view_of_patch"]
 
 PATCH_PX = 452
 """Side of a patch in pixels, the format of the single-cell collections of Hospital Clinic, Barcelona."""
