@@ -141,7 +141,7 @@ def fitted(picture: Pixels, side: int) -> Pixels:
     if square > FINEST * side:
         square = FINEST * side
         central = resize_rgb(central, square, square)
-    return sample_window(_Block(central, 0, 0, (square, square)), (square / 2, square / 2), square, side)[0]
+    return sample_window(ArraySource(central), (square / 2, square / 2), square, side)[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,6 +45,9 @@ Levels = Literal["", "planes", "views"]
 """Grey levels that a caller can hand over as `uint8`: none, `(B, 3, H, W)`, or pictures as they are, `(B, H, W, 3)`."""
 
 
+AT_ONCE_CPU, AT_ONCE_CUDA = 10, 256
+"""Pictures a call; the second was not measured yet."""
+
 INT8_INSTRUCTIONS = frozenset(("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))
 """Products of 8-bit numbers in one instruction, as Linux names them; without one INT8 is slower and saturates."""
 
@@ -170,7 +173,7 @@ class OpenVinoRuntime:
     those of `float32` multiplied by `1 / 255`.
     """
 
-    at_once = 10
+    at_once = AT_ONCE_CPU
 
     def __init__(self, model: Model, precision: str = "f32", threads: int = 0, levels: Levels = "") -> None:
         openvino = _openvino()
@@ -229,7 +232,7 @@ def _of_levels(network: Any, levels: Levels, card: Card) -> Any:
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
-    input_dtype, at_once = np.dtype(np.float32), 10
+    input_dtype, at_once = np.dtype(np.float32), AT_ONCE_CPU
 
     def __init__(self, model: Model, threads: int = 0) -> None:
         try:
@@ -274,7 +277,7 @@ class TorchRuntime:
         self._device, self._on_card = torch.device(device), device == "cuda"
         self._dtype = torch.float16 if self._on_card else torch.float32
         self.input_dtype = np.dtype(np.uint8 if levels else np.float32)
-        self.at_once = 256 if self._on_card else 10
+        self.at_once = AT_ONCE_CUDA if self._on_card else AT_ONCE_CPU
         card = model.card
         self._mean, self._std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (card.mean, card.std))
         self._net = network_of(model).to(self._device, self._dtype, memory_format=torch.channels_last)
