@@ -49,10 +49,11 @@ def sharpness(pixels: npt.NDArray[np.uint8], um_per_px: float) -> float:
     """
     factor = um_per_px / FOCUS_UM_PER_PX
     size_wh = (max(8, round(pixels.shape[1] * factor)), max(8, round(pixels.shape[0] * factor)))
-    green = resize_rgb(pixels, *size_wh)[..., 1].astype(np.float32)
+    # OpenCV takes a channel, and a mean square, several times as fast as NumPy.
+    green = cv2.extractChannel(resize_rgb(pixels, *size_wh), 1).astype(np.float32)
     fine, coarse = (cv2.GaussianBlur(green, (0, 0), 1.0), cv2.GaussianBlur(green, (0, 0), 4.0))
-    structure = float(((fine - coarse) ** 2).mean())
-    detail = max(float(((green - fine) ** 2).mean()) - ROUNDING_NOISE, 0.0)
+    structure = cv2.norm(fine, coarse, cv2.NORM_L2SQR) / green.size
+    detail = max(cv2.norm(green, fine, cv2.NORM_L2SQR) / green.size - ROUNDING_NOISE, 0.0)
     return detail / structure if structure > 1 else 0.0
 
 
