@@ -150,6 +150,30 @@ def test_views_of_any_size_leave_the_window_untouched(size: int) -> None:
     assert (pixels == before).all()
 
 
+def test_a_cell_laid_over_the_edge_adds_its_density_there_and_leaves_the_middle() -> None:
+    """Two equal discs: where they overlap the light is that through both, elsewhere that through one or none."""
+    pixels, size = stained_cell(), 60
+    background, stained = np.array([230, 222, 214]), np.array([205, 130, 140])
+    both, overlapped = stained**2 / background, 0
+    for seed in range(40):
+        chance = np.random.default_rng(seed)
+        laid = augmented_view(pixels, 0.1, 12.0, size, CellAugmentation(overlap_share=1), chance, (pixels, 0.1))
+        away = np.hypot(*(np.indices((size, size)) + 0.5 - size / 2)) * 0.2
+        assert np.abs(laid[away < 0.3] - stained).max() <= 2
+        far = np.abs(laid - background).max(axis=2) <= 2
+        doubled = np.abs(laid - both).max(axis=2) <= 3
+        assert not doubled[away > 3.7].any()
+        assert (far | doubled | (np.abs(laid - stained).max(axis=2) <= 2)).mean() > 0.75
+        overlapped += bool(doubled.any())
+    assert 15 <= overlapped < 40
+
+
+def test_a_cell_without_a_share_of_overlaps_stays_alone() -> None:
+    pixels = stained_cell()
+    alone = augmented_view(pixels, 0.1, 10.0, 96, STILL, np.random.default_rng(0), (scene(), 0.1))
+    assert (alone == view(pixels, STILL)).all()
+
+
 def test_steps_of_no_strength_change_nothing() -> None:
     """Density to light and back, a turn of hues by nothing, contrast 1: within the rounding."""
     for pixels in (scene(), stained_cell()):

@@ -251,6 +251,25 @@ def test_boxes_give_cells_of_the_kinds_asked_for(boxes: Path, read: Callable[...
         assert middle(window) == pytest.approx((len(window) / 2,) * 2, abs=0.6)
 
 
+def test_boxes_of_some_looks_only(root: Path, read: Callable[..., CellSet], draw_discs: Draw) -> None:
+    folder = root / "txl_pbc"
+    for stem, size in (("a", (640, 480)), ("b", (575, 575)), ("c", (360, 363))):
+        save(folder / "images" / f"{stem}.png", draw_discs(size, np.array([[200, 200, 90.0]]), ("rbc",)).pixels)
+        box = (200 / size[0], 200 / size[1], 90 / size[0], 90 / size[1])
+        (folder / "labels").mkdir(exist_ok=True)
+        (folder / "labels" / f"{stem}.txt").write_text(" ".join(map(str, (1, *box))))
+    (folder / "classes.txt").write_text("WBC\nRBC\nPlatelets\n")
+    (folder / "train.txt").write_text("a\nb\nc\n")
+    (folder / "val.txt").write_text("")
+    entry = {"format": "boxes", "fields": "txl_pbc", "classes": {"rbc": "normocyte"}}
+    taken = {looks: read(RED, **entry, looks=looks).groups.tolist() for looks in ((), ("any",), ("575x575", "640x480"))}
+    assert taken == {
+        (): ["txl_pbc/a", "txl_pbc/b", "txl_pbc/c"],
+        ("any",): ["txl_pbc/c"],
+        ("575x575", "640x480"): ["txl_pbc/a", "txl_pbc/b"],
+    }
+
+
 def test_at_most_so_many_cells_are_drawn_by_the_seed(boxes: Path, read: Callable[..., CellSet]) -> None:
     entry = {"format": "boxes", "fields": "deepbionet", "classes": {"rbc": ["normocyte", "spherocyte"]}}
     whole = read(RED, **entry)

@@ -143,6 +143,8 @@ def _boxes(reading: Reading) -> Iterator[Window]:
     listed: list[tuple[str, LabelledField, int]] = []
     for split in ("train", "val"):
         for field in read_source(root, fields, split):
+            if reading.source.looks and field.source.partition("/")[2] not in reading.source.looks:
+                continue
             listed += [(split, field, int(row)) for row in np.flatnonzero(np.isin(field.kinds, wanted))]
     rng = np.random.default_rng(reading.seed)
     limit = min(reading.source.at_most or len(listed), len(listed))

@@ -26,6 +26,7 @@ class CellSource(Strict):
     find: Literal["rbc", "wbc", ""] = ""
     folder: Path | None = None
     fields: str = ""
+    looks: frozenset[str] = frozenset()
     types: str = "wbc_types.csv"
     list: Path = Path()
     val_share: float = Field(default=0.0, ge=0, lt=1)

@@ -32,6 +32,13 @@ LOG_OF_LEVEL = np.log((np.arange(256) + 1) / 256).astype(np.float32)
 MOST_LIGHT = 0.08
 """Logarithm of the light of the background, over white, up to which views are exposed."""
 
+OVERLAP_UM = (4.5, 8.5)
+"""Between the centres of two red cells of which one lies over the other's edge, or nearly touches it."""
+
+OVERLAP_RADIUS_UM = 4.4
+OVERLAP_RIM_UM = 0.4
+"""The disc that is taken for the upper cell, and the rim in which it fades."""
+
 MIRRORED_BORDER = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
 
 
@@ -48,6 +55,7 @@ class CellAugmentation(Strict):
         scale_sigma: of the logarithm of the magnification.
         aspect_sigma: of the logarithm of width to height, along any direction.
         shift_um: standard deviation of the shift of the centre, in x and in y.
+        overlap_share: probability that another cell of the collection lies over the edge of this one.
         plain: share of the views that keep stain, light, focus and camera.
         stain_share: probability of another stain.
         stain_sigma: of the logarithm of the optical densities of haematoxylin, eosin and residual over the background.
@@ -81,6 +89,7 @@ class CellAugmentation(Strict):
     scale_sigma: float = Field(default=0, ge=0, le=0.5)
     aspect_sigma: float = Field(default=0, ge=0, le=0.2)
     shift_um: float = Field(default=0, ge=0, le=5)
+    overlap_share: float = Field(default=0, ge=0, le=1)
     plain: float = Field(default=0, ge=0, le=1)
     stain_share: float = Field(default=0, ge=0, le=1)
     stain_sigma: float = Field(default=0, ge=0, le=1)
@@ -154,6 +163,7 @@ def augmented_view(
     out_px: int,
     augmentation: CellAugmentation,
     rng: np.random.Generator,
+    other: tuple[Pixels, float] | None = None,
 ) -> Pixels:
     """One varied view of the cell in the middle of a window.
 
@@ -164,16 +174,38 @@ def augmented_view(
         out_px: side of the view in pixels.
         augmentation: strength of the variations.
         rng: all chance comes from it.
+        other: window and scale of the red cell that may lie over this one's edge.
 
     Returns:
         `(out_px, out_px, 3) uint8 RGB`.
     """
-    view = warped_view(pixels, patch_um / um_per_px, out_px, _drawn_warp(um_per_px, augmentation, rng))
+    view = _warped(pixels, um_per_px, (patch_um, out_px), augmentation, rng)
+    if other is not None and rng.random() < augmentation.overlap_share:
+        view = _overlapped(view, _warped(*other, (patch_um, out_px), augmentation, rng), patch_um / out_px, rng)
     if rng.random() < augmentation.plain:
         return view
     view = _recoloured(view, augmentation, rng)
     view = _refocused(view, patch_um / out_px, augmentation, rng)
     return _recorded(view, augmentation, rng)
+
+
+def _warped(
+    pixels: Pixels, um_per_px: float, size: tuple[float, int], augmentation: CellAugmentation, rng: np.random.Generator
+) -> Pixels:
+    patch_um, out_px = size
+    return warped_view(pixels, patch_um / um_per_px, out_px, _drawn_warp(um_per_px, augmentation, rng))
+
+
+def _overlapped(view: Pixels, other: Pixels, um_per_px: float, rng: np.random.Generator) -> Pixels:
+    """The red cell in the middle of `other` laid over the edge of that of `view`: optical densities add up."""
+    distance, angle = rng.uniform(*OVERLAP_UM) / um_per_px, 2 * math.pi * rng.random()
+    move = np.array([[1, 0, distance * math.cos(angle)], [0, 1, distance * math.sin(angle)]], np.float32)
+    y, x = np.indices(other.shape[:2], np.float32) + 0.5 - other.shape[0] / 2
+    disc = np.clip((OVERLAP_RADIUS_UM - np.hypot(x, y) * um_per_px) / OVERLAP_RIM_UM, 0, 1)[..., None]
+    clear = np.maximum(np.percentile(other[::4, ::4], 90, axis=(0, 1)), 1)
+    let_through = (1 - disc * (1 - np.minimum(other / clear, 1))).astype(np.float32)
+    moved = cv2.warpAffine(let_through, move, other.shape[1::-1], borderValue=(1, 1, 1))
+    return cast(Pixels, np.rint(view * moved).astype(np.uint8))
 
 
 def _normal(rng: np.random.Generator, sigma: float, count: int = 1) -> npt.NDArray[np.float64]:

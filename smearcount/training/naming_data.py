@@ -108,11 +108,27 @@ def _balanced(targets: Bools, kind: str, rng: np.random.Generator) -> Indices:
     return np.concatenate([*whole, *rest, coarse])
 
 
+def _companions(cells: CellSet) -> list[Indices]:
+    """Of each cell, those of its photograph; where it is the only one, those of its collection."""
+    _, photograph = np.unique(cells.groups, return_inverse=True)
+    _, collection = np.unique(cells.sources, return_inverse=True)
+    mates, others = _members(photograph), _members(collection)
+    places = zip(photograph.tolist(), collection.tolist(), strict=True)
+    return [mates[p] if len(mates[p]) > 1 else others[c] for p, c in places]
+
+
+def _members(groups: Indices) -> list[Indices]:
+    """The rows of each group, of which they are the numbers."""
+    order = np.argsort(groups, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(groups))[:-1])
+
+
 class _Cells(Dataset[Item]):
     """Cells as the network sees them, turned anew in every epoch, or plain ones for validation."""
 
     def __init__(self, cells: CellSet, recipe: ClassifierRecipe, input_px: int, *, training: bool) -> None:
         self.cells, self.recipe, self.input_px, self.training = cells, recipe, input_px, training
+        self._together = _companions(cells)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -124,7 +140,9 @@ class _Cells(Dataset[Item]):
         if not self.training:
             return plain_view(window, scale, side, self.input_px), self.cells.targets[row]
         rng = chance("view", self.recipe.seed, epoch, place)
-        view = augmented_view(window, scale, side, self.input_px, self.recipe.augmentation, rng)
+        other = int(rng.choice(self._together[row]))
+        beside = (self.cells.pixels[other], float(self.cells.um_per_px[other]))
+        view = augmented_view(window, scale, side, self.input_px, self.recipe.augmentation, rng, beside)
         return view, self.cells.targets[row]
 
     def __getitems__(self, draws: list[Draw]) -> list[Item]:
