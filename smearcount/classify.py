@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.errors import SmearcountError, UsageError
 from smearcount.geometry import FloatArray, centres, diameters
-from smearcount.images import ImageSource, check_target, find_images, grow_text, open_image
+from smearcount.images import ImageSource, ReadLimits, check_target, find_images, grow_text, open_image
+from smearcount.lists import read_lines
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.patches import PatchSizes, Pixels, sample_window, view_of_patch
 from smearcount.records import UNCLASSIFIED, Labels
@@ -28,6 +31,7 @@ __all__ = [
     "ClassifyJob",
     "ClassifyOutcome",
     "ClassifyRun",
+    "ListedPatch",
     "label_columns",
     "listed_patches",
     "listed_pictures",
@@ -35,9 +39,22 @@ __all__ = [
     "run_classify",
 ]
 
+SMALLEST_CELL_PX = 8
+"""Shortest side of a picture of one cell: a platelet at a low magnification."""
+
+PICTURES_AT_ONCE = 64
+
 Progress = Callable[[Iterable[Path]], Iterable[Path]]
 
 Probabilities = Callable[[Named], FloatArray]
+
+
+@dataclass(frozen=True)
+class ListedPatch:
+    """What the manifest of `smearcount crop` says of a patch: its sizes, and the kind of the cell."""
+
+    sizes: PatchSizes
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -57,14 +74,16 @@ class ClassifyJob:
     codes: tuple[str, ...]
     um_per_px: float | None = None
     find: Detector | None = None
-    patches: Mapping[Path, PatchSizes] = field(default_factory=dict)
+    patches: Mapping[Path, ListedPatch] = field(default_factory=dict)
     probabilities: Probabilities = lambda named: named.probs
+
+
+_HEAD = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score", "um_per_px", "um_per_px_source")
 
 
 def label_columns(codes: tuple[str, ...]) -> tuple[str, ...]:
     """Columns of `labels.csv`."""
-    head = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score")
-    return (*head, *(f"p_{code}" for code in codes))
+    return (*_HEAD, *(f"p_{code}" for code in codes))
 
 
 def listed_pictures(paths: Iterable[Path]) -> list[Path]:
@@ -88,71 +107,105 @@ def listed_pictures(paths: Iterable[Path]) -> list[Path]:
 
 
 def _listed_in(path: Path) -> list[Path]:
-    """The pictures on the lines of a file, relative to its folder."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no list of pictures, one a line ({error})") from error
-    return [path.parent / line.strip() for line in lines if line.strip()]
+    """The pictures on the lines of a file, relative to its folder; a line may be a folder, too."""
+    listed: list[Path] = []
+    for line in read_lines(path):
+        entry = path.parent / line
+        listed += find_images(entry, recursive=True) if entry.is_dir() else [entry]
+    return listed
 
 
-def listed_patches(paths: Iterable[Path]) -> dict[Path, PatchSizes]:
+def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:
     """Those pictures that the manifest in their folder lists as patches of `smearcount crop`.
 
     Raises:
         UsageError: a manifest can't be read.
     """
-    listed: dict[Path, PatchSizes] = {}
+    listed: dict[Path, ListedPatch] = {}
     for manifest in dict.fromkeys(path.parent / "manifest.csv" for path in paths):
         if manifest.is_file():
             listed |= _patches_in(manifest)
     return listed
 
 
-def _patches_in(manifest: Path) -> dict[Path, PatchSizes]:
-    columns = ("file", "side_um", "um_per_px")
+def _patches_in(manifest: Path) -> dict[Path, ListedPatch]:
+    columns = ("file", "kind", "side_um", "um_per_px")
     try:
         with manifest.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if all(row.get(column) for column in columns)]
-        sizes = {
-            manifest.parent / row["file"]: PatchSizes(float(row["side_um"]), float(row["um_per_px"])) for row in rows
+        patches = {
+            manifest.parent / row["file"]: ListedPatch(
+                PatchSizes(float(row["side_um"]), float(row["um_per_px"])), row["kind"]
+            )
+            for row in rows
         }
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{manifest}: no manifest of `smearcount crop` ({error}); move it elsewhere") from error
-    for path, size in sizes.items():
-        if not (0 < size.side_um < 1000 and 0 < size.um_per_px < 1000):
+    for path, patch in patches.items():
+        if not (0 < patch.sizes.side_um < 1000 and 0 < patch.sizes.um_per_px < 1000):
             raise UsageError(
                 f"{manifest}: the sizes of {path.name} are none in micrometres; move the manifest elsewhere"
             )
-    return sizes
+    return patches
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """What the network is shown of a picture.
+
+    Attributes:
+        view: `(S, S, 3) uint8 RGB` of its input size.
+        um_per_px: scale of the picture; None where the picture is taken as the window.
+        origin: of the scale: `flag`, `manifest`, `window`, or what the pipeline says of one that it settles.
+        size_um: diameter of the cell where it was looked for and found.
+    """
+
+    view: Pixels
+    um_per_px: float | None
+    origin: str
+    size_um: float | None = None
 
 
 def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) -> Iterator[Row]:
     """The row of each picture of one cell, in the order given."""
-    for path in paths:
-        try:
-            view, size_um = _view(open_image(path), classifier, job)
-        except (SmearcountError, OSError) as error:
-            yield {"image": str(path), "status": "failed", "error": str(error)}
-            continue
-        named = classifier.name_views([view])
-        if size_um is not None:
-            named = without_giants(named, np.array([size_um], np.float32), classifier.card)
-        yield _row(path, job.probabilities(named)[0], job)
+    left = iter(paths)
+    for some in iter(lambda: list(islice(left, PICTURES_AT_ONCE)), []):
+        shown = [_tried(path, classifier, job) for path in some]
+        views = [each for each in shown if isinstance(each, _Shown)]
+        named = classifier.name_views(each.view for each in views)
+        sizes = np.array([each.size_um or 0.0 for each in views], np.float32)
+        probs = iter(job.probabilities(without_giants(named, sizes, classifier.card)))
+        for path, each in zip(some, shown, strict=True):
+            yield _row(path, each, next(probs), job) if isinstance(each, _Shown) else each
 
 
-def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> tuple[Pixels, float | None]:
-    """What the network is shown of a picture, and the diameter of the cell in micrometres where it was found."""
+def _tried(path: Path, classifier: Classifier, job: ClassifyJob) -> _Shown | Row:
+    """What is shown of a picture, or its row where nothing is."""
+    listed = job.patches.get(path)
+    if listed and listed.kind not in classifier.card.kinds:
+        why = f"the manifest says {listed.kind}, {classifier.card.id} names {', '.join(classifier.card.kinds)}"
+        return {"image": str(path), "status": "skipped", "error": why}
+    try:
+        return _show(_opened(path), classifier, job)
+    except (SmearcountError, OSError) as error:
+        return {"image": str(path), "status": "failed", "error": str(error)}
+
+
+def _opened(path: Path) -> ImageSource:
+    return open_image(path, ReadLimits(min_side_px=SMALLEST_CELL_PX))
+
+
+def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Shown:
     width, height = picture.size_wh
-    card = classifier.card
-    um_per_px, middle, size_um = job.um_per_px, (width / 2, height / 2), None
-    if um_per_px is None and (sizes := job.patches.get(picture.path)):
+    card, listed = classifier.card, job.patches.get(picture.path)
+    um_per_px, origin, middle, size_um = job.um_per_px, "flag", (width / 2, height / 2), None
+    if um_per_px is None and listed:
+        um_per_px, origin = listed.sizes.side_um / width, "manifest"
         if not job.find:
-            return view_of_patch(picture, sizes, card.patch_um, card.input_px), None
-        um_per_px = sizes.side_um / width
+            return _Shown(view_of_patch(picture, listed.sizes, card.patch_um, card.input_px), um_per_px, origin)
     if job.find:
         scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
-        um_per_px = scale.um_per_px
+        um_per_px, origin = scale.um_per_px, origin if um_per_px else scale.source
         boxes = cells.boxes[np.isin(cells.kinds, card.kinds)]
         if len(boxes):
             points = centres(boxes)
@@ -160,36 +213,47 @@ def _view(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> tup
             middle = (float(points[nearest, 0]), float(points[nearest, 1]))
             size_um = float(diameters(boxes)[nearest]) * um_per_px
     if um_per_px is None:
-        return fitted(picture.read(0, 0, width, height), card.input_px), None
-    return sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0], size_um
+        return _Shown(fitted(picture.read(0, 0, width, height), card.input_px), None, "window")
+    view = sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0]
+    return _Shown(view, um_per_px, origin, size_um)
 
 
-def _row(path: Path, probs: FloatArray, job: ClassifyJob) -> Row:
+def _row(path: Path, shown: _Shown, probs: FloatArray, job: ClassifyJob) -> Row:
     first, second = np.argsort(-probs, kind="stable")[:2].tolist()
     sure = probs[first] >= job.min_label_score
+    lost = job.find is not None and shown.size_um is None
     row: Row = {
-        **{"image": str(path), "status": "ok", "error": "", "label": job.codes[first] if sure else UNCLASSIFIED},
-        **{"score": f"{probs[first]:.4f}", "runner_up": job.codes[second], "runner_up_score": f"{probs[second]:.4f}"},
+        **{"image": str(path), "status": "ok", "error": "no cell found; the middle was taken" if lost else ""},
+        **{"label": job.codes[first] if sure else UNCLASSIFIED, "score": f"{probs[first]:.4f}"},
+        **{"runner_up": job.codes[second], "runner_up_score": f"{probs[second]:.4f}"},
+        **{"um_per_px": f"{shown.um_per_px:.6g}" if shown.um_per_px else "", "um_per_px_source": shown.origin},
     }
     return row | {f"p_{code}": f"{p:.4f}" for code, p in zip(job.codes, probs.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
 class ClassifyRun:
-    """What `smearcount classify` was asked for; the fields are its flags."""
+    """What `smearcount classify` was asked for.
+
+    Attributes:
+        model: id or folder of the classifier.
+        settings: runtime and thresholds, the detector for `find`, the taxonomy of the examples.
+        find: look for the cell instead of taking the middle.
+        examples: folder of examples, a folder a class.
+    """
 
     model: str
-    um_per_px: float | None = None
+    settings: Settings = Settings()
     find: bool = False
-    min_score: float | None = None
     examples: Path | None = None
 
 
 @dataclass(frozen=True)
 class ClassifyOutcome:
-    """How it went: pictures named, the reasons of the others, and what the user should know."""
+    """How it went: pictures named, left out, the reasons of the failures, and what the user should know."""
 
     named: int
+    skipped: int
     failed: tuple[str, ...]
     remarks: tuple[str, ...]
 
@@ -198,30 +262,53 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     """Name pictures of single cells, and write a row for each.
 
     Raises:
-        UsageError: there is no picture, or there are too few examples.
+        UsageError: there is no picture, there are too few examples, or the output is no CSV file.
         ModelError: the model is no classifier.
         ImageError: the output can't be written, or an example can't be read.
     """
-    classifier = Classifier(find_model(run.model), RuntimeChoice(), run.min_score)
-    detector = Detector(model_for(Settings().detector, RuntimeChoice()), RuntimeChoice()) if run.find else None
-    job = ClassifyJob(classifier.min_label_score, classifier.card.codes, run.um_per_px, detector)
+    if out.suffix.lower() != ".csv":
+        raise UsageError(f"{out}: the labels are a CSV file; give --out a name that ends in .csv")
+    settings = run.settings
+    choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
+    classifier = Classifier(find_model(run.model), choice, settings.min_label_score)
+    detector = Detector(model_for(settings.detector, choice), choice) if run.find else None
+    job = ClassifyJob(classifier.min_label_score, classifier.card.codes, settings.um_per_px, detector)
     pictures, remarks = listed_pictures(paths), tuple[str, ...]()
-    examples = read_examples(run.examples, load_taxonomy()) if run.examples else []
-    if run.um_per_px is None:
+    taxonomy = load_taxonomy(settings.taxonomy)
+    examples = read_examples(run.examples, taxonomy, classifier.card.codes) if run.examples else []
+    if job.um_per_px is None:
         job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
     if run.examples:
         job, remarks = _with_examples(classifier, job, run.examples, examples)
-    failed, named = list[str](), 0
+    seen, failed = Counter[str](), list[str]()
     columns = label_columns(job.codes)
     with grow_text(check_target(out)) as add:
         add(to_csv(columns, []))
         for row in name_files(classifier, progress(pictures), job):
             add(to_csv(columns, [row], header=False))
-            if row["status"] == "ok":
-                named += 1
-            else:
+            seen.update((str(row["status"]), str(row.get("um_per_px_source", ""))))
+            seen["not found"] += row["status"] == "ok" and row["error"] != ""
+            if row["status"] == "failed":
                 failed.append(str(row["error"]))
-    return ClassifyOutcome(named, tuple(failed), remarks)
+    remarks = (*remarks, *_remarks(seen, _unlisted(pictures, job)))
+    return ClassifyOutcome(seen["ok"], seen["skipped"], tuple(failed), remarks)
+
+
+def _unlisted(pictures: Iterable[Path], job: ClassifyJob) -> int:
+    """Pictures that lie beside a manifest of `smearcount crop` which does not list them."""
+    folders = {path.parent for path in job.patches}
+    return sum(path.parent in folders and path not in job.patches for path in pictures)
+
+
+def _remarks(seen: Mapping[str, int], unlisted: int) -> Iterator[str]:
+    """What a reader should know of how the pictures were seen."""
+    if unlisted:
+        yield f"{unlisted} pictures are not in the manifest beside them: each was taken as the whole window"
+    for origin in ("estimated", "assumed"):
+        if n := seen[origin]:
+            yield f"{n} pictures: the scale was {origin}, which a picture of one cell hardly allows; give --um-per-px"
+    if n := seen["not found"]:
+        yield f"{n} pictures: no cell found; the middle was taken"
 
 
 def _with_examples(
@@ -231,7 +318,7 @@ def _with_examples(
     codes = tuple(dict.fromkeys(code for _, code in listed))
     if len(codes) < 2:
         raise UsageError(f"{folder}: expected examples of two classes or more, got {', '.join(codes)} only")
-    named = classifier.name_views(_view(open_image(path), classifier, job)[0] for path, _ in listed)
+    named = classifier.name_views(_show(_opened(path), classifier, job).view for path, _ in listed)
     labels = np.array([codes.index(code) for _, code in listed], np.intp)
     prototypes = Prototypes.from_examples(named.features, labels, codes)
     low, high = prototypes.check.limits

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 
 from smearcount.batch import Failure, Progress, analyze_each, unique_stems
+from smearcount.errors import UsageError
 from smearcount.images import grow_text, make_folder, write_picture
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import CELL_COLUMNS, Row, cell_rows, to_csv
@@ -20,17 +22,25 @@ def write_crops(
 ) -> tuple[int, list[str]]:
     """Cut every cell of every picture out; returns the number of patches and the reasons of the failures.
 
+    Patches of other pictures that lie in the folder already stay in the manifest; those of a picture of the same name
+    are replaced, unless it fails now.
+
     Raises:
         ImageError: the folder can't be written.
+        UsageError: it holds another file of the name of the manifest.
     """
     stems = unique_stems(images)
     written = 0
     failed: list[str] = []
+    before = _listed(make_folder(out) / "manifest.csv")
 
     def finish(path: Path, analysis: Analysis) -> list[Row]:
-        return _write_patches(analysis, out, stems[path])
+        rows = _write_patches(analysis, out, stems[path])
+        for name in {row["file"] for row in before.pop(path.name, [])} - {row["file"] for row in rows}:
+            (out / str(name)).unlink(missing_ok=True)
+        return rows
 
-    with grow_text(make_folder(out) / "manifest.csv") as add:
+    with grow_text(out / "manifest.csv") as add:
         add(to_csv(MANIFEST_COLUMNS, []))
         for _, outcome in analyze_each(pipeline, progress(stems), lambda path: (path.name, ""), finish):
             if isinstance(outcome, Failure):
@@ -38,7 +48,23 @@ def write_crops(
                 continue
             add(to_csv(MANIFEST_COLUMNS, outcome, header=False))
             written += len(outcome)
+        for rows in before.values():
+            add(to_csv(MANIFEST_COLUMNS, [row for row in rows if (out / str(row["file"])).is_file()], header=False))
     return written, failed
+
+
+def _listed(manifest: Path) -> dict[str, list[Row]]:
+    """The rows of a manifest by their picture; nothing where there is none."""
+    if not manifest.is_file():
+        return {}
+    with manifest.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
+            raise UsageError(f"{manifest}: no manifest of this version of `smearcount crop`; give another folder")
+        rows: dict[str, list[Row]] = {}
+        for row in reader:
+            rows.setdefault(row["image"], []).append(dict(row))
+        return rows
 
 
 def _write_patches(analysis: Analysis, out: Path, stem: str) -> list[Row]:

@@ -162,7 +162,7 @@ def _lie_on(first: FloatArray, second: FloatArray) -> npt.NDArray[np.bool_]:
 
 
 def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
-    """Resample `pixels (H, W, 3)` or `(H, W) uint8` to `width` x `height`: by area where it shrinks below 0.6, else bilinear."""
+    """Resample `pixels (H, W, 3)` or `(H, W) uint8`: by area where it shrinks below 0.6, else bilinear."""
     if (pixels.shape[1], pixels.shape[0]) == (width, height):
         return pixels
     shrinks = width * height < 0.36 * pixels.shape[0] * pixels.shape[1]

@@ -19,6 +19,7 @@ from smearcount import counting, report
 from smearcount.config import Settings
 from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
+from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
 from smearcount.images import (
     ArraySource,
@@ -33,7 +34,7 @@ from smearcount.naming import Namer
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import Counts, Detections, Provenance, Scale, SmearResult
-from smearcount.region import read_region
+from smearcount.region import Region, read_region
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale, settle_scale
 from smearcount.slide_scale import RedCells, SlideScales
@@ -198,14 +199,16 @@ class Pipeline:
 
         Raises:
             ImageError: the picture can't be read; names the file and the remedy.
+            ConfigError: the region lies outside the picture.
             ValueError: the scale is not within 0.02 to 2.
         """
         source = ArraySource(image) if isinstance(image, np.ndarray) else self._opened(Path(image))
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         slide = (slide_scales or {}).get(source.size_wh)
+        region = self._region_in(source, name)
         scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide)
-        result, squares = self._judge(source, found, scale, (name, slide_id))
+        result, squares = self._judge(source, found, scale, region, (name, slide_id))
         return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | self.namer.patch_um, squares)
 
     def measure(self, path: Path) -> RedCells:
@@ -222,8 +225,17 @@ class Pipeline:
         limits = ReadLimits(max_megapixels=self.settings.max_megapixels)
         return open_image(path, limits, self.settings.page, level=self.settings.level, channel=self.settings.channel)
 
+    def _region_in(self, source: ImageSource, name: str) -> Region | None:
+        """The part of the region of interest that lies in a picture, at the level of a pyramid that is read."""
+        if self.region is None:
+            return None
+        try:
+            return self.region.at(source.downsample).within(source.size_wh)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from error
+
     def _judge(
-        self, source: ImageSource, found: Detections, scale: Scale, ids: tuple[str, str]
+        self, source: ImageSource, found: Detections, scale: Scale, region: Region | None, ids: tuple[str, str]
     ) -> tuple[SmearResult, CountableMap | None]:
         """Name the cells, decide which count, and sum them."""
         labels, thresholds = self.namer.name(source, found, scale.um_per_px)
@@ -231,8 +243,8 @@ class Pipeline:
         kinds = counting.final_kinds(found.kinds, names, self.taxonomy)
         cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
         rule, whole = self.settings.edge_rule, self.settings.countable == "all"
-        frame = frame_of(source, cells, scale.um_per_px, rule, self.region, whole=whole)
-        quality = assess(source, scale, cells, frame.counted)
+        frame = frame_of(source, cells, scale.um_per_px, rule, region, whole=whole)
+        quality = assess(source, scale, cells, frame.counted, frame.excluded)
         result = SmearResult(
             image_id=ids[0],
             slide_id=ids[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import cv2
 import numpy as np
@@ -57,7 +58,9 @@ def sharpness(pixels: npt.NDArray[np.uint8], um_per_px: float) -> float:
     return detail / structure if structure > 1 else 0.0
 
 
-def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.NDArray[np.bool_]) -> Quality:
+def assess(
+    source: PixelSource, scale: Scale, cells: Detections, counted: npt.NDArray[np.bool_], excluded: Mapping[str, int]
+) -> Quality:
     """Focus from the centre of the picture, crowding from the boxes of all cells found, numbers from those counted.
 
     Args:
@@ -65,6 +68,7 @@ def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.ND
         scale: how large a pixel is.
         cells: every cell found.
         counted: `(N,) bool`, the cell enters the counts.
+        excluded: cells that do not, by reason.
     """
     width, height = source.size_wh
     side = max(32, round(FOCUS_SIDE_UM / scale.um_per_px))
@@ -80,11 +84,11 @@ def assess(source: PixelSource, scale: Scale, cells: Detections, counted: npt.ND
         warnings.append(f"out of focus (sharpness {focus:.2f} of 1): names and small cells can't be trusted")
     if cover > CROWDED_COVER or overlapping > CROWDED_OVERLAP:
         warnings.append(f"too dense ({overlapping:.0%} of the red cells overlap): choose a thinner region")
-    red_counted, excluded = int((counted & is_red).sum()), int((~counted).sum())
+    red_counted, at_edge = int((counted & is_red).sum()), excluded.get("edge", 0)
     if red_counted < SPARSE_RED:
         warnings.append(f"too sparse ({red_counted} red cells counted): count more fields")
-    if excluded > EXCLUDED_SHARE * len(cells):
-        warnings.append(f"{excluded} of {len(cells)} cells lie at the edge and are not counted: take a larger field")
+    if at_edge > EXCLUDED_SHARE * len(cells):
+        warnings.append(f"{at_edge} of {len(cells)} cells lie at the edge and are not counted: take a larger field")
     if scale.note and (scale.source != "estimated" or scale.note.startswith(("metadata", "slide scale"))):
         warnings.append(scale.note)
     return Quality(round(focus, 3), round(cover, 4), round(overlapping, 4), tuple(warnings))

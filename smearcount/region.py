@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,11 +40,13 @@ class Region:
 
     Attributes:
         outline: polygons in pixels, valid, with an area.
+        name: of the file it was read from.
         notes: what was done to the drawn outline and a reader should know of.
     """
 
     outline: shapely.Polygon | shapely.MultiPolygon
     notes: tuple[str, ...] = ()
+    name: str = "the region"
 
     def __post_init__(self) -> None:
         """Check that there is an area, and prepare it for many questions."""
@@ -69,6 +71,13 @@ class Region:
         """Exact area in square pixels of what lies inside a picture of `size_wh`."""
         return float(shapely.box(0, 0, *size_wh).intersection(self.outline).area)
 
+    def at(self, downsample: float) -> Region:
+        """The same part of a picture of which each pixel is `downsample` pixels of the full resolution."""
+        if downsample == 1:
+            return self
+        outline = shapely.transform(self.outline, lambda points: points / downsample)
+        return replace(self, outline=outline)
+
     def within(self, size_wh: tuple[int, int]) -> Region:
         """The part that lies inside a picture of `size_wh`, with a note where that is not all of it.
 
@@ -79,12 +88,13 @@ class Region:
         if inside is None:
             bounds = " ".join(f"{value:.0f}" for value in self.outline.bounds)
             raise ConfigError(
-                f"the region ({bounds}) lies outside the picture of {size_wh[0]} x {size_wh[1]} px; {_REMEDY}"
+                f"{self.name} ({bounds}) lies outside the picture of {size_wh[0]} x {size_wh[1]} px; {_REMEDY}"
             )
         lost = 1 - inside.area / self.outline.area
         if lost < 1e-9:
             return self
-        return Region(inside, (*self.notes, f"{lost:.1%} of the region lies outside the picture and is left out"))
+        note = f"{lost:.1%} of the region lies outside the picture and is left out"
+        return replace(self, outline=inside, notes=(*self.notes, note))
 
     def intersection(self, other: Region) -> Region | None:
         """What both have in common; None for nothing."""
@@ -167,7 +177,7 @@ def parse_region(content: Any, name: str) -> Region:
     if whole is None:
         raise ConfigError(f"{name}: the region has no area; {_REMEDY}")
     words = "outlines that cross themselves" if crossing > 1 else "outline that crosses itself"
-    return Region(whole, (f"{crossing} {words} mended",) if crossing else ())
+    return Region(whole, (f"{crossing} {words} mended",) if crossing else (), f"the region of {name}")
 
 
 def _geometries(content: Any, name: str) -> list[shapely.Polygon]:

@@ -20,7 +20,8 @@ from smearcount.classify import (
     ClassifyJob,
     ClassifyOutcome,
     ClassifyRun,
-    _view,
+    ListedPatch,
+    _show,
     label_columns,
     listed_patches,
     listed_pictures,
@@ -51,7 +52,9 @@ def classify(naming_models: Path, tmp_path: Path) -> Run:
 
     def run(*paths: Path, model: str = "red-discs", **flags: Any) -> tuple[ClassifyOutcome, list[dict[str, str]]]:
         out = tmp_path / "labels.csv"
-        outcome = run_classify(ClassifyRun(str(naming_models / model), **flags), paths, out)
+        find, examples = flags.pop("find", False), flags.pop("examples", None)
+        asked = ClassifyRun(str(naming_models / model), Settings(**flags), find, examples)
+        outcome = run_classify(asked, paths, out)
         return outcome, list(csv.DictReader(out.read_text().splitlines()))
 
     return run
@@ -90,6 +93,7 @@ def test_the_columns_are_fixed(classify: Run, draw_discs: Draw, tmp_path: Path) 
     folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"))
     _, (row,) = classify(folder)
     head = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score")
+    head += ("um_per_px", "um_per_px_source")
     assert tuple(row) == label_columns(RED) == (*head, "p_normocyte", "p_spherocyte", "p_target_cell")
     assert (row["image"], row["status"], row["error"]) == (str(folder / "a.png"), "ok", "")
 
@@ -119,7 +123,7 @@ def test_failures_are_rows_and_cost_only_themselves(classify: Run, draw_discs: D
     folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"), z=cell(draw_discs, "target_cell"))
     (folder / "b.png").write_bytes(b"no picture at all")
     (folder / "c.png").write_bytes((folder / "a.png").read_bytes()[:60])
-    write_picture(folder / "d.png", np.zeros((9, 9, 3), np.uint8))
+    write_picture(folder / "d.png", np.zeros((7, 9, 3), np.uint8))
     outcome, rows = classify(folder, folder / "absent.png")
     assert [(Path(row["image"]).name, row["status"]) for row in rows] == [
         *(("a.png", "ok"), ("b.png", "failed"), ("c.png", "failed"), ("d.png", "failed"), ("z.png", "ok")),
@@ -139,7 +143,7 @@ def test_below_the_threshold_a_cell_is_unclassified(classify: Run, draw_discs: D
     folder = write(tmp_path / "in", **{f"b{blue:03d}": tinted(draw_discs, blue) for blue in range(10, 240, 10)})
     unnamed = []
     for threshold in (0.0, 0.5, 0.9, 0.98, 1.0):
-        _, rows = classify(folder, min_score=threshold)
+        _, rows = classify(folder, min_label_score=threshold)
         unsure = [row["label"] == "unclassified" for row in rows]
         for row, without in zip(rows, unsure, strict=True):
             if abs(float(row["score"]) - threshold) > 1e-4:
@@ -164,7 +168,7 @@ def test_pictures_folders_and_lists(draw_discs: Draw, tmp_path: Path) -> None:
     assert listed_pictures([tmp_path / "one by one.jpg"]) == [tmp_path / "one by one.jpg"]
     (tmp_path / "empty").mkdir()
     listing.write_text("\n\n")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x9f")
+    (tmp_path / "binary.txt").write_bytes(b"\x9f\x00\xff")
     for paths, reason in (
         ([tmp_path / "empty"], "no pictures found"),
         ([listing], "no pictures found"),
@@ -348,13 +352,16 @@ def test_a_patch_of_another_side_is_seen_at_its_own_scale(tmp_path: Path) -> Non
     pixels = np.full((452, 452, 3), 214, np.uint8)
     pixels[100:352, 100:352] = (190, 90, 100)
     write_picture(tmp_path / "cell.png", pixels)
-    (tmp_path / "manifest.csv").write_text("file,side_um,um_per_px\ncell.png,24,0.1\nother.png,12,0.2\n")
+    (tmp_path / "manifest.csv").write_text("file,kind,side_um,um_per_px\ncell.png,rbc,24,0.1\nother.png,wbc,12,0.2\n")
     listed = listed_patches([tmp_path / "cell.png", tmp_path / "elsewhere" / "cell.png"])
-    assert listed == {tmp_path / "cell.png": PatchSizes(24.0, 0.1), tmp_path / "other.png": PatchSizes(12.0, 0.2)}
+    assert listed == {
+        tmp_path / "cell.png": ListedPatch(PatchSizes(24.0, 0.1), "rbc"),
+        tmp_path / "other.png": ListedPatch(PatchSizes(12.0, 0.2), "wbc"),
+    }
     picture = open_image(tmp_path / "cell.png")
     classifier: Any = SimpleNamespace(card=SimpleNamespace(patch_um=12.0, input_px=96))
     shares = [
-        (_view(picture, classifier, ClassifyJob(0.0, RED, patches=patches))[0][..., 1] < 150).mean()
+        (_show(picture, classifier, ClassifyJob(0.0, RED, patches=patches)).view[..., 1] < 150).mean()
         for patches in ({}, listed)
     ]
     assert shares == [pytest.approx((252 / 452) ** 2, rel=0.05), 1.0]
@@ -362,7 +369,7 @@ def test_a_patch_of_another_side_is_seen_at_its_own_scale(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("sizes", ["wide,0.1", "-3,0.1", "nan,0.1", "12,0"])
 def test_a_manifest_that_is_none_is_refused(sizes: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.csv").write_text(f"file,side_um,um_per_px\na.png,{sizes}\n")
+    (tmp_path / "manifest.csv").write_text(f"file,kind,side_um,um_per_px\na.png,rbc,{sizes}\n")
     with pytest.raises(UsageError, match="manifest.csv: .* elsewhere"):
         listed_patches([tmp_path / "a.png"])
 
@@ -370,3 +377,78 @@ def test_a_manifest_that_is_none_is_refused(sizes: str, tmp_path: Path) -> None:
 def test_another_manifest_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("file,what\na.png,b\n")
     assert listed_patches([tmp_path / "a.png"]) == {}
+
+
+def test_crops_of_several_runs_share_one_folder(naming_pipeline: Callable[..., Pipeline], tmp_path: Path) -> None:
+    pipeline, out = naming_pipeline(), tmp_path / "crops"
+    first, second = tmp_path / "a" / "one.jpg", tmp_path / "a" / "two.jpg"
+    first.parent.mkdir()
+    for path in (first, second):
+        shutil.copy(SPARSE, path)
+    n = write_crops(pipeline, [first], out)[0]
+    assert write_crops(pipeline, [second], out)[0] == n > 20
+    assert len(listed_patches([out / "any.png"])) == len(list(out.glob("*.png"))) == 2 * n
+    write_picture(first, np.full((300, 300, 3), 214, np.uint8))
+    second.write_bytes(b"no picture")
+    written, failed = write_crops(pipeline, [first, second], out)
+    assert (written, len(failed)) == (0, 1)
+    kept = listed_patches([out / "any.png"])
+    assert {path.name[:3] for path in kept} == {"two"}
+    assert len(kept) == len(list(out.glob("*.png"))) == n
+    (out / "manifest.csv").write_text("mine\n")
+    with pytest.raises(UsageError, match=r"manifest\.csv: no manifest .* another folder"):
+        write_crops(pipeline, [first], out)
+
+
+def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(
+    classify: Run, draw_discs: Draw, tmp_path: Path
+) -> None:
+    folder = write(
+        tmp_path / "in",
+        a=cell(draw_discs, "normocyte"),
+        b=cell(draw_discs, "normocyte"),
+        c=cell(draw_discs, "normocyte"),
+    )
+    (folder / "manifest.csv").write_text("file,kind,side_um,um_per_px\na.png,rbc,12,0.16\nb.png,wbc,12,0.16\n")
+    outcome, rows = classify(folder)
+    assert [(row["status"], row["label"], row["um_per_px_source"]) for row in rows] == [
+        ("ok", "normocyte", "manifest"),
+        ("skipped", "", ""),
+        ("ok", "normocyte", "window"),
+    ]
+    assert "wbc" in rows[1]["error"]
+    assert (outcome.named, outcome.skipped, outcome.failed) == (2, 1, ())
+    assert any(remark.startswith("1 pictures are not in the manifest") for remark in outcome.remarks)
+
+
+def test_tiny_cells_and_lists_of_any_editor(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte", 8, 12), b=cell(draw_discs, "normocyte"))
+    _, rows = classify(folder)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "list.txt").write_text('in/a.png\n"in"\n', encoding=encoding)
+        assert listed_pictures([tmp_path / "list.txt"]) == [folder / "a.png", folder / "b.png"]
+    (tmp_path / "list.txt").write_bytes(b"in/a.png\0")
+    with pytest.raises(UsageError, match=r"list\.txt: .*binary"):
+        listed_pictures([tmp_path / "list.txt"])
+    with pytest.raises(UsageError, match=r"labels\.xlsx: .*\.csv"):
+        run_classify(ClassifyRun("red-cells"), [folder], tmp_path / "labels.xlsx")
+
+
+def test_a_scale_that_had_to_be_assumed_is_told(
+    naming_models: Path,
+    disc_detector: Callable[..., Detector],
+    draw_discs: Draw,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("smearcount.classify.Detector", lambda *_: disc_detector())
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte", 46, 300), b=np.full((300, 300, 3), 214, np.uint8))
+    model = str(naming_models / "red-discs")
+    outcome = run_classify(ClassifyRun(model, find=True), [folder], tmp_path / "labels.csv")
+    rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
+    assert {row["um_per_px_source"] for row in rows} <= {"assumed", "estimated"}
+    assert float(rows[0]["um_per_px"]) > 0
+    assert [bool(row["error"]) for row in rows] == [False, True]
+    assert any("give --um-per-px" in remark for remark in outcome.remarks)
+    assert any("no cell found" in remark for remark in outcome.remarks)

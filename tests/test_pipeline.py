@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import tifffile
 
 from smearcount import Pipeline, Settings
+from smearcount.errors import ConfigError
 from smearcount.images import open_image
 from smearcount.report import CELL_COLUMNS
 from smearcount.simulate import SmearRecipe, read_truth, render
@@ -85,6 +87,31 @@ def test_flips_and_quarter_turns_change_next_to_nothing(pipeline: Pipeline) -> N
         kinds = pipeline.analyze(np.ascontiguousarray(view), um_per_px=0.12).result.detections.kinds.tolist()
         counts.append([kinds.count(kind) for kind in KINDS])
     assert np.ptp(np.array(counts), axis=0)[:2].max() <= 2
+
+
+def test_a_region_means_the_same_cells_at_every_level_of_a_pyramid(tmp_path: Path) -> None:
+    pixels = open_image(SAMPLES / "double_magnification.jpg").pixels
+    height, width = pixels.shape[:2]
+    slide, drawn = tmp_path / "slide.tif", tmp_path / "left.geojson"
+    with tifffile.TiffWriter(slide) as writer:
+        writer.write(pixels, photometric="rgb", tile=(256, 256), subifds=1)
+        half = cv2.resize(pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+        writer.write(half, photometric="rgb", tile=(256, 256), subfiletype=1)
+    corners = [[0, 0], [width / 2, 0], [width / 2, height], [0, height], [0, 0]]
+    drawn.write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+    um_per_px, totals = TRUTH["double_magnification.jpg"]["um_per_px"], []
+    for level in (0, 1):
+        settings = Settings(region=drawn, level=level, classifiers=(), countable="all")
+        result = Pipeline.load(settings).analyze(slide, um_per_px=um_per_px * 2**level).result
+        boxes = result.detections.boxes[result.counted]
+        assert boxes[:, 0].max() < width / 2 / 2**level
+        totals.append(len(boxes))
+    assert totals[0] > 20
+    assert abs(totals[1] - totals[0]) <= 1
+    far = [[x + 9 * width, y] for x, y in corners]
+    drawn.write_text(json.dumps({"type": "Polygon", "coordinates": [far]}))
+    with pytest.raises(ConfigError, match=r"slide\.tif: the region of .*left\.geojson .* lies outside"):
+        Pipeline.load(Settings(region=drawn, classifiers=())).analyze(slide, um_per_px=um_per_px)
 
 
 def test_an_analysis_is_complete(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def boxes_in_a_row(n: int, side: float, step: float) -> npt.NDArray[np.float32]:
 
 def words(draw: Draw, found: Detections, scale: Scale | None = None, size_wh: tuple[int, int] = (900, 200)) -> Any:
     counted = np.ones(len(found), np.bool_)
-    return assess(draw(size_wh, np.zeros((0, 3)), ()), scale or Scale(0.2, "flag"), found, counted)
+    return assess(draw(size_wh, np.zeros((0, 3)), ()), scale or Scale(0.2, "flag"), found, counted, {})
 
 
 def test_cover_and_overlap_of_known_boxes(draw_discs: Draw, cells: Cells) -> None:
@@ -105,10 +105,10 @@ def test_a_good_field_has_no_warning_and_a_blurred_one_has(scatter_discs: Draw, 
     )
     scale = Scale(UM_PER_PX, "flag")
     counted = np.ones(len(red), np.bool_)
-    sharp = assess(type(smear)(field, smear.discs, smear.kinds), scale, red, counted)
+    sharp = assess(type(smear)(field, smear.discs, smear.kinds), scale, red, counted, {})
     assert sharp.warnings == ()
     blurred = cv2.GaussianBlur(field, (0, 0), 8).astype(np.uint8)
-    soft = assess(type(smear)(blurred, smear.discs, smear.kinds), scale, red, counted)
+    soft = assess(type(smear)(blurred, smear.discs, smear.kinds), scale, red, counted, {})
     assert soft.sharpness < sharp.sharpness
     assert [text[:12] for text in soft.warnings] == ["out of focus"]
 
@@ -134,7 +134,8 @@ def test_advice_goes_by_the_cells_that_count(
 ) -> None:
     found = cells(boxes_in_a_row(red + white, 9, 10), ["rbc"] * red + ["wbc"] * white)
     counted = np.arange(red + white) >= left_out
-    quality = assess(draw_discs((900, 200), np.zeros((0, 3)), ()), Scale(0.2, "flag"), found, counted)
+    excluded = {"edge": left_out, "outside the region": red}
+    quality = assess(draw_discs((900, 200), np.zeros((0, 3)), ()), Scale(0.2, "flag"), found, counted, excluded)
     assert [text for text in quality.warnings if not text.startswith("out of focus")] == expected
 
 

@@ -103,6 +103,14 @@ def test_a_point_on_a_common_edge_lies_in_one_of_the_regions() -> None:
 # Inside the picture
 
 
+def test_an_outline_at_full_resolution_is_scaled_to_the_level_that_is_read() -> None:
+    region = region_of(polygon(rectangle(80, 40, 40, 20)))
+    assert region.at(1) is region
+    half = region.at(2)
+    assert half.outline.bounds == (40, 20, 60, 30)
+    assert half.notes == region.notes
+
+
 def test_what_lies_outside_the_picture_is_left_out_and_noted() -> None:
     region = region_of(polygon(rectangle(80, 80, 40, 40)))
     assert region.area_px((100, 100)) == pytest.approx(400)
@@ -113,7 +121,7 @@ def test_what_lies_outside_the_picture_is_left_out_and_noted() -> None:
     assert region.area_px((80, 80)) == 0
     for size in ((80, 80), (50, 50)):  # touching is not inside
         with pytest.raises(
-            ConfigError, match=r"region \(80 80 120 120\) lies outside the picture of .* pixels at full"
+            ConfigError, match=r"region of roi.geojson \(80 80 120 120\) lies outside the picture of .* pixels at full"
         ):
             region.within(size)
 

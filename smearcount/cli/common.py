@@ -32,6 +32,10 @@ Scale = Annotated[float | None, typer.Option("--um-per-px", help="Micrometres a 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
+Runtime = Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")]
 
 _SETTINGS: dict[str, Any] = {
     "um_per_px": Scale,
@@ -44,13 +48,13 @@ _SETTINGS: dict[str, Any] = {
         str | None, typer.Option("--classifiers", help="Ids or folders, comma-separated; none for kinds only.")
     ],
     "experts": Annotated[str | None, typer.Option("--experts", help="MODEL=GAP, comma-separated; see mend experts.")],
-    "device": Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")],
-    "runtime": Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")],
+    "device": Device,
+    "runtime": Runtime,
     "precision": Annotated[
         str | None,
         typer.Option("--precision", help="auto (INT8 for finding where the processor is made for it), f32 or bf16."),
     ],
-    "threads": Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")],
+    "threads": Threads,
     "tile": Annotated[
         int | None, typer.Option("--tile", help="Windows of a large picture read together; changes no count.")
     ],
@@ -65,7 +69,7 @@ _SETTINGS: dict[str, Any] = {
     "min_label_score": Annotated[
         float | None, typer.Option("--min-label-score", help="Below it a cell is unclassified, instead of the model's.")
     ],
-    "config": Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")],
+    "config": Config,
 }
 """The flags of every command that analyses pictures, by their names in `Settings`, and `--config`."""
 

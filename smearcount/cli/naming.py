@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smearcount.cli.common import Out, Quiet, app, bar, clear_errors, errors, known_model, plain
+from smearcount.cli.common import (
+    Config,
+    Device,
+    Out,
+    Quiet,
+    Runtime,
+    Threads,
+    app,
+    bar,
+    clear_errors,
+    errors,
+    known_model,
+    plain,
+    settings_from,
+)
 from smearcount.cli.models import evaluate_app, train_app
 from smearcount.config import Settings, read_model
 
@@ -34,35 +48,34 @@ def classify(
     out: Annotated[Path, typer.Option("--out", help="CSV to write.")] = Path("labels.csv"),
     um_per_px: Annotated[
         float | None,
-        typer.Option(
-            "--um-per-px",
-            min=0.02,
-            max=2,
-            help="Scale; else what the manifest of `crop` says, or the picture is the window.",
-        ),
+        typer.Option("--um-per-px", help="Scale; else what the manifest of `crop` says, or the picture is the window."),
     ] = None,
     find: Annotated[bool, typer.Option("--find", help="Look for the cell instead of taking the middle.")] = False,
-    min_score: Annotated[
-        float | None, typer.Option("--min-score", min=0, max=1, help="Below it a cell is unclassified.")
-    ] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Below it a cell is unclassified.")] = None,
     examples: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of examples, five to twenty a class folder."),
     ] = None,
+    device: Device = None,
+    runtime: Runtime = None,
+    threads: Threads = None,
+    config: Config = None,
     quiet: Quiet = False,
 ) -> None:
     """Name ready-made pictures of single cells, with the probability of every code."""
     from smearcount.classify import ClassifyRun, run_classify
 
+    asked = {"um_per_px": um_per_px, "min_label_score": min_score}
+    settings = settings_from(config, **asked, device=device, runtime=runtime, threads=threads)
     with clear_errors():
-        asked = ClassifyRun(model, um_per_px, find, min_score, examples)
-        outcome = run_classify(asked, paths, out, bar(quiet, "naming"))
+        outcome = run_classify(ClassifyRun(model, settings, find, examples), paths, out, bar(quiet, "naming"))
     for line in outcome.remarks if not quiet else ():
         typer.echo(line)
     for reason in outcome.failed:
         errors().print(f"[red]failed:[/red] {plain(reason)}")
     if not quiet:
-        typer.echo(f"{outcome.named} named, {len(outcome.failed)} failed; written: {out}")
+        skipped = f"{outcome.skipped} of other kinds skipped, " if outcome.skipped else ""
+        typer.echo(f"{outcome.named} named, {skipped}{len(outcome.failed)} failed; written: {out}")
     raise typer.Exit(1 if outcome.failed else 0)
 
 

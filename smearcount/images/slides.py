@@ -58,6 +58,11 @@ class SlideSource:
     scale_origin: str
     notes: tuple[str, ...]
 
+    @property
+    def downsample(self) -> float:
+        """Pixels of level 0 a pixel."""
+        return float(self.slide.level_downsamples[self.level])
+
     @cached_property
     def sha256(self) -> str:
         """Of all bytes of the slide, computed when first asked for."""

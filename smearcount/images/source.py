@@ -81,6 +81,10 @@ class ImageSource(Protocol):
         """Where `um_per_px` was found, such as `TIFF resolution`; empty without one."""
 
     @property
+    def downsample(self) -> float:
+        """Pixels of the full resolution a pixel: 1 unless another level of a pyramid was chosen."""
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Everything that was done to the stored pixels and a reader should know of."""
 
@@ -108,6 +112,7 @@ class ArraySource:
         scale_origin: where the scale was found.
         notes: what was done to the stored pixels.
         sha256: of the bytes of the file.
+        downsample: pixels of the full resolution a pixel.
     """
 
     pixels: Rgb
@@ -116,6 +121,7 @@ class ArraySource:
     scale_origin: str = ""
     notes: tuple[str, ...] = ()
     sha256: str = ""
+    downsample: float = 1.0
 
     def __post_init__(self) -> None:
         """Check shape, dtype and scale."""

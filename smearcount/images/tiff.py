@@ -51,6 +51,7 @@ class TiffSource:
         scale_origin: where the scale was found.
         notes: what is done to the stored pixels.
         low_high: stored values that become 0 and 255, where they have more than 8 bits.
+        downsample: pixels of the full resolution a pixel.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class TiffSource:
     scale_origin: str
     notes: tuple[str, ...]
     low_high: tuple[float, float] | None = None
+    downsample: float = 1.0
 
     @property
     def size_wh(self) -> tuple[int, int]:
@@ -93,7 +95,7 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
     Raises:
         ImageError: damaged, of an unsupported kind, too large or too small, or without that page.
     """
-    stored, size, notes = _parse(path, choice)
+    stored, size, downsample, notes = _parse(path, choice)
     limits.check_side(path, stored.upright_wh)
     width, height = stored.upright_wh
     large = width * height > min(_HELD_MEGAPIXELS, limits.max_megapixels) * 1e6
@@ -102,11 +104,11 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
     notes = (*notes, *stored.notes, *((size.note,) if size.note else ()))
     with _reading(path):
         if by_region:
-            return _by_region(path, stored, size, notes)
+            return _by_region(path, stored, size, downsample, notes)
         samples = stored.read(path, (0, 0, width, height))
         pixels, range_note = stored.colour.to_rgb(samples, _range(stored, samples))
     notes = (*notes, range_note) if range_note else notes
-    return ArraySource(pixels, size.um_per_px, path, size.origin, notes, file_sha256(path))
+    return ArraySource(pixels, size.um_per_px, path, size.origin, notes, file_sha256(path), downsample)
 
 
 def scanner_of(path: Path) -> str:
@@ -131,9 +133,11 @@ def scanner_of(path: Path) -> str:
     return next((name for name, is_so in scanners.items() if is_so), "")
 
 
-def _by_region(path: Path, stored: StoredPage, size: PixelSize, notes: tuple[str, ...]) -> TiffSource:
+def _by_region(
+    path: Path, stored: StoredPage, size: PixelSize, downsample: float, notes: tuple[str, ...]
+) -> TiffSource:
     if not stored.is_deep:
-        return TiffSource(path, stored, size.um_per_px, size.origin, notes)
+        return TiffSource(path, stored, size.um_per_px, size.origin, notes, None, downsample)
 
     def read(region_xywh: tuple[int, int, int, int]) -> npt.NDArray[Any]:
         return stored.colour.of_colour(stored.read(path, region_xywh))
@@ -141,7 +145,7 @@ def _by_region(path: Path, stored: StoredPage, size: PixelSize, notes: tuple[str
     low_high = sampled_range(read, stored.upright_wh)
     patch = stored.read(path, (0, 0, 1, 1))
     note = stored.colour.to_rgb(patch, low_high)[1]
-    return TiffSource(path, stored, size.um_per_px, size.origin, (*notes, note), low_high)
+    return TiffSource(path, stored, size.um_per_px, size.origin, (*notes, note), low_high, downsample)
 
 
 def _range(stored: StoredPage, samples: npt.NDArray[Any]) -> tuple[float, float] | None:
@@ -152,15 +156,16 @@ def _range(stored: StoredPage, samples: npt.NDArray[Any]) -> tuple[float, float]
     return sampled_range(lambda at: colour[at[1] : at[1] + at[3], at[0] : at[0] + at[2]], stored.upright_wh)
 
 
-def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, tuple[str, ...]]:
+def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:
     try:
         with _heard() as messages, tifffile.TiffFile(path, _multifile=False) as file:
             pages = [each for each in file.pages if isinstance(each, tifffile.TiffPage)]
             unread = _unread_tags(messages)
             chosen = choose_page(pages, choice)
             stored = stored_page(chosen.page, file.filehandle.size, chosen.channel)
-            size = _pixel_size(pages[0], chosen.full).times(chosen.full.imagewidth / chosen.page.imagewidth)
-            return stored, size, (*chosen.notes, *unread)
+            downsample = chosen.full.imagewidth / chosen.page.imagewidth
+            size = _pixel_size(pages[0], chosen.full).times(downsample)
+            return stored, size, downsample, (*chosen.notes, *unread)
     except (DamagedError, UnsupportedError) as error:
         raise _named(path, error) from error
     except Exception as error:

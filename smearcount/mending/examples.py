@@ -7,7 +7,7 @@ scaled to length 1 and compared by the cosine. `features` is `(N, D) float32`, t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,12 +189,12 @@ def extend(labels: Labels, features: FloatArray, prototypes: Prototypes) -> Exte
     )
 
 
-def read_examples(folder: Path, taxonomy: Taxonomy) -> list[tuple[Path, str]]:
+def read_examples(folder: Path, taxonomy: Taxonomy, codes: Iterable[str] = ()) -> list[tuple[Path, str]]:
     """The pictures below the folders of a folder, sorted, each with the code its folder is named after.
 
-    A folder's name is a code, a synonym or a display name of the taxonomy, in any case and with any spacing; any other
-    name becomes a new code. Deeper folders belong to the one at the top. A file of a type that is not read is listed
-    too: opening it says so.
+    A folder's name is one of `codes`, or a code, a synonym or a display name of the taxonomy, in any case and with any
+    spacing; any other name becomes a new code. Deeper folders belong to the one at the top. A file of a type that is
+    not read is listed too: opening it says so.
 
     Raises:
         UsageError: there is no example, a folder has none, a picture is in no class folder, or a name is no code.
@@ -205,7 +205,7 @@ def read_examples(folder: Path, taxonomy: Taxonomy) -> list[tuple[Path, str]]:
     if loose or not pictures:
         what = f"{len(loose)} pictures such as {loose[0]} are in no class" if loose else "no pictures"
         raise UsageError(f"{folder}: {what}; expected one folder a class, named after its code")
-    known = _known_words(taxonomy)
+    known = _known_words(taxonomy) | {_word(code): code for code in codes}
     found = [(path, path.relative_to(folder).parts[0]) for path in pictures]
     visible = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     empty = sorted(visible - {name for _, name in found})

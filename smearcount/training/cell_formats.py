@@ -17,9 +17,14 @@ from smearcount.detector import FILL, Detector, PixelSource
 from smearcount.geometry import FloatArray, centres, iou_matrix
 from smearcount.images import find_images, open_image
 from smearcount.training.cell_sources import CellSource, point_rows, types_of
+from smearcount.training.red_cells import find_red_cell
 from smearcount.training.splits import split_groups
 
 __all__ = ["CONTEXT", "Reading", "Window", "cut_window", "windows_of"]
+
+ROUND_TO, OVAL_TO = 1.2, 1.35
+"""Length over width up to which a red cell is round, or oval. Of the training cells of Chula RBC-12, 95 % of the
+normocytes lie below 1.29, 95 % of the ovalocytes above 1.23, and 95 % of the elliptocytes above 1.40."""
 
 CONTEXT = 1.6
 """Side of a kept window over the side of the patch: room for turning, shifting and a lower magnification."""
@@ -139,7 +144,7 @@ def _listed(reading: Reading) -> Iterator[Window]:
 def _boxes(reading: Reading) -> Iterator[Window]:
     """Cells of some kinds, from the labelled boxes of a collection of fields."""
     root, [fields] = choose_sources([reading.source.fields])
-    wanted = [KINDS.index(kind) for kind in reading.source.classes]
+    wanted = [KINDS.index(kind) for kind in reading.source.classes if not reading.source.outline or kind in KINDS]
     listed: list[tuple[str, LabelledField, int]] = []
     for split in ("train", "val"):
         for field in read_source(root, fields, split):
@@ -153,9 +158,19 @@ def _boxes(reading: Reading) -> Iterator[Window]:
         x, y = centres(field.boxes[row : row + 1])[0].tolist()
         pixels = cut_window(open_image(field.path), (x, y), round(reading.side_um / field.um_per_px))
         label, stem = KINDS[field.kinds[row]], field.path.stem
+        if reading.source.outline:
+            label = _outline(pixels, field.um_per_px) or label
         yield Window(
             pixels, field.um_per_px, label, f"{fields.name}/{stem}", split, f"{field.path.name} {x:.0f} {y:.0f}"
         )
+
+
+def _outline(pixels: Pixels, um_per_px: float) -> str:
+    """What the outline of a red cell is like: `round`, `oval` or `long`; empty where no single cell is to be seen."""
+    cell = find_red_cell(pixels, um_per_px)
+    if cell is None or cell.cut:
+        return ""
+    return "round" if cell.aspect < ROUND_TO else "oval" if cell.aspect < OVAL_TO else "long"
 
 
 def _truth(reading: Reading) -> Iterator[Window]:

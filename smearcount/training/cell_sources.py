@@ -27,6 +27,7 @@ class CellSource(Strict):
     folder: Path | None = None
     fields: str = ""
     looks: frozenset[str] = frozenset()
+    outline: bool = False
     types: str = "wbc_types.csv"
     list: Path = Path()
     val_share: float = Field(default=0.0, ge=0, lt=1)

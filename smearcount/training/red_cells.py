@@ -43,6 +43,7 @@ class RedCell:
         step_um: scale of `inside_um`.
         centre_um: x, y of its centre of gravity.
         diameter_um: of the disc of the same area.
+        aspect: length over width of the ellipse with the same second moments.
         background: `(3,) float32`, optical density of the background in red, green and blue.
         density: `(3,) float32`, optical density over the background, pallor left out.
         edge_um: standard deviation of the blur that the sharpest part of the outline would have if it were a step;
@@ -54,6 +55,7 @@ class RedCell:
     step_um: float
     centre_um: tuple[float, float]
     diameter_um: float
+    aspect: float
     background: FloatArray
     density: FloatArray
     edge_um: float
@@ -103,11 +105,19 @@ def find_red_cell(pixels: Pixels, um_per_px: float) -> RedCell | None:
         step_um=step_um,
         centre_um=(x, y),
         diameter_um=2 * math.sqrt(moments["m00"] / math.pi) * step_um,
+        aspect=_aspect(moments),
         background=clear,
         density=stain,
         edge_um=_edge_um(pixels, um_per_px, cv2.resize(inside.astype(np.float32), pixels.shape[1::-1])),
         cut=bool((filled & (inside > -0.6)).any()),
     )
+
+
+def _aspect(moments: dict[str, float]) -> float:
+    """Square root of the ratio of the variances along and across (Gonzalez and Woods, Digital Image Processing)."""
+    mean, half = moments["mu20"] + moments["mu02"], moments["mu20"] - moments["mu02"]
+    apart = math.hypot(half, 2 * moments["mu11"])
+    return math.sqrt((mean + apart) / max(mean - apart, 1e-9))
 
 
 def _filled(pixels: Pixels, coarse: Pixels) -> npt.NDArray[np.bool_]:
