@@ -172,7 +172,7 @@ def test_a_slide_pools_the_counts_of_its_fields(taxonomy: Taxonomy, make_result:
         boxes = np.tile([10.0, 10, 50, 50], (n, 1))
         parts.append(make_result(cells(boxes, kinds), Labels(probs, codes), counted=rng.random(n) < 0.8))
     whole = parts[0].counts + parts[1].counts + parts[2].counts
-    kept = [json.loads(json.dumps(counts_as_json(part))) for part in parts]
+    kept = [{**json.loads(json.dumps(counts_as_json(part))), "warnings": []} for part in parts]
     pictures = [
         ({**report_row(part, taxonomy), "slide": "s"}, counts) for part, counts in zip(parts, kept, strict=True)
     ]
@@ -181,6 +181,9 @@ def test_a_slide_pools_the_counts_of_its_fields(taxonomy: Taxonomy, make_result:
     assert tuple(row) == slide_columns(taxonomy)
     assert (row["status"], row["images"], row["failed"], row["error"]) == ("partial", 4, 1, "1 of 4 pictures failed")
     assert row["counted_area_mm2"] == "0.03"
+    assert (row["warned"], row["excluded"]) == (0, f"edge {whole.excluded['edge']}")
+    warned = [(row, counts | {"warnings": ["dark"]} if n == 1 else counts) for n, (row, counts) in enumerate(pictures)]
+    assert next(slide_rows(warned, taxonomy))["warned"] == 1
     named = [whole.named[code] for code in ("neutrophil", "lymphocyte")]
     assert [row["count_neutrophil"], row["count_lymphocyte"]] == named
     share = percentage(named[0], sum(named))
@@ -234,7 +237,7 @@ def test_every_column_has_a_type(taxonomy: Taxonomy) -> None:
     text = {column for column in columns if number_type(column) is str}
     assert text == {
         *("image", "slide", "status", "error", "um_per_px_source", "model_ids", "version", "image_sha256"),
-        *("kind", "label", "runner_up"),
+        *("kind", "label", "runner_up", "excluded"),
     }
 
 

@@ -31,12 +31,15 @@ HOSTILE = (
 )
 
 
-def picture(taxonomy: Taxonomy, name: str, slide: str, *, area: float = 1e5, **named: int) -> tuple[Any, Any]:
+def picture(
+    taxonomy: Taxonomy, name: str, slide: str, *, area: float = 1e5, told: Any = None, **named: int
+) -> tuple[Any, Any]:
     """A picture with these cells on so many square micrometres."""
     codes = ["normocyte", "neutrophil", "lymphocyte"]
     head = {"image": name, "slide": slide, "status": "ok", "model_ids": "cells-1 white-2", "version": "9.9"}
+    head |= {"um_per_px_source": "flag", "um_per_px": "0.2", "width": 1000, "height": 500}
     counts = {"named": named, "unclassified": {"rbc": 3}, "excluded": {"edge": 2}, "codes": codes, "area_um2": area}
-    return dict.fromkeys(report_columns(taxonomy), "") | head | {"um_per_px_source": "flag"}, counts
+    return dict.fromkeys(report_columns(taxonomy), "") | head, {"warnings": [], "shares": {}} | counts | (told or {})
 
 
 def failed(taxonomy: Taxonomy, name: str, slide: str = "", reason: str = "damaged") -> tuple[Any, Any]:
@@ -184,6 +187,18 @@ def test_known_rows_give_known_figures(write: Any, taxonomy: Taxonomy) -> None:
     assert "Monocyte" not in named["a"]
     assert {(row["slide"], row["cells"], row["is"]) for row in look} >= {("d", "Red blood cells", "high")}
     assert [(row["picture"], row["reason"]) for row in bad] == [("b/2", "b/2: damaged"), ("c/1", "c/1: too large")]
+
+
+def test_warnings_and_what_is_not_counted_are_told(write: Any, taxonomy: Taxonomy) -> None:
+    shares = {"countable": 0.75, "too thick": 0.25, "debris": 0.0}
+    told = {"warnings": ["out of focus <b>", "too sparse"], "excluded": {"edge": 3, "too thick": 40}, "shares": shares}
+    text = write(
+        [picture(taxonomy, "a", "s", told=told), picture(taxonomy, "b", "s"), failed(taxonomy, "c")], slides=True
+    )
+    assert Page(text).table(2) == [{"picture": "a", "warning": "out of focus <b>; too sparse"}]
+    assert "Found, not counted: edge 5, too thick 40." in text
+    assert "judged square by square: countable 75.0 %, too thick 25.0 %" in text
+    assert "Pictures with a warning</dt><dd>1</dd>" in text
 
 
 def test_without_slides_each_picture_stands_for_itself(write: Any, taxonomy: Taxonomy) -> None:

@@ -14,13 +14,14 @@ from smearcount.taxonomy import Taxonomy
 
 __all__ = ["counts_as_json", "slide_columns", "slide_rows"]
 
-_HEAD = ("slide", "status", "error", "images", "failed", "counted_area_mm2")
+_HEAD = ("slide", "status", "error", "images", "failed", "warned", "excluded", "counted_area_mm2")
 
 
 @dataclass
 class _Slide:
     images: int = 0
     failed: int = 0
+    warned: int = 0
     area_um2: float = 0.0
     counts: Counts = field(default_factory=Counts)
     codes: tuple[str, ...] = ()
@@ -35,7 +36,7 @@ def slide_columns(taxonomy: Taxonomy) -> tuple[str, ...]:
 
 
 def counts_as_json(result: SmearResult) -> dict[str, Any]:
-    """What `slide_rows` needs of one picture, as plain values."""
+    """What slides and the summary need of one picture, as plain values."""
     counts = result.counts
     return {
         "named": {code: n for code, n in counts.named.items() if n},
@@ -43,6 +44,8 @@ def counts_as_json(result: SmearResult) -> dict[str, Any]:
         "excluded": dict(counts.excluded),
         "codes": list(result.labels.codes),
         "area_um2": result.counted_area_um2,
+        "warnings": list(result.quality.warnings),
+        "shares": dict(result.quality.shares),
     }
 
 
@@ -61,6 +64,7 @@ def slide_rows(pictures: Iterable[tuple[Row, Mapping[str, Any]]], taxonomy: Taxo
             slide.failed += 1
             continue
         slide.counts += Counts(counts["named"], counts["unclassified"], counts["excluded"])
+        slide.warned += bool(counts["warnings"])
         slide.area_um2 += counts["area_um2"]
         slide.codes = tuple(dict.fromkeys((*slide.codes, *counts["codes"])))
         slide.models, slide.version = str(row["model_ids"]), str(row["version"])
@@ -75,6 +79,8 @@ def _row(name: str, slide: _Slide, taxonomy: Taxonomy) -> Row:
         "error": f"{slide.failed} of {slide.images} pictures failed" if slide.failed else "",
         "images": slide.images,
         "failed": slide.failed,
+        "warned": slide.warned,
+        "excluded": "; ".join(f"{reason} {n}" for reason, n in slide.counts.excluded.items() if n),
         "counted_area_mm2": f"{slide.area_um2 / 1e6:.6g}",
     }
     if slide.failed == slide.images:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,13 @@ from smearcount.records import KINDS
 from smearcount.report import Row
 from smearcount.taxonomy import Taxonomy
 
-__all__ = ["FEW_WHITE", "SHOWN_FAILED", "SHOWN_UNITS", "Unit", "write_summary"]
+__all__ = ["FEW_WHITE", "SHOWN_FAILED", "SHOWN_UNITS", "SHOWN_WARNED", "Unit", "write_summary"]
 
 SHOWN_FAILED = 200
 """Failed pictures named on the page."""
+
+SHOWN_WARNED = 200
+"""Pictures with a warning named on the page."""
 
 SHOWN_UNITS = 1000
 """Slides in the tables of the page."""
@@ -88,8 +92,12 @@ class _Tally:
     models: dict[str, None] = field(default_factory=dict)
     versions: dict[str, None] = field(default_factory=dict)
     scales: dict[str, int] = field(default_factory=dict)
+    warned: list[tuple[str, list[str]]] = field(default_factory=list)
+    warnings: int = 0
+    excluded: Counter[str] = field(default_factory=Counter)
+    judged_um2: Counter[str] = field(default_factory=Counter)
 
-    def see(self, row: Row) -> None:
+    def see(self, row: Row, counts: Mapping[str, Any]) -> None:
         self.pictures += 1
         if row["status"] != "ok":
             self.failures += 1
@@ -100,6 +108,20 @@ class _Tally:
         self.versions[_shown(row["version"])] = None
         source = _shown(row["um_per_px_source"])
         self.scales[source] = self.scales.get(source, 0) + 1
+        if counts["warnings"]:
+            self.warnings += 1
+            if len(self.warned) < SHOWN_WARNED:
+                self.warned.append((_shown(row["image"]), [_shown(each) for each in counts["warnings"]]))
+        self.excluded.update({_shown(reason): n for reason, n in counts["excluded"].items()})
+        whole_um2 = int(row["width"]) * int(row["height"]) * float(row["um_per_px"]) ** 2
+        for reason, share in counts["shares"].items():
+            self.judged_um2[_shown(reason)] += share * whole_um2
+
+    @property
+    def area_shares(self) -> dict[str, float]:
+        """Of the pictures that were judged square by square, the share of their area by what was found there."""
+        whole = self.judged_um2.total()
+        return {reason: area / whole for reason, area in self.judged_um2.items()} if whole else {}
 
 
 def write_summary(
@@ -122,7 +144,7 @@ def write_summary(
 
     def seen() -> Iterator[tuple[Row, Mapping[str, Any]]]:
         for row, counts in pictures:
-            tally.see(row)
+            tally.see(row, counts)
             yield row if slides else {**row, "slide": row["image"]}, counts
 
     units = [_unit(row, taxonomy) for row in slide_rows(seen(), taxonomy)]
