@@ -85,6 +85,8 @@ class DetectorCard(Card):
         window_px: side of the network window.
         stride_px: its sides are padded to multiples of this.
         largest_cell_um: sets the margin of a window.
+        probe_score_tolerance: largest difference of a score of the probe; `probe_tolerance` is that of a box in pixels,
+            where a score is at least `PROBE_SCORE`.
         min_score: threshold of each kind.
         min_score_from: what the thresholds were fitted on.
         nms_iou: overlap above which two boxes of one kind are one cell.
@@ -96,6 +98,7 @@ class DetectorCard(Card):
     window_px: int = Field(ge=64)
     stride_px: int = Field(ge=1)
     largest_cell_um: float = Field(gt=0)
+    probe_score_tolerance: float = Field(default=0.01, gt=0, lt=0.5)
     min_score: dict[str, float]
     min_score_from: str = "unknown"
     nms_iou: float = Field(gt=0, lt=1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -49,7 +50,7 @@ class Settings(Strict):
 
     detector: str = "cells-yolo11-p4"
     classifiers: tuple[str, ...] = ("red-cells", "white-cells")
-    experts: dict[str, float] = {}
+    experts: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
     runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
@@ -73,7 +74,7 @@ class Settings(Strict):
         """Names separated by commas, as on the command line; `none` for none."""
         if not isinstance(value, str):
             return value
-        return () if value == "none" else tuple(word.strip() for word in value.split(","))
+        return () if value.strip() in ("none", "") else tuple(word.strip() for word in value.split(","))
 
     @pydantic.field_validator("experts", mode="before")
     @classmethod
@@ -114,5 +115,14 @@ def read_model(kind: type[Model], path: Path) -> Model:
     try:
         return kind.model_validate({} if content is None else content)
     except pydantic.ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        faults = "; ".join(_fault(each, kind) for each in error.errors())
         raise ConfigError(f"{path}: {faults}") from error
+
+
+def _fault(error: Any, kind: type[pydantic.BaseModel]) -> str:
+    """What is wrong with one key, and which key may have been meant."""
+    key = ".".join(map(str, error["loc"])) or "file"
+    if error["type"] != "extra_forbidden" or len(error["loc"]) > 1:
+        return f"{key}: {error['msg']}"
+    near = difflib.get_close_matches(key, kind.model_fields, 1)
+    return f"{key}: unknown key; {f'{near[0]} may be meant' if near else 'known: ' + ', '.join(kind.model_fields)}"

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from smearcount.cards import Model, find_model
 from smearcount.cellsets import CellSet
 from smearcount.classifier import Classifier, Named
 from smearcount.config import read_model
-from smearcount.errors import UsageError
+from smearcount.errors import ModelError, UsageError
 from smearcount.geometry import FloatArray
 from smearcount.images import make_folder, write_picture, write_text_atomic
 from smearcount.mending.merging import plot_merges, propose_merges
@@ -92,7 +93,9 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     pairs = [asdict(pair) for pair in confusable_pairs(heard.named.probs, labels, codes, 10)]
     if not experts:
         return {"cells": len(cells), "confused_pairs": pairs}
-    asked = [(find_model(name), _hear(find_model(name), cells)) for name in experts]
+    models = [find_model(name) for name in experts]
+    _check_experts(codes, models)
+    asked = [(each, _hear(each, cells)) for each in models]
     held = split_groups(cells.groups, labels, 0.5, 0) == "val"
     chosen, rest = np.flatnonzero(~held), np.flatnonzero(held)
     breaker = choose_margin(heard.named.probs[chosen], labels[chosen], codes, _experts(asked, chosen))
@@ -101,6 +104,19 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     report = tiebreak_report(heard.named.probs[rest], labels[rest], judged, heard.seconds, seconds)
     margins = dict(zip(experts, (round(margin, 4) for margin in breaker.margins), strict=True))
     return {"experts": margins, "confused_pairs": pairs, **json.loads(json.dumps(asdict(report)))}
+
+
+def _check_experts(codes: tuple[str, ...], models: Sequence[Model]) -> None:
+    """Every expert gives codes of the generalist only, and no pair of codes has two experts."""
+    pairs: set[frozenset[str]] = set()
+    for each in models:
+        own = each.classifier_card.codes
+        if strangers := [code for code in own if code not in codes]:
+            raise ModelError(f"{each.card.id}: gives {', '.join(strangers)}, which the generalist does not know")
+        if twice := pairs & set(map(frozenset, combinations(own, 2))):
+            both = " and ".join(sorted(min(twice, key=sorted)))
+            raise UsageError(f"--expert {each.card.id}: another expert knows {both}; leave one of them out")
+        pairs |= set(map(frozenset, combinations(own, 2)))
 
 
 def _experts(asked: Sequence[tuple[Model, _Heard]], rows: Any) -> tuple[Expert, ...]:

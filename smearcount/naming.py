@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,23 @@ class Namer:
         for card in (each.card for each in self.classifiers):
             unknown = [code for code in card.codes if code not in taxonomy.codes]
             if unknown:
-                raise ConfigError(f"{card.id}: gives {', '.join(unknown)}, which the taxonomy lacks; set `taxonomy`")
+                remedy = "name a file that has them with --taxonomy"
+                raise ConfigError(f"{card.id}: gives {', '.join(unknown)}, which the taxonomy lacks; {remedy}")
             if twice := asked & set(card.kinds):
                 raise ConfigError(f"{card.id}: another classifier names {', '.join(sorted(twice))} already")
             asked |= set(card.kinds)
         for card in (expert.card for expert, _ in self.experts):
             if not any(set(card.codes) <= set(each.card.codes) for each in self.classifiers):
                 raise ConfigError(f"{card.id}: no classifier gives all of its codes, {', '.join(card.codes)}")
+        known: dict[frozenset[str], str] = {}
+        for card in (expert.card for expert, _ in self.experts):
+            for pair in map(frozenset, combinations(card.codes, 2)):
+                if pair in known:
+                    both = " and ".join(sorted(pair))
+                    raise ConfigError(
+                        f"{card.id}: {known[pair]} is an expert for {both} already; leave one of them out"
+                    )
+                known[pair] = card.id
 
     @property
     def cards(self) -> tuple[Card, ...]:

@@ -311,6 +311,8 @@ def network_of(model: Model, *, fuse: bool = True) -> Any:
     """
     from safetensors.torch import load
 
+    if not model.names("torch"):
+        raise ModelError(f"{model.folder}: no float32 weights in it; take the model that it was made from")
     architecture = yaml.safe_load(model.read("architecture.yaml"))
     net = _naming_net(model, architecture) if model.card.task == "classifier" else _finding_net(model, architecture)
     net.load_state_dict({key: value.float() for key, value in load(model.read("model.safetensors")).items()})

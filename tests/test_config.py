@@ -53,6 +53,21 @@ def test_a_wrong_file_is_refused_with_its_name_and_the_key(tmp_path: Path, text:
         read_model(Settings, write(tmp_path, text))
 
 
+def test_an_unknown_key_is_told_with_the_one_that_may_be_meant(tmp_path: Path) -> None:
+    for text, words in (
+        ("um_per_pxx: 0.1", "um_per_pxx: unknown key; um_per_px may be meant"),
+        ("zzz: 1", "known: .*level"),
+    ):
+        with pytest.raises(ConfigError, match=rf"lab\.yaml: .*{words}"):
+            read_model(Settings, write(tmp_path, text))
+
+
+def test_an_expert_needs_a_gap_from_0_to_1(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="experts"):
+        read_model(Settings, write(tmp_path, "experts: {a: 5}"))
+    assert Settings(classifiers="").classifiers == Settings(classifiers="none").classifiers == ()
+
+
 def test_an_empty_file_is_every_default(tmp_path: Path) -> None:
     assert read_model(Settings, write(tmp_path, "# nothing yet\n")) == Settings()
     with pytest.raises(ConfigError, match=r"lab\.yaml: id: "):

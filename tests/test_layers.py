@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "smearcount"
 
 LAYERS = (
     ("errors", "records"),
-    ("geometry", "config", "offline"),
+    ("geometry", "config", "offline", "lists"),
     ("taxonomy",),
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),

@@ -1,5 +1,6 @@
 """Every runtime reproduces the probe; damaged or missing files are refused, never worked around."""
 
+import io
 import shutil
 import sys
 from copy import copy as duplicate
@@ -14,7 +15,7 @@ from smearcount.cards import Model, find_model
 from smearcount.config import Settings
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.patches import to_batch
-from smearcount.probe import probe_errors
+from smearcount.probe import PROBE_SCORE, probe_error, probe_errors
 from smearcount.runtimes import RuntimeChoice, make_runtime, model_for
 from smearcount.training.packaging import update_card
 
@@ -37,7 +38,7 @@ def with_onnx(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_every_runtime_reproduces_the_probe(with_onnx: Model) -> None:
     errors = probe_errors(with_onnx, ("openvino", "onnx", "torch"))
     assert len(errors) == 3
-    assert max(errors.values()) <= with_onnx.card.probe_tolerance
+    assert all(error.fits(with_onnx.card) for error in errors.values())
 
 
 def test_a_wrong_answer_to_the_probe_is_refused(model: Model, tmp_path: Path) -> None:
@@ -171,3 +172,19 @@ def test_a_model_without_an_int8_version_is_itself(
     assert model_for(str(alone), RuntimeChoice()).folder == alone
     with pytest.raises(ModelError, match="no such model"):
         model_for("absent", RuntimeChoice(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cells-yolo11-p4", "cells-yolo11-p4-int8"])
+def test_the_probe_of_a_detector_holds_confident_cells_of_every_kind(name: str) -> None:
+    model = find_model(name)
+    expected = np.load(io.BytesIO(model.read("probe.npz")))["expected"]
+    assert expected[0, 4:].max(axis=1).min() > 0.8
+    assert probe_error(model.card, expected, expected).fits(model.card)
+    blind, shifted = expected.copy(), expected.copy()
+    blind[:, 4:] = 0
+    shifted[:, :2] += 2
+    for answer in (blind, shifted):
+        assert not probe_error(model.card, answer, expected).fits(model.card)
+    faint = expected.copy()
+    faint[:, :4, expected[0, 4:].max(axis=0) < PROBE_SCORE] += 50
+    assert probe_error(model.card, faint, expected).fits(model.card)

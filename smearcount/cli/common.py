@@ -66,6 +66,9 @@ _SETTINGS: dict[str, Any] = {
     "countable": Annotated[
         str | None, typer.Option("--countable", help="auto, or all to count thick, thin and blurred parts too.")
     ],
+    "taxonomy": Annotated[
+        Path | None, typer.Option("--taxonomy", help="Codes and names instead of configs/taxonomy.yaml.")
+    ],
     "min_label_score": Annotated[
         float | None, typer.Option("--min-label-score", help="Below it a cell is unclassified, instead of the model's.")
     ],
@@ -117,18 +120,37 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
         first = error.errors()[0] if hasattr(error, "errors") else {"loc": ("?",), "msg": str(error)}
         flag = "--" + str(first["loc"][0]).replace("_", "-")
         raise typer.BadParameter(f"{first['msg']}", param_hint=flag) from error
-    for model in (settings.detector, *settings.classifiers, *settings.experts):
-        known_model(model)
+    known_detector(settings.detector)
+    for model in (*settings.classifiers, *settings.experts):
+        known_classifier(model)
     return settings
 
 
 def known_model(model: str | None) -> str | None:
     """The id or folder of a model as it was given, if any; without such a model the program ends as wrong usage."""
-    if model and not any((folder / model / "card.yaml").is_file() for folder in (shipped("weights"), Path())):
+    if model and not any((at / model / "card.yaml").is_file() for at in (shipped("weights"), Path())):
         from smearcount.cards import find_model
 
         with clear_errors(ModelError):
             find_model(model)
+    return model
+
+
+def known_classifier(model: str) -> str:
+    """The id or folder of a classifier as it was given; without one the program ends as wrong usage."""
+    from smearcount.cards import find_model
+
+    with clear_errors(ModelError):
+        _ = find_model(model).classifier_card
+    return model
+
+
+def known_detector(model: str) -> str:
+    """The id or folder of a detector as it was given; without one the program ends as wrong usage."""
+    from smearcount.cards import find_model
+
+    with clear_errors(ModelError):
+        _ = find_model(model).detector_card
     return model
 
 

@@ -76,7 +76,8 @@ def models_verify(
             for name in found.verify():
                 typer.echo(f"{found.card.id}/{name}  ok")
             for runtime, worst in probe_errors(found).items():
-                typer.echo(f"{found.card.id}  {runtime}  largest difference to the probe {worst:.2g}  ok")
+                scores = f" px, scores {worst.score:.2g}" if worst.score else ""
+                typer.echo(f"{found.card.id}  {runtime}  largest difference to the probe {worst.value:.2g}{scores}  ok")
 
 
 @train_app.command("detector")
@@ -209,8 +210,18 @@ def export(
             folder = _export_int8(model, calibrate, make_folder(out))
         else:
             folder = export_model(model, to, make_folder(out))
+    typer.echo(f"model in {folder}; use it with: smearcount {_use_of(folder, to)}")
+
+
+def _use_of(folder: Path, to: str) -> str:
+    """A command that runs with the files just written: every model of an analysis needs those of its runtime."""
+    from smearcount.cards import Model
+
     runtime = "onnx" if to == "onnx" else "openvino"
-    typer.echo(f"model in {folder}; use it with: smearcount analyze --detector {folder} --runtime {runtime} IMAGE")
+    if Model(folder).card.task == "classifier":
+        return f"classify --model {folder} --runtime {runtime} PICTURE"
+    alone = " --classifiers none" if to == "onnx" else ""
+    return f"analyze --detector {folder}{alone} --runtime {runtime} IMAGE"
 
 
 def _export_int8(model: str, calibrate: Path | None, out: Path) -> Path:

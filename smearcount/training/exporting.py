@@ -13,6 +13,7 @@ import torch
 from smearcount.cards import ClassifierCard, Model
 from smearcount.offline import quiet_openvino
 from smearcount.runtimes import network_of
+from smearcount.simulate import SmearRecipe, render
 
 __all__ = ["export_onnx", "export_openvino", "make_probe"]
 
@@ -74,15 +75,27 @@ def export_openvino(model: Model) -> dict[str, bytes]:
 
 
 def make_probe(model: Model) -> bytes:
-    """A seeded input and what the float32 network answers to it."""
-    rng = np.random.default_rng(0)
-    classifier = isinstance(model.card, ClassifierCard)
-    side = model.classifier_card.input_px if classifier else 10 * model.detector_card.stride_px
-    low = torch.from_numpy(rng.random((2 if classifier else 1, 3, side // 8, side // 8), np.float32))
-    pixels = torch.nn.functional.interpolate(low, (side, side), mode="bicubic").clamp(0, 1).half().float()
+    """An input and what the float32 network answers to it: coloured noise, and rendered cells for a detector."""
+    pixels = (_noise if isinstance(model.card, ClassifierCard) else _rendered)(model).half().float()
     net = network_of(model)
     with torch.inference_mode():
         expected = net(pixels)[0]
     stream = io.BytesIO()
     np.savez_compressed(stream, pixels=pixels.numpy().astype(np.float16), expected=expected.numpy())
     return stream.getvalue()
+
+
+def _noise(model: Model) -> torch.Tensor:
+    side = model.classifier_card.input_px
+    low = torch.from_numpy(np.random.default_rng(0).random((2, 3, side // 8, side // 8), np.float32))
+    return torch.nn.functional.interpolate(low, (side, side), mode="bicubic").clamp(0, 1)
+
+
+def _rendered(model: Model) -> torch.Tensor:
+    card = model.detector_card
+    side = 10 * card.stride_px
+    recipe = SmearRecipe(
+        width=side, height=side, um_per_px=card.um_per_px, red_cells=4, clumped=0, white_cells=1, platelets=2
+    )
+    smear = render(recipe)
+    return torch.from_numpy(smear.pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255)

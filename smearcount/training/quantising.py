@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from smearcount.cards import ClassifierCard, FileEntry, Metric, Model
+from smearcount.cards import ClassifierCard, DetectorCard, FileEntry, Metric, Model
 from smearcount.classifier import Classifier, fitted
 from smearcount.datasets import LabelledField, choose_sources, read_source
 from smearcount.detector import Detector, canonical_size, to_tensor
@@ -29,6 +29,7 @@ from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.geometry import FloatArray, resize_rgb
 from smearcount.images import find_images, open_image
 from smearcount.patches import to_batch
+from smearcount.probe import ProbeError, probe_error
 from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime
 from smearcount.scale import find_at_scale
 from smearcount.training.packaging import update_card
@@ -347,18 +348,22 @@ def _check(made: Model, agreements: Sequence[Agreement]) -> None:
 def _record(made: Model, agreements: Sequence[Agreement]) -> None:
     """Write the comparison on the card, and how far the probe is from float32."""
     probe = np.load(io.BytesIO(made.read("probe.npz")), allow_pickle=False)
-    worst, metrics = made.card.probe_tolerance, []
+    expected, pixels = probe["expected"], probe["pixels"].astype(np.float32)
+    errors, metrics = list[ProbeError](), []
     for each in agreements:
         run, _ = make_runtime(made, RuntimeChoice("openvino", "cpu", each.rest))
-        worst = max(worst, float(np.abs(run(probe["pixels"].astype(np.float32))[0] - probe["expected"]).max()))
+        errors.append(probe_error(made.card, run(pixels)[0], expected))
         data = f"{each.pictures} pictures not used to calibrate, other layers in {each.rest}"
         metrics += [
             Metric(name=f"{code} over float32", data=data, n=first, value=round(second / first, 5))
             for code, (first, second) in each.counts.items()
             if first
         ]
+    allowed = {"probe_tolerance": max(made.card.probe_tolerance, _PROBE_SLACK * max(each.value for each in errors))}
+    if isinstance(made.card, DetectorCard):
+        allowed["probe_score_tolerance"] = _PROBE_SLACK * max(each.score for each in errors)
     update_card(
         made.folder,
-        probe_tolerance=round(_PROBE_SLACK * worst, 3),
+        **{name: round(value, 3) for name, value in allowed.items()},
         metrics=[metric.model_dump(exclude_none=True) for metric in metrics],
     )
