@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.config import load_yaml, shipped
-from smearcount.errors import ConfigError, DatasetError
+from smearcount.errors import ConfigError, DatasetError, UsageError
 from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
 from smearcount.images import open_image
 
@@ -128,7 +128,8 @@ def choose_sources(names: Iterable[str], config: Path | None = None) -> tuple[Pa
     """The data root and the collections of the given names, in that order.
 
     Raises:
-        DatasetError: the data are not at hand, or a collection is unknown.
+        DatasetError: the data are not at hand.
+        UsageError: a collection is unknown.
         ConfigError: the file of the collections is malformed.
     """
     root, known, wanted = data_root(), load_sources(config), list(names)
@@ -136,7 +137,7 @@ def choose_sources(names: Iterable[str], config: Path | None = None) -> tuple[Pa
         raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise DatasetError(f"unknown collections {unknown}; known: {', '.join(known)}")
+        raise UsageError(f"unknown collections {unknown}; known: {', '.join(known)}")
     return root, [known[name] for name in wanted]
 
 

@@ -15,7 +15,7 @@ from smearcount.cards import Metric, Model, find_model
 from smearcount.counting import counted_mask
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source
 from smearcount.detector import Detector
-from smearcount.errors import DatasetError
+from smearcount.errors import UsageError
 from smearcount.geometry import FloatArray, centres
 from smearcount.images import open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
@@ -58,7 +58,7 @@ class EvaluationJob:
     def __post_init__(self) -> None:
         """Check the words."""
         if self.split not in ("train", "val") or self.scale not in ("labels", "estimated"):
-            raise DatasetError(
+            raise UsageError(
                 f"expected split train or val and scale labels or estimated, got {self.split!r} and {self.scale!r}"
             )
 
@@ -67,7 +67,8 @@ def labelled_fields(sources: Iterable[str], split: str, datasets: Path | None = 
     """The labelled fields of some collections.
 
     Raises:
-        DatasetError: the data are not at hand, or a collection is unknown.
+        DatasetError: the data are not at hand.
+        UsageError: a collection is unknown.
     """
     root, chosen = choose_sources(sources, datasets)
     return [field for source in chosen for field in read_source(root, source, split)]

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import codecs
+import os
+import re
 from pathlib import Path
 
 from smearcount.errors import UsageError
 
 __all__ = ["read_lines"]
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
-
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list that are not empty, without blanks and quotes around them.
+    """The lines of a list that are not empty, without blanks and double quotes around them.
 
-    UTF-8, or UTF-16 with a byte order mark, as PowerShell writes it.
+    UTF-8 or any other bytes that can be in a file's name, or UTF-16 with a byte order mark, as PowerShell writes it.
 
     Raises:
         UsageError: the file can't be read, or is no text.
     """
     try:
-        content = path.read_bytes()
-        encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
-        text = content.decode(encoding)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no list of pictures, one a line ({error})") from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: no list of pictures: it can't be read ({error.strerror}); check the path") from error
+    try:
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16") if wide else os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: begins as UTF-16 text, but is none ({error.reason}); save it as UTF-8") from error
     if "\0" in text:
-        raise UsageError(f"{path}: no list of pictures, one a line (it holds binary data); save it as UTF-8 text")
-    stripped = (line.strip() for line in text.splitlines())
-    unquoted = (line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in stripped)
+        raise UsageError(f"{path}: no list of pictures: it has a zero byte; save it as text in UTF-8")
+    # Unlike str.splitlines, which breaks names at characters that they can have.
+    lines = (line.strip(" \t\v\f") for line in re.split("[\r\n]+", text))
+    unquoted = (line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines)
     return [line for line in unquoted if line]

@@ -23,7 +23,7 @@ from smearcount.mending.merging import plot_merges, propose_merges
 from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs, tiebreak_report
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_views import plain_view
-from smearcount.training.naming_cells import cells_of
+from smearcount.training.naming_cells import cells_of, data_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.splits import split_groups
 
@@ -68,7 +68,7 @@ def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tup
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     named = _hear(found, cells).named
     proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs)
-    line = proposal.as_yaml()
+    line = proposal.as_yaml(data_of(read_model(ClassifierRecipe, recipe)).merge)
     write_text_atomic(make_folder(out) / "merges.yaml", line + "\n")
     return line, write_picture(out / "merges.png", plot_merges(proposal))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from smearcount.config import Strict, read_model, shipped
+from smearcount.errors import ConfigError
 from smearcount.records import KINDS, UNCLASSIFIED
 
 __all__ = ["Code", "Kind", "Taxonomy", "load_taxonomy"]
@@ -67,6 +69,20 @@ class Taxonomy(Strict):
     def codes_of(self, kind: str) -> tuple[str, ...]:
         """Codes of one kind, in order."""
         return tuple(code for code, entry in self.codes.items() if entry.kind == kind)
+
+    def merged(self, merge: Mapping[str, Sequence[str]]) -> Taxonomy:
+        """With a code more for each new one of merged codes, of their kind and in the colour of the first of them.
+
+        Raises:
+            ConfigError: codes of several kinds are merged.
+        """
+        added = {}
+        for new, olds in merge.items():
+            if len({self.kind_of[old] for old in olds}) > 1:
+                raise ConfigError(f"merge: {new}: {', '.join(olds)} are of different kinds; merge codes of one kind")
+            name = new.replace("_", " ").capitalize()
+            added[new] = Code(kind=self.codes[olds[0]].kind, name=name, colour=self.codes[olds[0]].colour)
+        return Taxonomy(kinds=self.kinds, codes={**self.codes, **added})
 
 
 @lru_cache(maxsize=8)

@@ -26,6 +26,7 @@ from smearcount.batch import (
     run_batch,
     unique_stems,
 )
+from smearcount.batch.listing import list_pictures
 from smearcount.config import Settings
 from smearcount.crops import write_crops
 from smearcount.errors import ImageError, UsageError
@@ -355,3 +356,54 @@ def test_an_engine_that_forgets_a_picture_is_found_out(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="1 had none"):
         run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv"), forgetful)
     assert not (tmp_path / "r.csv").exists()
+
+
+def listed(folder: Path, content: bytes, *names: str) -> list[str]:
+    """The pictures of a folder that a list with these bytes names."""
+    pictures(folder, *names)
+    where = folder.parent / "list.txt"
+    where.write_bytes(content)
+    return [each.image_id for each in list_pictures(BatchJob(folder, folder / "r.csv", listed=where)).pictures]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le"])
+def test_a_list_is_read_in_the_encoding_that_it_begins_with(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding in ("utf-16-be", "utf-16-le") else ""
+    text = f'{mark}a.png\r\n\r\n"with space.png"\r\nM\u00fcller\u2028.png\r\n'
+    names = ["a.png", "with space.png", "M\u00fcller\u2028.png"]
+    assert listed(tmp_path / "in", text.encode(encoding), *names) == names
+
+
+def test_a_list_may_name_what_is_no_unicode(tmp_path: Path) -> None:
+    assert listed(tmp_path / "in", b"M\xfcller.png\n") == ["M\udcfcller.png"]
+
+
+@pytest.mark.parametrize(
+    "content", ["a.png".encode("utf-16-le"), "\ufeffa.png".encode("utf-16-le") + b"\n", b"a.png\0", b"\xff\xfe\0\xd8"]
+)
+def test_a_list_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(UsageError, match=r"list\.txt: .*; save it as (text in )?UTF-8"):
+        listed(tmp_path / "in", content, "a.png")
+
+
+def test_a_comment_in_a_list_is_no_picture_unless_there_is_one(tmp_path: Path) -> None:
+    content = b"# from Monday\n#1.png\n#2.png\nb.png\n"
+    assert listed(tmp_path / "in", content, "#1.png", "b.png") == ["#1.png", "b.png"]
+
+
+def test_a_list_may_call_the_folder_by_another_name(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "real" / "in", "a.png", "s/b.png", "c.png")
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "other").symlink_to(tmp_path / "real")
+    (folder / "away").symlink_to(pictures(tmp_path / "away", "d.png"))
+    lines = [folder / "a.png", tmp_path / "other" / "in" / "s" / "b.png", tmp_path / "link" / "c.png"]
+    lines += [folder / "away" / "d.png", tmp_path / "link" / "a.png"]
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{line}\n" for line in lines))
+    for each in (tmp_path / "link", folder):
+        found = list_pictures(BatchJob(each, tmp_path / "r.csv", listed=names))
+        assert [picture.image_id for picture in found.pictures] == ["a.png", "s/b.png", "c.png", "away/d.png"]
+        assert found.pictures[0].path == each / "a.png"
+        assert found.unmatched == 1
+    with pytest.raises(UsageError, match="is not in"):
+        listed(tmp_path / "link", str(tmp_path / "away" / "d.png").encode())

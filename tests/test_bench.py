@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from smearcount.bench import directories, slides
+from smearcount.bench import FieldsJob, bench_fields, directories, fields, slides
 from smearcount.bench.directories import DirectoriesJob, Run, link_fields, race
 from smearcount.bench.memory import peak_bytes, peak_of
 from smearcount.bench.mosaics import Mosaic, Part, mosaic_size, write_canonical, write_tiled
@@ -378,3 +379,41 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
 
 def test_settings_of_a_bench_only_find() -> None:
     assert Pipeline.load(slides._finding(1)).namer.classifiers == ()
+
+
+def test_a_field_is_known_to_processes_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    bench = SimpleNamespace(times=lambda timed: {"timed": [path for path, _ in timed]})
+    monkeypatch.setattr(fields, "_Fields", lambda job, scratch: bench)
+    monkeypatch.setattr(fields, "_start_up", lambda field, scratch: asked.append(field[0]) or {})
+    monkeypatch.chdir(tmp_path)
+    figures = bench_fields(FieldsJob((Path("in/a.png"),), 0.12, 1, 1))
+    assert asked == figures["timed"] == [tmp_path / "in" / "a.png"]
+
+
+def test_a_process_that_fails_is_one_clear_error(tmp_path: Path) -> None:
+    fields._run_process([sys.executable, "-c", "open('here', 'w')"], tmp_path)
+    assert (tmp_path / "here").exists()
+    code = "import sys; print('first', file=sys.stderr); sys.exit('no such picture')"
+    with pytest.raises(SmearcountError, match=r"sys\.exit.*ended with code 1 \(no such picture\); .*--no-processes"):
+        fields._run_process([sys.executable, "-c", code], tmp_path)
+    with pytest.raises(SmearcountError, match=r"code 3 \(no message\)"):
+        fields._run_process([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+
+
+@pytest.mark.parametrize("part", ["fields", "slides", "directories", "engines", "naming"])
+def test_a_scale_beyond_all_microscopes_is_refused(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scales: list[Any] = []
+
+    def note(job: Any) -> dict[str, Any]:
+        scales.append((job.batch if part == "engines" else job).um_per_px)
+        return {}
+
+    monkeypatch.setattr(f"smearcount.bench.bench_{part}", note)
+    for wrong in ("9", "0", "0.019", "-1", "nan"):
+        result = call(part, "--um-per-px", wrong)
+        assert (result.exit_code, scales) == (2, [])
+        assert "--um-per-px" in result.output
+    for right in ("0.02", "2"):
+        assert call(part, "--um-per-px", right).exit_code == 0
+    assert scales == [0.02, 2.0]

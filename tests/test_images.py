@@ -888,15 +888,15 @@ def test_a_png_with_a_wrong_checksum_or_without_end_is_refused(tmp_path: Path) -
 
 
 def resized(data: bytes, name: str) -> bytes:
-    """The same file whose header claims 60000 x 60000 px (16384 x 16384 for WebP)."""
+    """The same file whose header claims 30000 x 30000 px (16384 x 16384 for WebP)."""
     if name == "a.jpg":
         at = data.index(b"\xff\xc0") + 5
-        return data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :]
+        return data[:at] + struct.pack(">HH", 30_000, 30_000) + data[at + 4 :]
     if name == "a.png":
-        header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
+        header = b"IHDR" + struct.pack(">II", 30_000, 30_000) + data[24:29]
         return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
     if name == "a.bmp":  # run-length encoded, so its bytes can't be foretold
-        return data[:18] + struct.pack("<iiHHI", 60_000, 60_000, 1, 8, 1) + data[34:]
+        return data[:18] + struct.pack("<iiHHI", 30_000, 30_000, 1, 8, 1) + data[34:]
     extended = b"VP8X" + struct.pack("<IB", 10, 0) + b"\0" * 3 + b"\xff\x3f\0" * 2
     return data[:4] + struct.pack("<I", len(data) - 8 + 18) + b"WEBP" + extended + data[12:]
 
@@ -911,7 +911,7 @@ def test_a_decompression_bomb_is_refused_before_decoding(
     monkeypatch.setattr(cv2, "imdecode", decode)
     bomb = save(tmp_path / name, resized(truncatable()[name], name))
     message = refused(bomb, "--max-megapixels", ReadLimits(max_megapixels=200))
-    assert "269" in message or "3601" in message
+    assert "269" in message or "901" in message
 
 
 def test_a_header_that_lies_about_the_size_is_refused(tmp_path: Path) -> None:

@@ -146,6 +146,15 @@ def test_the_line_for_the_recipe_reads_back(proposal: MergeProposal) -> None:
     assert proposal.as_yaml(min_overlap=1.1) == "merge: {}"
 
 
+def test_a_second_round_speaks_of_the_codes_of_the_cells(proposal: MergeProposal) -> None:
+    before = {"ovalocyte": ["plain_oval", "oval_with_tip"], "sickle_cell": ["long", "bent"]}
+    assert yaml.safe_load(proposal.as_yaml(before))["merge"] == {
+        "sickle_cell": ["long", "bent"],
+        "ovalocyte_or_elliptocyte": ["plain_oval", "oval_with_tip", "elliptocyte"],
+        "target_cell_or_macrocyte": list(PLANTED["target_cell_or_macrocyte"]),
+    }
+
+
 def test_the_line_keeps_the_order_of_the_codes(proposal: MergeProposal) -> None:
     pairs = (CodePair("b", "a", 1.0, np.nan), CodePair("z", "y", 1.0, np.nan))
     assert (

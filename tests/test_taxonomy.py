@@ -96,3 +96,16 @@ def test_what_the_counts_rely_on_must_be_there(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere.yaml"):
         load_taxonomy(tmp_path / "nowhere.yaml")
+
+
+def test_merged_codes_become_codes_of_their_kind(tmp_path: Path) -> None:
+    shipped_one = load_taxonomy()
+    merged = shipped_one.merged({"oval_or_long": ("ovalocyte", "elliptocyte")})
+    entry = merged.codes["oval_or_long"]
+    assert (entry.kind, entry.name, entry.colour) == ("rbc", "Oval or long", shipped_one.codes["ovalocyte"].colour)
+    assert list(merged.codes)[:-1] == list(shipped_one.codes)
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(merged.model_dump(mode="json"), sort_keys=False))
+    assert load_taxonomy(path) == merged
+    with pytest.raises(ConfigError, match="mixed: neutrophil, normocyte are of different kinds"):
+        shipped_one.merged({"mixed": ("neutrophil", "normocyte")})

@@ -12,6 +12,7 @@ from pathlib import Path
 from smearcount.batch.jobs import BatchJob
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import list_folder
+from smearcount.lists import read_lines
 
 __all__ = ["Listing", "Picture", "list_pictures", "slide_rule"]
 
@@ -124,21 +125,31 @@ def _hint(job: BatchJob, listing: Listing) -> str:
 
 def _listed(folder: Path, names: Path, listing: Listing) -> Iterator[Path]:
     """The pictures of a list file, in its order, each once."""
-    try:
-        lines = names.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
-    except OSError as error:
-        raise ImageError(f"{names}: can't be read ({error.strerror}); check the path") from error
     inside = Path(os.path.normpath(folder.absolute()))
     seen: set[Path] = set()
-    for line in filter(None, map(bytes.strip, lines)):
-        path = Path(os.path.normpath(inside / os.fsdecode(line)))
-        if not path.is_relative_to(inside):
+    for line in read_lines(names):
+        path = Path(os.path.normpath(inside / line))
+        if line.startswith("#") and not os.path.lexists(path):
+            continue
+        below = _below(inside, path)
+        if below is None:
             raise UsageError(f"{names}: {path} is not in {folder}; give a folder that holds all that is listed")
-        if path in seen:
+        if below in seen:
             listing.unmatched += 1
         else:
-            seen.add(path)
-            yield folder / path.relative_to(inside)
+            seen.add(below)
+            yield folder / below
+
+
+def _below(folder: Path, path: Path) -> Path | None:
+    """A path relative to a folder that it is in, by its name or, where links lead to one of them, in fact."""
+    if path.is_relative_to(folder):
+        return path.relative_to(folder)
+    real = Path(os.path.realpath(folder))
+    for each in (path, Path(os.path.realpath(path.parent), path.name)):
+        if each.is_relative_to(real):
+            return each.relative_to(real)
+    return None
 
 
 def _walk(job: BatchJob, listing: Listing, faults: dict[Path, str]) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from smearcount.bench.timing import Contender, alternate, check_counts, tally
 from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
 from smearcount.detector import canonical_size, to_tensor
-from smearcount.errors import ImageError
+from smearcount.errors import ImageError, SmearcountError
 from smearcount.geometry import resize_rgb
 from smearcount.images import open_image
 from smearcount.pipeline import Pipeline
@@ -69,9 +70,9 @@ def bench_fields(job: FieldsJob) -> dict[str, Any]:
 
     Raises:
         ImageError: there is no picture to time.
-        SmearcountError: ultralytics finds another number of cells.
+        SmearcountError: ultralytics finds another number of cells, or a process fails.
     """
-    images = job.images or sample_fields()
+    images = tuple(path.absolute() for path in job.images) or sample_fields()
     scratch = Path(tempfile.mkdtemp(prefix="smearcount-bench-"))
     try:
         fields = _fields(job, images)
@@ -84,7 +85,7 @@ def bench_fields(job: FieldsJob) -> dict[str, Any]:
 
 def _fields(job: FieldsJob, images: tuple[Path, ...]) -> list[tuple[Path, float]]:
     """Each picture with its scale."""
-    if job.um_per_px:
+    if job.um_per_px is not None:
         return [(path, job.um_per_px) for path in images]
     pipeline = Pipeline.load(Settings(threads=job.threads, **_FINDING))
     return [(path, pipeline.analyze(path).result.scale.um_per_px) for path in images]
@@ -169,11 +170,9 @@ def _start_up(field: tuple[Path, float], scratch: Path) -> dict[str, Any]:
     if not all(Path(command[0]).is_file() for command in (ours, theirs)):
         return {}
     contenders: dict[str, Contender] = {
-        "process smearcount analyze": lambda: subprocess.run(ours, check=True, capture_output=True),
-        "process smearcount analyze, scale given": lambda: subprocess.run(
-            [*ours, "--um-per-px", str(scale)], check=True, capture_output=True
-        ),
-        "process yolo predict": lambda: subprocess.run(theirs, check=True, capture_output=True, cwd=scratch),
+        "process smearcount analyze": partial(_run_process, ours, scratch),
+        "process smearcount analyze, scale given": partial(_run_process, [*ours, "--um-per-px", str(scale)], scratch),
+        "process yolo predict": partial(_run_process, theirs, scratch),
     }
     seconds = {name: laps.wall for name, laps in alternate(contenders, 3).items()}
     ratio = seconds["process smearcount analyze"] / seconds["process yolo predict"]
@@ -181,3 +180,18 @@ def _start_up(field: tuple[Path, float], scratch: Path) -> dict[str, Any]:
         **{f"{name} (s)": round(value, 3) for name, value in seconds.items()},
         "process smearcount over yolo": round(ratio, 3),
     }
+
+
+def _run_process(command: list[str], folder: Path) -> None:
+    """Run a command in a folder, in silence.
+
+    Raises:
+        SmearcountError: it fails.
+    """
+    done = subprocess.run(command, check=False, capture_output=True, cwd=folder)
+    if done.returncode:
+        said = (done.stderr or done.stdout).decode(errors="replace").strip().rpartition("\n")[2] or "no message"
+        raise SmearcountError(
+            f"{shlex.join(command)}: ended with code {done.returncode} ({said}); "
+            "leave whole processes out with --no-processes"
+        )

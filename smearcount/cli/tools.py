@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smearcount.cli.common import Json, Out, Scale, app, clear_errors
+from smearcount.cli.common import Json, Out, app, clear_errors
 from smearcount.config import read_model
 
 
@@ -47,6 +47,9 @@ class _FieldsByDefault(TyperGroup):
 bench_app = typer.Typer(cls=_FieldsByDefault, help="Measure speed, memory and steadiness; of fields by default.")
 app.add_typer(bench_app, name="bench")
 
+_Scale = Annotated[
+    float | None, typer.Option("--um-per-px", min=0.02, max=2, help="Micrometres a pixel; estimated without it.")
+]
 _Threads = Annotated[int, typer.Option(min=1, help="CPU threads for every contender.")]
 _Rounds = Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")]
 _File = Annotated[Path | None, typer.Option("--out", help="JSON file to write.")]
@@ -68,7 +71,7 @@ def _numbers(text: str) -> str:
 @bench_app.command("fields")
 def bench_fields(
     images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="Fields to time.")] = None,
-    um_per_px: Scale = None,
+    um_per_px: _Scale = None,
     threads: _Threads = 2,
     rounds: _Rounds = 15,
     processes: Annotated[bool, typer.Option(help="Time whole processes from the shell too.")] = True,
@@ -88,7 +91,7 @@ def bench_fields(
 @bench_app.command("slides")
 def bench_slides(
     slide: Annotated[Path | None, typer.Argument(metavar="[SLIDE]", help="Slide to measure.")] = None,
-    um_per_px: Scale = None,
+    um_per_px: _Scale = None,
     threads: _Threads = 2,
     rounds: _Rounds = 3,
     megapixels: Annotated[str, typer.Option(callback=_numbers, help="Sizes of the mosaics.")] = "10,25,50,100,200",
@@ -112,7 +115,7 @@ def bench_slides(
 @bench_app.command("directories")
 def bench_directories(
     folder: _Folder = None,
-    um_per_px: Scale = None,
+    um_per_px: _Scale = None,
     fields: _Fields = 400,
     rounds: _Rounds = 1,
     out: _File = None,
@@ -131,7 +134,7 @@ def bench_directories(
 @bench_app.command("engines")
 def bench_engines(
     folder: _Folder = None,
-    um_per_px: Scale = None,
+    um_per_px: _Scale = None,
     fields: _Fields = 400,
     rounds: _Rounds = 1,
     workers: Annotated[int, typer.Option(min=1, help="Processes, and Ray actors.")] = 2,
@@ -155,7 +158,7 @@ def bench_engines(
 @bench_app.command("naming")
 def bench_naming(
     image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]", help="Field whose cells are named.")] = None,
-    um_per_px: Scale = None,
+    um_per_px: _Scale = None,
     classifier: Annotated[list[str] | None, typer.Option(help="Model id or folder; may be repeated.")] = None,
     cells: Annotated[int, typer.Option(min=1, help="Number of cells.")] = 100,
     threads: _Threads = 2,

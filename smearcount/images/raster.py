@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.errors import ImageError
+from smearcount.images.damage import decoders_heard, fault_in, jpeg_fault, webp_fault
 from smearcount.images.headers import DamagedError, Header, UnsupportedError, read_header
 from smearcount.images.pixels import alpha_to_uint8, cmyk_to_rgb, composite_on_white, grey_to_rgb, orient, to_uint8
 from smearcount.images.source import ArraySource, ReadLimits, Rgb
 
 __all__ = ["open_raster"]
+
+_MAX_PIXELS, _MAX_SIDE_PX = 2**30, 2**20
+"""What OpenCV decodes (loadsave.cpp); only the environment that it is loaded in can change that."""
 
 
 def open_raster(path: Path, kind: str, data: bytes, limits: ReadLimits) -> ArraySource:
@@ -34,6 +33,7 @@ def open_raster(path: Path, kind: str, data: bytes, limits: ReadLimits) -> Array
     try:
         header = read_header(kind, data)
         limits.check_side(path, header.size_wh)
+        _check_decodable(path, kind, header.size_wh)
         limits.check_area(path, header.size_wh)
         pixels, notes = _decode(kind, data, header)
     except DamagedError as error:
@@ -50,6 +50,14 @@ def open_raster(path: Path, kind: str, data: bytes, limits: ReadLimits) -> Array
     return ArraySource(pixels, size.um_per_px, path, size.origin, notes, hashlib.sha256(data).hexdigest())
 
 
+def _check_decodable(path: Path, kind: str, size_wh: tuple[int, int]) -> None:
+    if math.prod(size_wh) > _MAX_PIXELS or max(size_wh) > _MAX_SIDE_PX:
+        raise ImageError(
+            f"{path}: {size_wh[0]} x {size_wh[1]} px, but a {kind} is read up to {_MAX_PIXELS // 10**6} megapixels "
+            f"and {_MAX_SIDE_PX} px a side; save it as a tiled TIFF, which is read region by region"
+        )
+
+
 def _decode(kind: str, data: bytes, header: Header) -> tuple[Rgb, tuple[str, ...]]:
     if kind == "JPEG" and header.channels == 4:
         return _decode_cmyk(data, header), ("CMYK converted without a colour profile",)
@@ -57,6 +65,8 @@ def _decode(kind: str, data: bytes, header: Header) -> tuple[Rgb, tuple[str, ...
         # A BMP's fourth byte is padding far more often than alpha, so it is not asked for.
         return _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, header), ()
     pixels, notes = _flatten(_opencv(data, cv2.IMREAD_UNCHANGED, header))
+    if kind == "WebP" and (fault := webp_fault(data)):
+        raise DamagedError(f"is corrupt or truncated: {fault}")
     return pixels, tuple(note for note in notes if note)
 
 
@@ -80,17 +90,19 @@ def _decode_cmyk(data: bytes, header: Header) -> Rgb:
         ink = imagecodecs.jpeg8_decode(data, outcolorspace="CMYK")
     except imagecodecs.Jpeg8Error as error:
         raise DamagedError(f"is corrupt: the JPEG can't be decoded ({error})") from error
+    if fault := jpeg_fault(data):
+        raise DamagedError(f"is corrupt or truncated: {fault}")
     _check_size(ink, header)
     return cmyk_to_rgb(ink, header.inverted)
 
 
 def _opencv(data: bytes, flags: int, header: Header) -> npt.NDArray[Any]:
-    with _decoders_heard() as spoken:
+    with decoders_heard() as spoken:
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
             raise DamagedError(f"is corrupt: it can't be decoded ({error.err})") from error
-    if fault := _fault("".join(spoken)):
+    if fault := fault_in("".join(spoken)):
         raise DamagedError(f"is corrupt or truncated: {fault}")
     if pixels is None:
         raise DamagedError("is corrupt or truncated: it can't be decoded")
@@ -101,68 +113,3 @@ def _opencv(data: bytes, flags: int, header: Header) -> npt.NDArray[Any]:
 def _check_size(pixels: npt.NDArray[Any], header: Header) -> None:
     if (pixels.shape[1], pixels.shape[0]) != header.size_wh:
         raise DamagedError(f"is corrupt: decoded to {pixels.shape[:2]}, its header says {header.size_wh}")
-
-
-_SPOKEN = re.compile(
-    r"^.*(?:JPEG data|JPEG file|sequential JPEG|JFIF revision|progression sequence|Adobe color|libpng "
-    r"|^\[ ?(?:WARN|INFO|ERROR):).*\n*",
-    re.MULTILINE,
-)
-"""Lines of libjpeg (jerror.h), libpng and OpenCV."""
-
-_DAMAGE = re.compile(r"Corrupt JPEG data: (?!\d)|Premature end of JPEG|libpng error")
-_STRAY = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes")
-_HARMLESS_BYTES = 32
-"""Some cameras pad the end of a scan; more stray bytes than this mean that the decoder lost its way."""
-
-
-def _fault(spoken: str) -> str:
-    """What the decoder said, if it means that pixels are wrong."""
-    stray = _STRAY.search(spoken)
-    wrong = _DAMAGE.search(spoken) or (stray and int(stray.group(1)) > _HARMLESS_BYTES)
-    return spoken.strip().split("\n")[0] if wrong else ""
-
-
-_STDERR = threading.Lock()
-
-
-@contextmanager
-def _decoders_heard() -> Iterator[list[str]]:
-    """Collect what the C decoders print on file descriptor 2: their only way to say that a picture is damaged.
-
-    libjpeg fills what is missing with grey and goes on; it would be counted as an empty field. Lines that anybody
-    else printed meanwhile are passed on.
-    """
-    spoken: list[str] = []
-    with _STDERR:
-        kept = _scratch_file()
-        try:
-            stderr = os.dup(2)
-        except OSError:
-            stderr = -1  # a process without a stderr
-        os.dup2(kept, 2)
-        try:
-            yield spoken
-        finally:
-            if stderr >= 0:
-                os.dup2(stderr, 2)
-            else:
-                os.close(2)
-            said = os.pread(kept, os.lseek(kept, 0, os.SEEK_END), 0)
-            os.close(kept)
-            if said:
-                text = said.decode("utf-8", "replace")
-                spoken += _SPOKEN.findall(text)
-                rest = _SPOKEN.sub("", text)
-                if rest and stderr >= 0:
-                    os.write(stderr, rest.encode())
-            if stderr >= 0:
-                os.close(stderr)
-
-
-def _scratch_file() -> int:
-    """Descriptor of a nameless file; in memory where the system has such, which is ten times as quick as on a disk."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("smearcount")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from smearcount.images.damage import block_fault
 from smearcount.images.headers import DamagedError, UnsupportedError
 from smearcount.images.pixels import ORIENTATIONS, orient, stored_region
 from smearcount.images.tiff_colour import Colour, colour_of
@@ -184,12 +185,14 @@ class StoredPage:
     def _decoded(self, file: BinaryIO, index: int) -> _Block:
         file.seek(self.page.dataoffsets[index])
         data = file.read(self.page.databytecounts[index])
-        tables = {"jpegtables": self.page.jpegtables, "jpegheader": self.page.jpegheader}
+        tables, header = self.page.jpegtables, self.page.jpegheader
         try:
-            samples, (plane, _, top, left, _), _ = self.decode(data, index, **tables)
+            samples, (plane, _, top, left, _), _ = self.decode(data, index, jpegtables=tables, jpegheader=header)
         except Exception as error:
             # Each of the two dozen codecs raises an error of its own, all of them mean the same.
             raise DamagedError(f"is corrupt: tile or strip {index} can't be decoded ({error})") from error
+        if fault := block_fault(int(self.page.compression), data, samples[0], tables, header):
+            raise DamagedError(f"is corrupt or truncated: tile or strip {index}: {fault}")
         block = _Block(samples[0], left, top, plane)
         self.blocks.keep(index, block)
         return block

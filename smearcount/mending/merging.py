@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import nan
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -123,9 +124,23 @@ class MergeProposal:
         groups = dict.fromkeys(group for group in group_of.values() if len(group) > 1)
         return {"_or_".join(group): group for group in groups}
 
-    def as_yaml(self, min_overlap: float = MIN_OVERLAP, min_confusion: float = MIN_CONFUSION) -> str:
-        """The line for a training recipe: `merge: {new_code: [old, old]}`."""
-        groups = {new: list(old) for new, old in self.merges(min_overlap, min_confusion).items()}
+    def as_yaml(
+        self,
+        before: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        min_overlap: float = MIN_OVERLAP,
+        min_confusion: float = MIN_CONFUSION,
+    ) -> str:
+        """The line for a training recipe: `merge: {new_code: [old, old]}`.
+
+        Args:
+            before: what the recipe merges already; the line takes its place, in the codes of the cells themselves.
+            min_overlap: as for `merges`.
+            min_confusion: as for `merges`.
+        """
+        merges = self.merges(min_overlap, min_confusion)
+        joined = {code for group in merges.values() for code in group}
+        groups = {new: list(olds) for new, olds in before.items() if new not in joined}
+        groups |= {new: [old for code in group for old in before.get(code, (code,))] for new, group in merges.items()}
         flow = yaml.safe_dump(groups, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize)
         return f"merge: {flow.strip()}"
 
