@@ -12,7 +12,7 @@ import numpy.typing as npt
 __all__ = ["TEMPERATURES", "abstention_rows", "fit_temperature"]
 
 TEMPERATURES = (0.05, 20.0)
-"""Limits of a fitted temperature. Cells that are all named rightly, or no better than by chance, end at one of them."""
+"""Limits of a fitted temperature. Cells that are named no better than by chance end at the upper one."""
 
 _STEPS = 61
 
@@ -21,10 +21,13 @@ Bools = npt.NDArray[np.bool_]
 
 
 def fit_temperature(logits: Floats, targets: Bools) -> float:
-    """The temperature T at which softmax(z / T) gives the labels of held cells the least negative log likelihood.
+    """The temperature T at which softmax(z / T) gives the labels of held cells the least cross-entropy.
 
-    Temperature scaling after Guo et al. 2017, arXiv 1706.04599, section 4.2. The likelihood of a cell is the sum over
-    its allowed codes; where that is more than one, there may be several minima, and the lowest is taken.
+    Temperature scaling after Guo et al. 2017, arXiv 1706.04599, section 4.2, against Platt's targets (1999, Advances in
+    Large Margin Classifiers 61): of n cells each is one of its allowed codes with (n + 1) / (n + 2) and another one
+    with 1 / (n + 2). So a handful of cells that are all named rightly does not end in certainty, and among thousands
+    the targets are as good as 1 and 0. The probability of several allowed codes is their sum; there may be several
+    minima then, and the lowest is taken.
 
     Args:
         logits: `(N, K)`, the network's output z before the softmax.
@@ -43,10 +46,12 @@ def fit_temperature(logits: Floats, targets: Bools) -> float:
     if not telling.any():
         raise ValueError(f"targets: expected cells that rule some code out, got none among {len(targets)}")
     z, allowed = logits[telling].astype(np.float64), targets[telling]
+    doubt = 1 / (len(z) + 2)
 
     def loss(log_t: float) -> float:
         scaled = z / math.exp(log_t)
-        return float((_log_sum_exp(scaled) - _log_sum_exp(np.where(allowed, scaled, -np.inf))).mean())
+        right, wrong = (_log_sum_exp(np.where(codes, scaled, -np.inf)) for codes in (allowed, ~allowed))
+        return float((_log_sum_exp(scaled) - (1 - doubt) * right - doubt * wrong).mean())
 
     grid = np.linspace(math.log(TEMPERATURES[0]), math.log(TEMPERATURES[1]), _STEPS)
     losses = [loss(log_t) for log_t in grid.tolist()]

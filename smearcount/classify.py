@@ -26,6 +26,7 @@ from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale
 from smearcount.taxonomy import load_taxonomy
+from smearcount.training.cell_sources import SMALLEST_CELL_PX
 
 __all__ = [
     "ClassifyJob",
@@ -38,9 +39,6 @@ __all__ = [
     "name_files",
     "run_classify",
 ]
-
-SMALLEST_CELL_PX = 8
-"""Shortest side of a picture of one cell: a platelet at a low magnification."""
 
 PICTURES_AT_ONCE = 64
 

@@ -26,7 +26,8 @@ from smearcount.slide_scale import SlideScales, pooled_scales, spread_rows
 from smearcount.training.cell_sources import CellSource
 from smearcount.training.cell_views import plain_view
 from smearcount.training.labelled_points import LabelledPoint, labelled_points
-from smearcount.training.naming_cells import cells_of
+from smearcount.training.naming_cells import cells_of, named_recipe
+from smearcount.training.naming_model import trained_on
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import update_card
 
@@ -248,19 +249,29 @@ class Judging:
 def run_judging(job: Judging) -> dict[str, Any]:
     """Judge a classifier on the cells of a recipe, and write the report.
 
+    Returns:
+        The figures, and as `left_out` how many validation cells are none for this classifier: it was trained on them.
+
     Raises:
         UsageError: no cell is left to judge on.
+        ConfigError: a collection, a code or a class of the recipe is unknown.
         DatasetError: the labelled cells are not at hand.
     """
     recipe = read_model(ClassifierRecipe, job.recipe)
-    cells = cells_of(recipe, whole=True)
+    with named_recipe(job.recipe):
+        cells = cells_of(recipe, whole=True)
     kept = np.isin(cells.sources, job.sources or cells.sources)
     kept &= np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
     cells = cells.take(np.flatnonzero(kept))
     if not len(cells):
         raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
     model = find_model(job.model)
-    judged = judge_cells(model, cells)
+    known = trained_on(model.folder, recipe, cells) if job.split == "val" else np.zeros(len(cells), np.bool_)
+    if known.all():
+        raise UsageError(
+            f"{job.model} was trained on all {len(cells)} cells that are now for validation; label new ones"
+        )
+    judged = judge_cells(model, cells.take(~known))
     where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
     write_report(judged, make_folder(job.out), f"{model.card.id} on {where}", heat_of(model, judged))
     found = figures(judged)
@@ -270,4 +281,4 @@ def run_judging(job: Judging) -> dict[str, Any]:
         update_card(
             model.folder, metrics=[each.model_dump() for each in [*kept_metrics, *metrics]], abstention=abstention
         )
-    return found
+    return {**found, "left_out": int(known.sum())}

@@ -24,6 +24,7 @@ from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs,
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of, data_of
+from smearcount.training.naming_model import trained_on
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.splits import split_groups
 
@@ -38,12 +39,14 @@ class _Heard:
     seconds: float
 
 
-def _labelled(recipe: Path, split: str, codes: tuple[str, ...]) -> CellSet:
-    cells = cells_of(read_model(ClassifierRecipe, recipe), whole=True)
-    cells = cells.take(cells.exact & (cells.splits == split))
-    known = cells.take(np.isin(np.array(cells.codes)[cells.labels], codes))
+def _labelled(recipe: Path, model: Model) -> CellSet:
+    """The validation cells of a recipe that the model knows the codes of, but was not trained on."""
+    asked = read_model(ClassifierRecipe, recipe)
+    cells = cells_of(asked, whole=True)
+    cells = cells.take(cells.exact & (cells.splits == "val") & ~trained_on(model.folder, asked, cells))
+    known = cells.take(np.isin(np.array(cells.codes)[cells.labels], model.classifier_card.codes))
     if not len(known):
-        raise UsageError(f"{recipe}: no {split} cell of the codes of the model")
+        raise UsageError(f"{recipe}: no val cell of the codes of the model that it was not trained on")
     return known
 
 
@@ -64,7 +67,7 @@ def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tup
     """
     found = find_model(model)
     codes = found.classifier_card.codes
-    cells = _labelled(recipe, "val", codes)
+    cells = _labelled(recipe, found)
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     named = _hear(found, cells).named
     proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs)
@@ -87,7 +90,7 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     """
     model = find_model(generalist)
     codes = model.classifier_card.codes
-    cells = _labelled(recipe, "val", codes)
+    cells = _labelled(recipe, model)
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     heard = _hear(model, cells)
     pairs = [asdict(pair) for pair in confusable_pairs(heard.named.probs, labels, codes, 10)]

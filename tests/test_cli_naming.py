@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -84,6 +86,7 @@ def test_a_survey_shows_what_would_be_trained_on(place: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert "normocyte" in result.output
     names = ("classes.csv", "faults.csv", "leaks.txt", "samples.png")
+    assert "1 pictures left out (faults.csv), 0 leaks removed (leaks.txt)" in result.output
     assert sorted(path.name for path in (tmp_path / "survey").iterdir()) == sorted(names)
     (fault,) = rows_of(tmp_path / "survey" / "faults.csv")
     assert (fault["file"], fault["fault"], fault["action"]) == ("Normal/broken.png", "unreadable", "left out")
@@ -98,6 +101,7 @@ def test_a_survey_shows_what_would_be_trained_on(place: Path, tmp_path: Path) ->
 
 def test_a_folder_of_cells_becomes_a_model(trained: Result, model: Path, place: Path) -> None:
     assert "all epoch 2/2" in trained.output
+    assert "1 pictures left out (faults.csv), 0 leaks removed (leaks.txt)" in trained.output
     assert f"smearcount evaluate classifier {place / 'my cells.yaml'} --model {model}" in trained.output
     card = Model(model).classifier_card
     assert (card.id, card.codes, card.kinds) == ("own-my-cells", CODES, ("rbc",))
@@ -119,6 +123,90 @@ def test_the_same_line_again_trains_nothing_anew(model: Path, place: Path) -> No
     assert result.exit_code == 0, result.output
     assert "epoch" not in result.output
     assert (model / "model.safetensors").read_bytes() == before
+
+
+@pytest.fixture
+def own(model: Path, place: Path, tmp_path: Path) -> Path:
+    """A copy of cells, recipe and run, to be changed."""
+    for name in ("cells", "run"):
+        shutil.copytree(place / name, tmp_path / name)
+    content = yaml.safe_load((place / "my cells.yaml").read_text())
+    content["data"]["folder"] = str(tmp_path / "cells")
+    (tmp_path / "my cells.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_measured_card_survives_the_same_line_again(own: Path) -> None:
+    recipe, model = own / "my cells.yaml", own / "run" / "model"
+    judged = call("evaluate", "classifier", recipe, "--model", model, "--card", "--out", own / "judged")
+    assert judged.exit_code == 0, judged.output
+    measured = Model(model).classifier_card
+    assert measured.metrics
+    assert not any("Not measured" in limit for limit in measured.limits)
+    assert "Not measured" not in (model / "README.md").read_text()
+    again = call("train", "classifier", recipe, "--out", own / "run", "--quiet")
+    assert again.exit_code == 0, again.output
+    assert Model(model).classifier_card == measured
+    words = {"id": "theirs", "description": "d", "licence": "MIT", "intended_use": "tests", "limits": ["few cells"]}
+    words |= {"training_data": [], "min_label_score": 0.6, "probe_tolerance": 0.05}
+    (own / "words.yaml").write_text(yaml.safe_dump(words))
+    reworded = call("train", "classifier", recipe, "--out", own / "run", "--card", own / "words.yaml", "--quiet")
+    assert reworded.exit_code == 0, reworded.output
+    card = Model(model).classifier_card
+    assert (card.id, card.limits, card.metrics, card.files) == (
+        "theirs",
+        ("few cells",),
+        measured.metrics,
+        measured.files,
+    )
+    # A model folder that is not whole is made once more.
+    (model / "model.bin").unlink()
+    whole = call("train", "classifier", recipe, "--out", own / "run", "--quiet")
+    assert whole.exit_code == 0, whole.output
+    assert len(Model(model).verify()) == 5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cells_that_a_model_was_trained_on_are_not_judged(own: Path) -> None:
+    """Whatever new pictures put on which side; also under other names, and in a copy made for another runtime."""
+    recipe, run = own / "my cells.yaml", own / "run"
+    rows = rows_of(run / "split.csv")
+    assert {row["cell"]: row["split"] for row in rows}.keys() == {
+        path.relative_to(own / "cells").as_posix() for path in (own / "cells").glob("*/[0-9]*.png")
+    }
+    assert [row["split"] for row in rows].count("train") == 24
+    # What goes out with the model names no picture.
+    assert set(rows_of(run / "model" / "split.csv")[0]) == {"split", "picture_sha256", "group_sha256"}
+    for number in range(32, 36):
+        write_picture(own / "cells" / "Normal" / f"0_{number}.png", drawn_cell(number, "Normal"))
+    for number, path in enumerate(sorted((own / "cells" / "Esferocito").iterdir())):
+        path.rename(path.with_name(f"new {number}.png"))
+    exported = call("export", run / "model", "--to", "onnx", "--out", own / "exported")
+    assert exported.exit_code == 0, exported.output
+    surveyed = call("train", "survey", recipe, "--out", own / "survey", "--quiet")
+    assert surveyed.exit_code == 0, surveyed.output
+    n_val = int(rows_of(own / "survey" / "classes.csv")[-1]["val"])
+    for model in (run / "model", own / "exported" / "own-my-cells"):
+        result = call("evaluate", "classifier", recipe, "--model", model, "--out", own / "judged")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.output[: result.output.rindex("}") + 1])
+        left_out = int(result.output[result.output.rindex("}") + 1 :].split()[0])
+        assert left_out > 0
+        assert found["n"] == n_val - left_out
+        assert f"{left_out} cells left out: {model} was trained on them" in result.output
+    known = {row["picture_sha256"] for row in rows if row["split"] == "train"}
+    judged = [own / "cells" / row["origin"] for row in rows_of(own / "judged" / "predictions.csv")]
+    assert not known & {hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in judged}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_only_the_first_of_several_processes_packages_and_prints(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(own / "run" / "model")
+    monkeypatch.setattr(pl.utilities.rank_zero_only, "rank", 1)
+    second = call("train", "classifier", own / "my cells.yaml", "--out", own / "run")
+    assert (second.exit_code, second.output) == (0, "")
+    assert not (own / "run" / "model").exists()
 
 
 def test_the_model_is_judged(model: Path, place: Path, tmp_path: Path) -> None:
@@ -176,7 +264,7 @@ def test_wrong_usage_is_told_in_one_line(model: Path, place: Path, tmp_path: Pat
         (("classify", tmp_path / "absent.txt", "--model", model), 2, "no list of pictures"),
         (("classify", place / "cells", "--model", "absent"), 2, "no such model"),
         (("classify", place / "cells", "--model", model, "--um-per-px", 9), 2, "um-per-px"),
-        (("classify", place, "--model", SAMPLES.parent / "weights" / "cells-yolo11-p4"), 1, "a classifier is needed"),
+        (("classify", place, "--model", SAMPLES.parent / "weights" / "cells-yolo11-p4"), 2, "a classifier is needed"),
         (("train", "classifier", recipe, "--out", tmp_path / "run"), 2, "data.colour"),
         (("train", "classifier", tmp_path / "absent.yaml"), 2, "does not exist"),
         (("evaluate", "names", "--source", "atlantis"), 2, "expected one of chula_rbc12"),
@@ -264,3 +352,67 @@ def test_networks_are_compared(place: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.count("lenet5") >= 2
     assert (tmp_path / "compared" / "comparison.csv").is_file()
+    model = tmp_path / "compared" / "lenet5-sgd" / "model"
+    assert Model(model).classifier_card.id == "own-compare-lenet5-sgd"
+    judged = call("evaluate", "classifier", place / "my cells.yaml", "--model", model, "--out", tmp_path / "judged")
+    assert judged.exit_code == 0, judged.output
+    # A run of other cells in the way is a failure, which the exit code tells.
+    base["seed"] = 4
+    config.write_text(yaml.safe_dump({"base": base, "backbones": ["lenet5"], "optimisers": ["sgd", "adam"]}))
+    failed = call("train", "compare", config, "--out", tmp_path / "compared", "--quiet")
+    assert failed.exit_code == 1, failed.output
+    assert "holds a run of another recipe" in failed.output
+
+
+def test_a_wrong_comparison_names_file_and_entry(place: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load((place / "my cells.yaml").read_text())
+    for nets, reason in ((["lenet5", "resnet19"], "resnet19-adamw: net.backbone"), ([], "backbones")):
+        (tmp_path / "compare.yaml").write_text(
+            yaml.safe_dump({"base": base, "backbones": nets, "optimisers": ["adamw"]})
+        )
+        result = call("train", "compare", tmp_path / "compare.yaml", "--out", tmp_path / "compared")
+        assert result.exit_code == 2, result.output
+        assert "compare.yaml" in result.stderr
+        assert reason in result.stderr
+    assert not (tmp_path / "compared").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_merged_model_brings_the_taxonomy_it_needs(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "cells", tmp_path / "cells")
+    (tmp_path / "cells" / "target_cell").mkdir()
+    for number in range(100, 116):
+        write_picture(tmp_path / "cells" / "target_cell" / f"{number}.png", 255 - drawn_cell(number, "Normal"))
+    content = yaml.safe_load((place / "my cells.yaml").read_text())
+    content["data"] |= {"folder": str(tmp_path / "cells"), "merge": {"round_cell": list(CODES)}}
+    (tmp_path / "merged.yaml").write_text(yaml.safe_dump(content))
+    trained = call("train", "classifier", tmp_path / "merged.yaml", "--out", tmp_path / "run", "--quiet")
+    assert trained.exit_code == 0, trained.output
+    model = tmp_path / "run" / "model"
+    assert Model(model).classifier_card.codes == ("round_cell", "target_cell")
+    words = ("analyze", SAMPLES / "sparse.jpg", "--classifiers", model, "--out", tmp_path / "out", "--quiet")
+    refused = call(*words)
+    assert refused.exit_code == 2
+    assert "--taxonomy" in refused.stderr
+    assert call(*words, "--taxonomy", model / "taxonomy.yaml").exit_code == 0
+    labels = {row["label"] for row in rows_of(tmp_path / "out" / "sparse.cells.csv") if row["kind"] == "rbc"}
+    assert labels <= {"round_cell", "target_cell", "unclassified"}
+
+
+def test_a_wrong_recipe_is_told_in_one_line_with_its_file(place: Path, tmp_path: Path) -> None:
+    """One class only, all codes merged into one, an unknown code, no devices: never a traceback."""
+    content = yaml.safe_load((place / "my cells.yaml").read_text())
+    for data, changes, reason in (
+        ({"classes": {"Esferocito": ""}}, {}, "expected cells of two codes at least, got normocyte"),
+        ({"merge": {"round_cell": list(CODES)}}, {}, "expected cells of two codes at least, got round_cell"),
+        ({"codes": ["normocyte", "blah"]}, {}, "data.codes: blah unknown"),
+        ({"codes": ["normocyte", "burr_cell"]}, {}, "no training cell of burr_cell"),
+        ({}, {"devices": 0}, "devices"),
+    ):
+        recipe = tmp_path / "wrong.yaml"
+        recipe.write_text(yaml.safe_dump({**content, **changes, "data": {**content["data"], **data}}))
+        result = call("train", "classifier", recipe, "--out", tmp_path / "run", "--quiet")
+        assert result.exit_code == 2, (reason, result.output)
+        assert result.stderr.startswith(f"error: {recipe}: ")
+        assert reason in result.stderr
+        assert len(result.stderr.splitlines()) == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from safetensors.torch import save_file
 
 from smearcount.cellsets import CellSet
 from smearcount.config import read_model, shipped
+from smearcount.errors import ConfigError
 from smearcount.naming_nets import BACKBONES, NetSpec, build_net
 from smearcount.training.comparison import COLUMNS, ComparisonRecipe, run_comparison
+from smearcount.training.naming_recipe import ClassifierRecipe
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +60,20 @@ def table(out: Path) -> list[dict[str, str]]:
 
 def test_a_comparison_ends_in_a_table_and_a_failure_is_a_row(tmp_path: Path) -> None:
     weights = tmp_path / "alexnet.safetensors"
+    weights.write_bytes(b"damaged")
     nets = [{"backbone": "alexnet", "pretrained": str(weights)}, {"backbone": "lenet5", "input_px": 32}]
     config, lines = comparison(backbones=nets), list[str]()
-    rows = run_comparison(config, rendered_cells(), tmp_path / "out", report=lines.append)
+    finished = list[tuple[str, str, str]]()
+
+    def finish(run: Path, recipe: ClassifierRecipe, name: str) -> None:
+        finished.append((run.name, recipe.net.backbone, name))
+
+    rows = run_comparison(config, rendered_cells(), tmp_path / "out", report=lines.append, finish=finish)
+    assert finished == [(name, "lenet5", name) for name in ("lenet5-32-adam", "lenet5-32-sgd")]
     found = [(row["model"], row["optimiser"], row["phase"], str(row["epochs"])) for row in rows]
     lenet = [("lenet5-32", kind, *part) for kind in ("adam", "sgd") for part in (("frozen", "1"), ("all", "2"))]
     assert found == [("alexnet", "adam", "", ""), ("alexnet", "sgd", "", ""), *lenet]
-    assert all("alexnet.safetensors: can't be read" in row["error"] for row in rows[:2])
+    assert all("alexnet.safetensors: not a safetensors file" in row["error"] for row in rows[:2])
     assert all(not row["error"] and 0 <= row["accuracy"] <= 1 and row["seconds_per_cell"] > 0 for row in rows[2:])
     assert [tuple(str(row[key]) for key in COLUMNS) for row in rows] == [
         tuple(r.values()) for r in table(tmp_path / "out")
@@ -82,6 +92,20 @@ def test_a_comparison_ends_in_a_table_and_a_failure_is_a_row(tmp_path: Path) -> 
     assert len(lines) == 6
     assert again[4:] == rows[2:]
     assert not any(row["error"] for row in again)
+
+
+def test_what_can_be_known_beforehand_stops_all_before_the_first_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"resnet19-adam: net\.backbone: Input should be"):
+        comparison(backbones=["lenet5", "resnet19"])
+    with pytest.raises(ValueError, match=r"lenet5-16-adam: net\.input_px"):
+        comparison(backbones=[{"backbone": "lenet5", "input_px": 16}])
+    absent = {"backbone": "alexnet", "pretrained": str(tmp_path / "absent.safetensors")}
+    with pytest.raises(ConfigError, match=r"alexnet-adam: pretrained: .*absent\.safetensors: no such file"):
+        run_comparison(comparison(backbones=["lenet5", absent]), rendered_cells(), tmp_path / "out")
+    one = replace(rendered_cells(), codes=("round",), targets=np.ones((24, 1), bool))
+    with pytest.raises(ConfigError, match="lenet5-32-adam: expected cells of two codes"):
+        run_comparison(comparison(), one, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_each_combination_has_its_own_recipe(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import yaml
 from smearcount.cards import Model, find_model
 from smearcount.cellsets import CellSet
 from smearcount.classifier import Classifier
-from smearcount.errors import DatasetError, UsageError
+from smearcount.config import read_model
+from smearcount.errors import DatasetError, ModelError, UsageError
 from smearcount.evaluate_names import (
     Judging,
     NamedPoints,
@@ -34,6 +37,8 @@ from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_sources import CellSource
 from smearcount.training.cell_views import plain_view
+from smearcount.training.naming_cells import cells_of as recipe_cells
+from smearcount.training.naming_recipe import ClassifierRecipe
 
 Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
@@ -291,6 +296,51 @@ def test_a_classifier_is_judged_on_the_cells_of_a_recipe(asked: dict[str, Any]) 
     assert len(names) == len(set(names))
     assert {metric.data for metric in metrics} == {"recipe, val", "west, all"}
     json.dumps(found)
+
+
+@pytest.fixture
+def patients(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str, Any]:
+    """Cells of four patients in class folders, and a model that was trained on two of them."""
+    rng = np.random.default_rng(1)
+    for row in range(16):
+        code, patient = RED[row % 2], tmp_path / "cells" / RED[row % 2] / f"patient{row // 4}"
+        patient.mkdir(parents=True, exist_ok=True)
+        disc = np.array([[37.5, 37.5, rng.uniform(38, 54)]])
+        write_picture(patient / f"{row}.png", draw_discs((75, 75), disc, (code,)).pixels)
+    content = {
+        **{"data": {"folder": str(tmp_path / "cells"), "val_share": 0.5}, "patch_um": 12.0},
+        **{"net": {"backbone": "lenet5", "input_px": 32}},
+        "phases": [{"name": "all", "body": "trained", "epochs": 1, "learning_rate": 0.01}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    shutil.copytree(naming_models / "red-discs", tmp_path / "model")
+    return {"recipe": tmp_path / "recipe.yaml", "model": str(tmp_path / "model"), "out": tmp_path / "judged"}
+
+
+def listed(model: str, patients: Sequence[int]) -> None:
+    """The list of a training on other pictures of some patients."""
+    ids = (hashlib.sha256(f"patient{number}".encode()).hexdigest()[:16] for number in patients)
+    rows = "".join(f"train,{number:016x},{each}\n" for number, each in enumerate(ids))
+    (Path(model) / "split.csv").write_text("split,picture_sha256,group_sha256\n" + rows)
+
+
+def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str, Any]) -> None:
+    job = Judging(**patients, split="val", sources=(), on_card=False)
+    assert (run_judging(job)["n"], run_judging(job)["left_out"]) == (8, 0)
+    cells = recipe_cells(read_model(ClassifierRecipe, patients["recipe"]))
+    val = sorted({int(name[-1]) for name in cells.groups[cells.splits == "val"].tolist()})
+    assert len(val) == 2
+    listed(patients["model"], [val[0]])
+    found = run_judging(job)
+    assert (found["n"], found["left_out"]) == (4, 4)
+    # Asked for by name, training cells are judged.
+    assert run_judging(replace(job, split="all"))["n"] == 16
+    listed(patients["model"], val)
+    with pytest.raises(UsageError, match="trained on all 8 cells that are now for validation; label new ones"):
+        run_judging(job)
+    (Path(patients["model"]) / "split.csv").write_text("cell,side\n")
+    with pytest.raises(ModelError, match=r"split\.csv: expected the columns split, picture_sha256, group_sha256"):
+        run_judging(job)
 
 
 def test_without_the_card_flag_the_model_stays_as_it_is(asked: dict[str, Any]) -> None:

@@ -110,12 +110,13 @@ def test_broken_pictures_are_listed_and_left_out(tmp_path: Path) -> None:
     whole = (folder / "HJ" / "01.png").read_bytes()
     (folder / "HJ" / "01.png").write_bytes(whole[: len(whole) // 2])
     write_picture(folder / "HJ" / "02.png", np.full((80, 80, 3), 200, np.uint8))
-    write_picture(folder / "HJ" / "03.png", np.zeros((20, 20, 3), np.uint8))
+    write_picture(folder / "HJ" / "03.png", np.zeros((7, 80, 3), np.uint8))
     write_picture(folder / "HJ" / "04.png", cell(5))  # the same as Normal/05.png
     (folder / "HJ" / "05.png").rename(folder / "HJ" / "05.jpg")
-    out = tmp_path / "out"
+    out, lines = tmp_path / "out", list[str]()
     out.mkdir()
-    cells = checked_cells(recipe(folder=folder), out)
+    cells = checked_cells(recipe(folder=folder), out, lines.append)
+    assert lines == ["6 pictures left out (faults.csv), 0 leaks removed (leaks.txt)"]
     rows = csv.DictReader((out / "faults.csv").read_text().splitlines())
     faults = {row["file"]: (row["fault"], row["action"]) for row in rows}
     assert faults == {
@@ -139,8 +140,8 @@ def test_what_stands_on_both_sides_is_taken_out_of_the_training(tmp_path: Path) 
         picture = np.clip(cell(row).astype(int) + 9, 0, 255).astype(np.uint8)
         write_picture(folder / "Normal" / f"again_{row}.png", picture)
     (tmp_path / "out").mkdir()
-    all_cells = cells_of(recipe(folder=folder))
-    cells = checked_cells(recipe(folder=folder), tmp_path / "out")
+    all_cells, told = cells_of(recipe(folder=folder)), list[str]()
+    cells = checked_cells(recipe(folder=folder), tmp_path / "out", told.append)
     lines = (tmp_path / "out" / "leaks.txt").read_text().splitlines()
     side = dict(zip(all_cells.origins.tolist(), all_cells.splits.tolist(), strict=True))
 
@@ -150,9 +151,93 @@ def test_what_stands_on_both_sides_is_taken_out_of_the_training(tmp_path: Path) 
 
     leaked = {o for o in side if o.startswith("Normal") and side[o] == "train" and side[twin(o)] == "val"}
     assert leaked
+    assert told == [f"0 pictures left out (faults.csv), {len(leaked)} leaks removed (leaks.txt)"]
     assert sorted(lines) == sorted(f"{origin} shows the same as {twin(origin)}" for origin in leaked)
     assert set(cells.origins.tolist()) == side.keys() - leaked
     assert (cells.splits == "val").sum() == (all_cells.splits == "val").sum()
+
+
+def test_tiny_pictures_of_cells_are_read(tmp_path: Path) -> None:
+    """At 0.2 um a pixel a platelet is 10 to 15 px."""
+    folder = folder_of(tmp_path, Normal=5, PLT=5)
+    for path in (folder / "PLT").iterdir():
+        write_picture(path, cv2.resize(cell(int(path.stem) + 5), (11, 9), interpolation=cv2.INTER_AREA))
+    cells = cells_of(recipe(folder=folder))
+    assert codes_of(cells) == {"normocyte": 5, "platelet": 5}
+    assert {len(w) for w, row in zip(cells.pixels, cells.labels.tolist(), strict=True) if row == 1} == {9}
+
+
+def test_a_folder_inside_a_class_is_a_group_across_the_classes(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, **{f"{label}/patient{n}": 3 for label in ("Normal", "HJ") for n in range(5)}, PLT=10)
+    cells = cells_of(recipe(folder=folder))
+    assert codes_of(cells) == {"normocyte": 15, "howell_jolly_body": 15, "platelet": 10}
+    groups = Counter(cells.groups.tolist())
+    assert {name: n for name, n in groups.items() if n > 1} == {f"patient{n}": 6 for n in range(5)}
+    assert len(groups) == 15
+    for name in groups:
+        assert len(set(cells.splits[cells.groups == name].tolist())) == 1
+    for code in range(3):
+        assert set(cells.splits[cells.labels == code].tolist()) == {"train", "val"}
+    assert "Normal/patient0/00.png" in cells.origins.tolist()
+
+
+def test_groups_of_a_folder_may_be_listed(tmp_path: Path) -> None:
+    folder, listed = folder_of(tmp_path / "in", Normal=8, HJ=8), tmp_path / "groups.csv"
+    names = [f"{label}/{row:02d}.png" for label in ("Normal", "HJ") for row in range(6)]
+    listed.write_text("file,group\n" + "".join(f"{name},slide {int(name[-6:-4]) // 2}\n" for name in names))
+    cells = cells_of(recipe(folder=folder, groups=listed))
+    groups = Counter(cells.groups.tolist())
+    assert {name: n for name, n in groups.items() if n > 1} == {f"slide {n}": 4 for n in range(3)}
+    for name in groups:
+        assert len(set(cells.splits[cells.groups == name].tolist())) == 1
+    for text, reason in (
+        ("file,group\nHJ/99.png,a\n", r"groups\.csv: 1 files such as HJ/99\.png are not in"),
+        ("picture,group\nHJ/00.png,a\n", r"groups\.csv: no such column \('file'\)"),
+    ):
+        listed.write_text(text)
+        with pytest.raises(DatasetError, match=reason):
+            cells_of(recipe(folder=folder, groups=listed))
+    listed.unlink()
+    with pytest.raises(DatasetError, match=r"groups\.csv: can't be read"):
+        cells_of(recipe(folder=folder, groups=listed))
+
+
+def test_a_class_without_a_usable_picture_stops_the_training(tmp_path: Path) -> None:
+    """All broken, or none at all: named with the remedy, which works."""
+    folder = folder_of(tmp_path, Normal=8, PLT=8, HJ=3)
+    for path in (folder / "HJ").iterdir():
+        path.write_bytes(b"no picture")
+    (folder / "PB").mkdir()
+    with pytest.raises(ConfigError, match=r'no usable picture in HJ, PB .*faults\.csv.*`classes: {HJ: "", PB: ""}`'):
+        checked_cells(recipe(folder=folder), tmp_path)
+    assert checked_cells(recipe(folder=folder, classes={"HJ": "", "PB": ""}), tmp_path).codes == (
+        *("normocyte", "platelet"),
+    )
+    # What is not asked for need not be there.
+    assert checked_cells(recipe(folder=folder, codes=("normocyte", "PLT")), tmp_path).codes == ("normocyte", "platelet")
+
+
+def test_a_code_without_a_training_cell_stops_the_training(tmp_path: Path) -> None:
+    """The two pictures of a class show one cell, so that the one in training is taken out as a leak."""
+    folder = folder_of(tmp_path / "in", Normal=8, PLT=8, HJ=1)
+    picture = np.clip(cell(16).astype(int) + 9, 0, 255).astype(np.uint8)
+    write_picture(folder / "HJ" / "again.png", picture)
+    lines = list[str]()
+    with pytest.raises(ConfigError, match=r'no training cell of howell_jolly_body; .*`classes: {HJ: ""}`'):
+        checked_cells(recipe(folder=folder), tmp_path, lines.append)
+    assert lines == ["0 pictures left out (faults.csv), 1 leaks removed (leaks.txt)"]
+    merge = {"round_cell": ["normocyte", "howell_jolly_body"]}
+    assert checked_cells(recipe(folder=folder, merge=merge), tmp_path).codes == ("round_cell", "platelet")
+
+
+def test_codes_are_known_by_their_names_and_checked(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", Normal=5, PB=5, HJ=5)
+    cells = checked_cells(recipe(folder=folder, codes=("HJ", "basophilic stippling", "howell_jolly_body")), tmp_path)
+    assert cells.codes == ("howell_jolly_body", "basophilic_stippling")
+    with pytest.raises(ConfigError, match=r"data\.codes: blah, blub unknown; known: normocyte"):
+        cells_of(recipe(folder=folder, codes=("normocyte", "blah", "blub")))
+    with pytest.raises(ConfigError, match=r"no training cell of burr_cell; add some, or list the others under"):
+        checked_cells(recipe(folder=folder, codes=("normocyte", "burr_cell")), tmp_path)
 
 
 @pytest.fixture
@@ -237,6 +322,7 @@ def test_painted_cells_come_on_top(tmp_path: Path) -> None:
         ({"folder": "x", "kinds": ["red"]}, r"data\.kinds"),
         ({"folder": "x", "val_share": 1.0}, r"data\.val_share"),
         ({"folder": "x", "painted": -1}, r"data\.painted"),
+        ({"collections": ["raabin"], "groups": "y.csv"}, "groups are those of the pictures of a folder"),
         ({"folder": "x", "colour": 1}, r"data\.colour"),
         ({"collections": ["atlantis"]}, r"data\.collections: atlantis unknown; known: chula_rbc12"),
     ],

@@ -78,10 +78,10 @@ def test_a_suffix_of_another_format_is_reported(folder: Path) -> None:
 
 
 def test_small_and_blank_pictures_are_left_out(folder: Path) -> None:
-    write_picture(folder / "PLT" / "small.png", cell(50, 31))
+    write_picture(folder / "PLT" / "small.png", cell(50, 7))
     noise = np.random.default_rng(0).normal(225, 1.5, (64, 64, 3))
     write_picture(folder / "PLT" / "blank.png", noise.astype(np.uint8))
-    write_picture(folder / "PLT" / "least.png", cell(51, 32))
+    write_picture(folder / "PLT" / "least.png", cell(51, 8))
     assert found(folder) == {("small.png", "too small", "left out"), ("blank.png", "blank", "left out")}
 
 
@@ -101,6 +101,16 @@ def test_one_picture_in_two_classes_is_left_out_of_both(folder: Path) -> None:
     assert found(folder) == faults
     told = {each.detail for each in check_pictures(sorted(folder.rglob("*.*")))}
     assert told == {"the same picture in PLT and monocyte"}
+
+
+def test_one_picture_of_two_patients_of_a_class_is_a_copy(folder: Path) -> None:
+    for patient in ("patient1", "patient2"):
+        shutil.copy(folder / "PLT" / "good1.jpg", _made(folder / "PLT" / patient) / "good1.jpg")
+    (folder / "PLT" / "good1.jpg").unlink()
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    (fault,) = check_pictures(paths, folder)
+    assert (fault.file.parent.name, fault.fault) == ("patient2", "copy")
+    assert {each.fault for each in check_pictures(paths)} == {"two classes"}
 
 
 def test_copies_within_a_class_are_reported_once(folder: Path) -> None:
@@ -126,14 +136,14 @@ def test_grey_is_reported_among_coloured_only(folder: Path) -> None:
 
 def test_faults_come_in_the_order_of_the_pictures_as_csv(folder: Path) -> None:
     (folder / "monocyte" / "good2.tif").write_bytes(b"")
-    write_picture(folder / "PLT" / "good3.png", cell(13, 20))
+    write_picture(folder / "PLT" / "good3.png", cell(13, 5))
     paths = [folder / "monocyte" / "good2.tif", folder / "PLT" / "good0.png", folder / "PLT" / "good3.png"]
     rows = list(csv.DictReader(io.StringIO(faults_csv(check_pictures(paths), folder))))
     assert [(row["file"], row["fault"], row["action"]) for row in rows] == [
         ("monocyte/good2.tif", "unreadable", "left out"),
         ("PLT/good3.png", "too small", "left out"),
     ]
-    assert rows[1]["detail"] == "20 x 20 px, expected 32 px a side"
+    assert rows[1]["detail"] == "5 x 5 px, expected 8 px a side"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +179,16 @@ def test_unknown_folders_are_named_with_the_codes(folder: Path, taxonomy: Taxono
         **{"PLT": "lymphocyte", "blob": coarse},
         "monocyte": "monocyte",
     }
+
+
+def test_classes_are_the_first_folders_below_also_empty_ones(folder: Path, taxonomy: Taxonomy) -> None:
+    _made(folder / "PLT" / "patient1")
+    (folder / "PLT" / "good0.png").rename(folder / "PLT" / "patient1" / "good0.png")
+    _made(folder / "HJ")
+    _made(folder / ".hidden")
+    meant = {"HJ": "howell_jolly_body", "PLT": "platelet", "monocyte": "monocyte"}
+    assert folder_classes(folder, taxonomy) == meant
+    assert folder_classes(folder, taxonomy, {"HJ": ""}) == {**meant, "HJ": ""}
 
 
 def test_wrong_mappings_and_layouts_are_refused(folder: Path, taxonomy: Taxonomy, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -437,15 +438,27 @@ def test_what_can_not_be_trained_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="16-mixed needs a GPU"):
         train_classifier(recipe(precision="16-mixed"), cells, tmp_path)
+    one = replace(cells, codes=("round",), targets=np.ones((len(cells), 1), bool))
+    with pytest.raises(ConfigError, match="expected cells of two codes at least, got round"):
+        train_classifier(recipe(), one, tmp_path)
     for wrong, reason in (
         ({"phases": [phase(), phase()]}, "a name of its own"),
         ({"phases": [phase(body="frozen", body_rate_first=1e-5, body_rate_last=1e-4)]}, "frozen body"),
         ({"phases": [phase(body_rate_first=1e-5)]}, "give both"),
         ({"net": {"backbone": "resnet19", "input_px": 32}}, "resnet19|resnet18"),
         ({"patience": 3}, "Extra inputs"),
+        ({"devices": 0}, "devices.*\n.*greater than 0"),
     ):
         with pytest.raises(ValueError, match=reason):
             recipe(**wrong)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is one")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
+def test_an_accelerator_that_is_not_there_is_refused(tmp_path: Path, accelerator: str) -> None:
+    with pytest.raises(ConfigError, match=f"accelerator: {accelerator}, devices: auto: not on this machine"):
+        train_classifier(recipe(accelerator=accelerator), rendered_cells(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_shipped_recipe_is_that_of_the_thesis() -> None:

@@ -103,7 +103,7 @@ def test_batches_hold_centre_size_boxes_in_shares_of_the_tile() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_short_training_lowers_the_loss_and_ends_in_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from smearcount.probe import probe_errors
-    from smearcount.training.packaging import package_run
+    from smearcount.training.packaging import package_run, update_card
 
     write_set(
         {name: r.vary(width=320, height=240, um_per_px=0.16) for name, r in random_set(6, 1).items()}, sims(tmp_path)
@@ -121,6 +121,11 @@ def test_a_short_training_lowers_the_loss_and_ends_in_a_model(tmp_path: Path, mo
     assert not list(tmp_path.rglob("*.pt"))
     folder = package_run(run, recipe, None)
     assert probe_errors(Model(folder), ("openvino", "torch"))
+    assert "Not measured yet" in Model(folder).card.limits[0]
+    update_card(folder, um_per_px=0.2)
+    assert Model(folder).card.limits
+    update_card(folder, metrics=[{"name": "mAP", "data": "sims, val", "n": 3, "value": 0.5}])
+    assert Model(folder).card.limits == ()
 
 
 def sims(tmp_path: Path) -> Path:

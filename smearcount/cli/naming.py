@@ -19,7 +19,7 @@ from smearcount.cli.common import (
     bar,
     clear_errors,
     errors,
-    known_model,
+    known_classifier,
     plain,
     settings_from,
 )
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from smearcount.training.naming_recipe import ClassifierRecipe
 
 Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file like configs/train/thesis.yaml.")]
-Classifier = Annotated[str, typer.Option("--model", callback=known_model, help="Classifier: id or folder.")]
+Classifier = Annotated[str, typer.Option("--model", callback=known_classifier, help="Classifier: id or folder.")]
 Sources = Annotated[str, typer.Option("--sources", help="Only these sources of cells, comma-separated.")]
 
 
@@ -92,16 +92,19 @@ def train_classifier(
     """Train a classifier from a YAML recipe, or go on with an interrupted training of the same folder."""
     from smearcount.images import make_folder
     from smearcount.training.classifier import train_classifier as train
-    from smearcount.training.naming_cells import data_of
+    from smearcount.training.naming_cells import named_recipe
+    from smearcount.training.naming_data import is_first
+    from smearcount.training.naming_model import finish_run
     from smearcount.training.naming_recipe import ClassifierRecipe
-    from smearcount.training.packaging import package_naming_run
 
     with clear_errors():
         asked = read_model(ClassifierRecipe, recipe)
-        data = data_of(asked)
-        cells = _checked_cells(asked, make_folder(out), quiet=quiet)
-        run = train(asked, cells, out, report=None if quiet else typer.echo)
-        folder = package_naming_run(run, recipe.stem, card, data.asked_of or data.kinds)
+        with named_recipe(recipe):
+            cells = _checked_cells(asked, make_folder(out), quiet=quiet or not is_first())
+            run = train(asked, cells, out, report=None if quiet else typer.echo)
+        if not is_first():
+            return
+        folder = finish_run(run, asked, cells, recipe.stem, card)
     typer.echo(f"model in {folder}; judge it with: smearcount evaluate classifier {recipe} --model {folder}")
 
 
@@ -116,24 +119,36 @@ def train_compare(
     """Train several backbones and optimisers by one recipe; ends in a table as CSV and Markdown."""
     from smearcount.images import make_folder
     from smearcount.training.comparison import ComparisonRecipe, run_comparison
+    from smearcount.training.naming_cells import named_recipe
+    from smearcount.training.naming_data import is_first
+    from smearcount.training.naming_model import finish_run
+
+    def finish(run: Path, recipe: ClassifierRecipe, name: str) -> None:
+        finish_run(run, recipe, cells, f"{config.stem} {name}")
 
     with clear_errors():
         asked = read_model(ComparisonRecipe, config)
-        cells = _checked_cells(asked.base, make_folder(out), quiet=quiet)
-        run_comparison(asked, cells, out, report=None if quiet else typer.echo)
-    typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
+        with named_recipe(config):
+            cells = _checked_cells(asked.base, make_folder(out), quiet=quiet or not is_first())
+            rows = run_comparison(asked, cells, out, report=None if quiet else typer.echo, finish=finish)
+    if is_first():
+        typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
+        typer.echo(f"models in {out}/*/model")
+    raise typer.Exit(1 if any(row["error"] for row in rows) else 0)
 
 
 @train_app.command("survey")
 def train_survey(recipe: Recipe, out: Out = Path("runs/survey"), quiet: Quiet = False) -> None:
     """What a recipe would train on: faulty pictures, numbers and sizes of each class, a sheet of samples, leaks."""
     from smearcount.images import make_folder, write_picture, write_text_atomic
+    from smearcount.training.naming_cells import named_recipe
     from smearcount.training.naming_recipe import ClassifierRecipe
     from smearcount.training.survey import sample_sheet, summary
 
     with clear_errors():
         asked = read_model(ClassifierRecipe, recipe)
-        cells = _checked_cells(asked, make_folder(out), quiet=quiet)
+        with named_recipe(recipe):
+            cells = _checked_cells(asked, make_folder(out), quiet=quiet)
         write_text_atomic(out / "classes.csv", summary(cells).as_csv())
         written = write_picture(out / "samples.png", sample_sheet(cells, per_code=12, seed=asked.seed))
     typer.echo(f"written: {out / 'classes.csv'}, {out / 'faults.csv'}, {out / 'leaks.txt'}, {written}")
@@ -146,7 +161,7 @@ def _checked_cells(recipe: ClassifierRecipe, out: Path, *, quiet: bool) -> CellS
     from smearcount.training.naming_cells import checked_cells
     from smearcount.training.survey import summary
 
-    cells = checked_cells(recipe, out)
+    cells = checked_cells(recipe, out, None if quiet else typer.echo)
     if not quiet:
         Console(highlight=False).print(summary(cells).as_table())
     return cells
@@ -171,6 +186,8 @@ def evaluate_classifier(
     if not quiet:
         kept = ("n", "accuracy", "macro_f1", "ece")
         typer.echo(json.dumps({name: figures[name] for name in kept}, indent=2))
+    if figures["left_out"]:
+        typer.echo(f"{figures['left_out']} cells left out: {model} was trained on them, or on others of their groups")
     typer.echo(f"report in {out / 'report.html'}")
 
 

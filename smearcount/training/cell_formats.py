@@ -15,8 +15,8 @@ from smearcount.config import shipped
 from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_of, read_source, stems_of
 from smearcount.detector import FILL, Detector, PixelSource
 from smearcount.geometry import FloatArray, centres, iou_matrix
-from smearcount.images import find_images, open_image
-from smearcount.training.cell_sources import CellSource, point_rows, types_of
+from smearcount.images import ReadLimits, find_images, open_image
+from smearcount.training.cell_sources import SMALLEST_CELL_PX, CellSource, class_of, groups_of, point_rows, types_of
 from smearcount.training.red_cells import find_red_cell
 from smearcount.training.splits import split_groups
 
@@ -195,26 +195,33 @@ def _folders(reading: Reading) -> Iterator[Window]:
     """Single cells in one folder a class; the window is the whole picture, moved so that the cell is in the middle."""
     source = reading.source
     listed = find_images(reading.folder, recursive=True)
-    paths = [path for path in listed if source.classes.get(path.parent.name) and path not in source.without]
-    groups = np.array([path.stem if source.train_groups else str(path.relative_to(reading.folder)) for path in paths])
-    labels = np.array([path.parent.name for path in paths])
+    paths = [path for path in listed if _wanted(path, reading)]
+    groups = np.array(
+        [path.stem for path in paths] if source.train_groups else groups_of(paths, reading.folder, source.groups)
+    )
+    labels = np.array([class_of(path, reading.folder) for path in paths])
     kept = _originals_in_training(reading)
     free = np.array([group not in kept for group in groups.tolist()])
     splits = np.full(len(paths), "train", "<U5")
     if source.val_share and free.any():
         splits[free] = split_groups(groups[free], labels[free], source.val_share, reading.seed)
-    for path, group, split in zip(paths, groups.tolist(), splits.tolist(), strict=True):
-        picture = open_image(path)
+    for path, label, group, split in zip(paths, labels.tolist(), groups.tolist(), splits.tolist(), strict=True):
+        picture = open_image(path, ReadLimits(min_side_px=SMALLEST_CELL_PX))
         scale = source.scale(picture.size_wh) if source.um_per_px else reading.patch_um / min(picture.size_wh)
         pixels = picture.read(0, 0, *picture.size_wh)
         yield Window(
-            _centred(pixels, _middle(picture, scale, reading, path)),
+            _centred(pixels, _middle(picture, scale, reading, label)),
             scale,
-            path.parent.name,
+            label,
             group,
             split,
-            f"{path.parent.name}/{path.name}",
+            path.relative_to(reading.folder).as_posix(),
         )
+
+
+def _wanted(path: Path, reading: Reading) -> bool:
+    known = path.parent != reading.folder and reading.source.classes.get(class_of(path, reading.folder))
+    return bool(known) and path not in reading.source.without
 
 
 def _originals_in_training(reading: Reading) -> frozenset[str]:
@@ -224,13 +231,13 @@ def _originals_in_training(reading: Reading) -> frozenset[str]:
         return frozenset(Path(row["original"]).stem for row in csv.DictReader(stream))
 
 
-def _middle(picture: PixelSource, scale: float, reading: Reading, path: Path) -> tuple[float, float]:
+def _middle(picture: PixelSource, scale: float, reading: Reading, label: str) -> tuple[float, float]:
     """Centre of the found cell that overlaps the middle of the picture most; the middle without any."""
     width, height = picture.size_wh
     if not reading.source.find:
         return width / 2, height / 2
     cells = reading.detector.find(picture, scale)
-    kind = "platelet" if reading.source.classes[path.parent.name] == "platelet" else reading.source.find
+    kind = "platelet" if reading.source.classes[label] == "platelet" else reading.source.find
     boxes = cells.boxes[cells.kinds == kind]
     central = np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]], np.float32)
     overlaps = iou_matrix(central, boxes)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,20 @@ from smearcount.config import Strict, load_yaml, shipped
 from smearcount.datasets import data_root
 from smearcount.errors import ConfigError, DatasetError
 
-__all__ = ["CellSource", "folder_of", "load_cell_sources", "point_rows", "readable", "types_of"]
+__all__ = [
+    "SMALLEST_CELL_PX",
+    "CellSource",
+    "class_of",
+    "folder_of",
+    "groups_of",
+    "load_cell_sources",
+    "point_rows",
+    "readable",
+    "types_of",
+]
+
+SMALLEST_CELL_PX = 8
+"""Shortest side of a picture of one cell: a platelet at a low magnification."""
 
 
 class CellSource(Strict):
@@ -32,6 +45,7 @@ class CellSource(Strict):
     list: Path = Path()
     val_share: float = Field(default=0.0, ge=0, lt=1)
     train_groups: str = ""
+    groups: Path | None = None
     at_most: int | None = Field(default=None, ge=1)
     without: frozenset[Path] = frozenset()
 
@@ -110,3 +124,43 @@ def types_of(path: Path) -> dict[str, dict[str, str]]:
     """The rows of a CSV file by their column `image`."""
     with path.open(newline="", encoding="utf-8") as stream:
         return {row["image"]: row for row in csv.DictReader(stream)}
+
+
+def class_of(picture: Path, folder: Path) -> str:
+    """The class of a picture of one cell: the first folder below the collection's."""
+    return picture.relative_to(folder).parts[0]
+
+
+def groups_of(pictures: Sequence[Path], folder: Path, listed: Path | None = None) -> list[str]:
+    """What must stay on one side of a split, for each picture of one cell.
+
+    It is the folder inside that of the class, such as a patient or a slide, whatever classes it is in; without one the
+    picture itself, by its path below the collection's folder.
+
+    Args:
+        pictures: in the folders of the classes.
+        folder: of the collection.
+        listed: a CSV file with the columns `file`, as below `folder`, and `group`, which goes before the folders.
+
+    Raises:
+        DatasetError: the file can't be read, or names a picture that is not there.
+    """
+    told = _told_groups(listed, folder) if listed else {}
+    names = [picture.relative_to(folder) for picture in pictures]
+    return [told.get(name.as_posix()) or (name.parts[1] if name.parts[2:] else name.as_posix()) for name in names]
+
+
+def _told_groups(listed: Path, folder: Path) -> dict[str, str]:
+    try:
+        with listed.open(newline="", encoding="utf-8-sig") as stream:
+            told = {row["file"]: row["group"] for row in csv.DictReader(stream)}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        fault = "no such column" if isinstance(error, KeyError) else "can't be read"
+        raise DatasetError(
+            f"{listed}: {fault} ({error}); expected a CSV file with the columns file and group"
+        ) from error
+    if absent := [name for name in told if not (folder / name).is_file()]:
+        raise DatasetError(
+            f"{listed}: {len(absent)} files such as {absent[0]} are not in {folder}; give them as paths below it"
+        )
+    return told

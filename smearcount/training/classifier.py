@@ -22,6 +22,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from safetensors.torch import save_file
 
@@ -36,7 +37,7 @@ from smearcount.training.naming_module import EpochEnd, KeepBest, NamingModule, 
 from smearcount.training.naming_recipe import ClassifierRecipe, Phase
 from smearcount.training.naming_setting import all_cores, find_rate, plot_losses, plot_rates, quiet_lightning
 
-__all__ = ["ClassifierRecipe", "train_classifier"]
+__all__ = ["ClassifierRecipe", "check_training", "train_classifier"]
 
 Report = Callable[[str], None]
 
@@ -54,11 +55,11 @@ def train_classifier(
         bar: show Lightning's progress bar.
 
     Raises:
-        ConfigError: the recipe does not fit this machine.
+        ConfigError: the recipe does not fit this machine, or there are fewer than two codes.
         UsageError: there are too few cells, or the folder holds another run.
         ModelError: the pretrained weights can't be had or don't fit.
     """
-    _check(recipe, cells)
+    check_training(recipe, cells)
     identity = _identity(recipe, cells)
     if (out / "summary.json").is_file():
         _same(json.loads((out / "summary.json").read_text(encoding="utf-8"))["identity"], identity, out)
@@ -76,7 +77,18 @@ def train_classifier(
     return out
 
 
-def _check(recipe: ClassifierRecipe, cells: CellSet) -> None:
+def check_training(recipe: ClassifierRecipe, cells: CellSet) -> None:
+    """See whether cells can be trained on by a recipe on this machine.
+
+    Raises:
+        ConfigError: the recipe does not fit this machine, or there are fewer than two codes.
+        UsageError: there are too few cells.
+    """
+    if len(cells.codes) < 2:
+        raise ConfigError(
+            f"expected cells of two codes at least, got {', '.join(cells.codes) or 'none'}; add the class folders of "
+            "other codes, or merge fewer"
+        )
     train, val = cells.split("train"), cells.split("val")
     if len(train) < 2 or not val.exact.any():
         raise UsageError(
@@ -86,6 +98,18 @@ def _check(recipe: ClassifierRecipe, cells: CellSet) -> None:
     on_cpu = recipe.accelerator == "cpu" or not torch.accelerator.is_available()
     if recipe.precision == "16-mixed" and on_cpu:
         raise ConfigError("precision: 16-mixed needs a GPU; take 32-true or bf16-mixed")
+    try:
+        with quiet_lightning():
+            pl.Trainer(**_place(recipe), logger=False, enable_checkpointing=False, enable_model_summary=False)
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"accelerator: {recipe.accelerator}, devices: {recipe.devices}: not on this machine ({error}); take `auto`"
+        ) from error
+
+
+def _place(recipe: ClassifierRecipe) -> dict[str, Any]:
+    """Where Lightning trains."""
+    return {"accelerator": recipe.accelerator, "devices": recipe.devices}
 
 
 def _identity(recipe: ClassifierRecipe, cells: CellSet) -> str:
@@ -179,8 +203,7 @@ class _Run:
         settings: dict[str, Any] = {
             **{"default_root_dir": self.out, "logger": False, "enable_model_summary": False},
             **{"enable_progress_bar": False, "num_sanity_val_steps": 0, "use_distributed_sampler": False},
-            **{"precision": self.recipe.precision, "accelerator": self.recipe.accelerator},
-            "devices": self.recipe.devices,
+            **{"precision": self.recipe.precision, **_place(self.recipe)},
         }
         return pl.Trainer(**{**settings, **changes})
 

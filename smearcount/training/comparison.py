@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from smearcount.cellsets import CellSet
 from smearcount.config import Strict
-from smearcount.training.classifier import train_classifier
+from smearcount.errors import ConfigError
+from smearcount.training.classifier import check_training, train_classifier
 from smearcount.training.naming_data import is_first
 from smearcount.training.naming_recipe import ClassifierRecipe, Optimiser
 from smearcount.training.naming_setting import plot_losses
@@ -27,6 +28,7 @@ COLUMNS = (
 """Columns of `comparison.csv`."""
 
 Row = dict[str, Any]
+Finish = Callable[[Path, ClassifierRecipe, str], object]
 
 
 class BackboneChoice(Strict):
@@ -82,6 +84,15 @@ class ComparisonRecipe(Strict):
             raise ValueError(f"expected each network and each kind of optimiser once, got {', '.join(twice)} again")
         return self
 
+    @model_validator(mode="after")
+    def _each_is_a_recipe(self) -> ComparisonRecipe:
+        for combination in _combinations(self):
+            try:
+                combination.recipe(self.base)
+            except ValidationError as error:
+                raise ValueError(f"{combination.name}: {_reason(error)}") from error
+        return self
+
 
 @dataclass(frozen=True)
 class _Combination:
@@ -119,34 +130,50 @@ class _Combination:
 
 
 def run_comparison(
-    config: ComparisonRecipe, cells: CellSet, out: Path, *, report: Callable[[str], None] | None = None
+    config: ComparisonRecipe,
+    cells: CellSet,
+    out: Path,
+    *,
+    report: Callable[[str], None] | None = None,
+    finish: Finish | None = None,
 ) -> list[Row]:
     """Train every combination, each in a folder of its own, and write `comparison.csv`, `.md` and `losses.png`.
 
     What is finished is kept: run again, only the others are trained, and those that were interrupted go on. The table
-    is written after each combination. One that fails is a row with the reason, and the others go on.
+    is written after each combination. One that fails is a row with the reason, and the others go on; what can be known
+    beforehand stops all of them before the first training.
 
     Args:
         config: base recipe, networks, optimisers.
         cells: as for one training.
         out: folder of the comparison.
         report: takes a line for each epoch and each failure.
+        finish: takes the folder, the recipe and the name of each run that is finished, to make a model of it.
 
     Returns:
         One row for each phase of each combination, of the columns `COLUMNS`.
+
+    Raises:
+        ConfigError: a combination does not fit this machine, or its pretrained weights are not there.
+        UsageError: there are too few cells.
     """
+    for combination in _combinations(config):
+        _check(combination, config, cells)
     out.mkdir(parents=True, exist_ok=True)
     say = report or (lambda _: None)
     rows: list[Row] = []
     histories: dict[str, list[dict[str, str]]] = {}
     for combination in _combinations(config):
         try:
+            recipe = combination.recipe(config.base)
             folder = train_classifier(
-                combination.recipe(config.base),
+                recipe,
                 cells,
                 out / combination.name,
                 report=lambda line, name=combination.name: say(f"{name}: {line}"),  # type: ignore[misc]
             )
+            if finish and is_first():
+                finish(folder, recipe, combination.name)
         # Whatever stops one network, out of memory included, must not cost the night's other trainings.
         except Exception as error:
             say(f"{combination.name}: failed: {_reason(error)}")
@@ -158,6 +185,16 @@ def run_comparison(
         if is_first():
             _write(out, rows, histories)
     return rows
+
+
+def _check(combination: _Combination, config: ComparisonRecipe, cells: CellSet) -> None:
+    recipe = combination.recipe(config.base)
+    try:
+        check_training(recipe, cells)
+    except ConfigError as error:
+        raise ConfigError(f"{combination.name}: {error}") from error
+    if isinstance(recipe.pretrained, Path) and not recipe.pretrained.is_file():
+        raise ConfigError(f"{combination.name}: pretrained: {recipe.pretrained}: no such file; check the path")
 
 
 def _combinations(config: ComparisonRecipe) -> Iterator[_Combination]:

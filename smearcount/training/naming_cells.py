@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +20,14 @@ from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
-from smearcount.training.cell_sources import CellSource, load_cell_sources
+from smearcount.training.cell_sources import CellSource, class_of, folder_of, load_cell_sources
 from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted
-from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes
+from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes, known_code
 
-__all__ = ["CellData", "cells_of", "checked_cells", "data_of"]
+__all__ = ["CellData", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
 
 Kinds = tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
 
@@ -42,7 +43,9 @@ class CellData(Strict):
         cells: that file, instead of `configs/cells.yaml`.
         folder: a folder with one sub-folder a class, instead of collections.
         classes: what the sub-folders are called in the taxonomy, where that can't be told from their names.
-        val_share: share of the folder's pictures kept for validation.
+        groups: a CSV file `file,group` of the folder's pictures that belong together, such as those of a patient;
+            without one, those of a folder inside the class folders do.
+        val_share: share of the folder's groups kept for validation.
         painted: training cells of each inclusion that are painted; 0 none.
         leave_out: sources without any part in the training, to be judged on afterwards.
         merge: codes that become one, `new: [old, old]`.
@@ -57,6 +60,7 @@ class CellData(Strict):
     cells: Path | None = None
     folder: Path | None = None
     classes: dict[str, str | tuple[str, ...]] = {}
+    groups: Path | None = None
     val_share: float = Field(default=0.2, gt=0, lt=1)
     painted: int = Field(default=0, ge=0)
     leave_out: tuple[str, ...] = ()
@@ -68,6 +72,8 @@ class CellData(Strict):
     def _one_origin(self) -> CellData:
         if bool(self.collections) == bool(self.folder):
             raise ValueError("give either collections or a folder")
+        if self.groups and not self.folder:
+            raise ValueError("groups are those of the pictures of a folder; give a folder")
         return self
 
 
@@ -84,20 +90,39 @@ def data_of(recipe: ClassifierRecipe) -> CellData:
         raise ConfigError(faults) from error
 
 
-def checked_cells(recipe: ClassifierRecipe, out: Path) -> CellSet:
+@contextmanager
+def named_recipe(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the values of a recipe says which file it is."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None) -> CellSet:
     """The cells of a recipe without training cells that show the same as a validation cell; these are in `leaks.txt`.
 
     For a folder, pictures that are left out are listed in `faults.csv`, with those that are merely suspicious.
 
+    Args:
+        recipe: whose `data` decides.
+        out: folder for both files.
+        report: takes the line that says how many pictures were left out and how many leaks removed.
+
     Raises:
-        ConfigError: a collection, a code or a class is unknown.
+        ConfigError: a collection, a code or a class is unknown, or nothing is left to learn one of them from.
         DatasetError: the labelled cells are not at hand.
     """
     data = data_of(recipe)
     faults = _faults(data)
     write_text_atomic(out / "faults.csv", faults_csv(faults, data.folder))
-    cells, leaks = without_leaks(_cells(recipe, data, faults))
+    asked = _asked(data, faults)
+    _refuse_unusable_folders(data, asked, out)
+    cells, leaks = without_leaks(_cells(recipe, data, asked))
     write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
+    if report:
+        report(f"{len(_left_out(faults))} pictures left out (faults.csv), {len(leaks)} leaks removed (leaks.txt)")
+    _refuse_untrained_codes(cells, data, asked)
     return cells
 
 
@@ -109,24 +134,89 @@ def cells_of(recipe: ClassifierRecipe, *, whole: bool = False) -> CellSet:
         DatasetError: the labelled cells are not at hand.
     """
     data = data_of(recipe)
-    return _cells(recipe, data, _faults(data), whole=whole)
+    return _cells(recipe, data, _asked(data, _faults(data)), whole=whole)
+
+
+def pictures_of(recipe: ClassifierRecipe, cells: CellSet) -> list[Path | None]:
+    """The picture of each cell that has one of its own; None for those cut out of a field, and painted ones."""
+    sources = _asked(data_of(recipe), ()).sources
+    folders = {name: folder_of(name, each) for name, each in sources.items() if each.format == "folders"}
+    pairs = zip(cells.sources.tolist(), cells.origins.tolist(), strict=True)
+    return [folders[source] / origin if source in folders else None for source, origin in pairs]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The codes of a classifier, before any are merged, and the collections that its cells come from, by name."""
+
+    codes: tuple[str, ...]
+    sources: dict[str, CellSource]
+
+
+def _asked(data: CellData, faults: Sequence[PictureFault]) -> _Asked:
+    taxonomy = load_taxonomy(data.taxonomy)
+    sources = _sources(data, taxonomy, _left_out(faults))
+    if data.codes:
+        return _Asked(_known_codes(data.codes, taxonomy), sources)
+    if data.folder:
+        given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
+        return _Asked(tuple(dict.fromkeys((*(code for code in taxonomy.codes if code in given), *given))), sources)
+    return _Asked(tuple(code for kind in data.kinds for code in taxonomy.codes_of(kind)), sources)
+
+
+def _known_codes(names: Sequence[str], taxonomy: Taxonomy) -> tuple[str, ...]:
+    codes = {name: known_code(name, taxonomy) for name in names}
+    if unknown := [name for name, code in codes.items() if code is None]:
+        raise ConfigError(f"data.codes: {', '.join(unknown)} unknown; known: {', '.join(taxonomy.codes)}")
+    return tuple(dict.fromkeys(code for code in codes.values() if code))
+
+
+def _refuse_unusable_folders(data: CellData, asked: _Asked, out: Path) -> None:
+    """Stop where the folder of a class that is asked for has no picture to learn from."""
+    if not data.folder:
+        return
+    source, pictures = asked.sources["folder"], find_images(data.folder, recursive=True)
+    usable = {class_of(path, data.folder) for path in pictures if path not in source.without}
+    empty = [name for name in source.classes if source.codes_of(name) & set(asked.codes) and name not in usable]
+    if empty:
+        raise ConfigError(
+            f"{data.folder}: no usable picture in {', '.join(empty)} (see {out / 'faults.csv'}); add some, or leave "
+            f"these classes out with `{_left_out_classes(empty)}`"
+        )
+
+
+def _refuse_untrained_codes(cells: CellSet, data: CellData, asked: _Asked) -> None:
+    """Stop where a code has no cell on the side of the training."""
+    trained = cells.targets[cells.splits == "train"].any(axis=0)
+    idle = [code for code, any_cell in zip(cells.codes, trained.tolist(), strict=True) if not any_cell]
+    if not idle:
+        return
+    meant = {old for code in idle for old in data.merge.get(code, (code,))}
+    source = asked.sources["folder"] if data.folder else None
+    folders = [name for name in source.classes if source.codes_of(name) & meant] if source else []
+    without = f"leave these classes out with `{_left_out_classes(folders)}`"
+    remedy = without if folders else "list the others under `data: codes:`"
+    raise ConfigError(f"no training cell of {', '.join(idle)}; add some, or {remedy}")
+
+
+def _left_out_classes(names: Sequence[str]) -> str:
+    """What a recipe says to do without some class folders."""
+    listed = ", ".join(f'{name}: ""' for name in names)
+    return f"classes: {{{listed}}}"
 
 
 def _faults(data: CellData) -> list[PictureFault]:
     """What is wrong with the pictures of a folder; collections are as they were published."""
-    return check_pictures(find_images(data.folder, recursive=True)) if data.folder else []
+    return check_pictures(find_images(data.folder, recursive=True), data.folder) if data.folder else []
 
 
-def _cells(recipe: ClassifierRecipe, data: CellData, faults: Sequence[PictureFault], *, whole: bool = False) -> CellSet:
-    taxonomy = load_taxonomy(data.taxonomy)
-    codes = data.codes or tuple(code for kind in data.kinds for code in taxonomy.codes_of(kind))
-    without = frozenset(fault.file for fault in faults if fault.action == "left out")
-    sources = _sources(data, taxonomy, without)
-    if data.folder and not data.codes:
-        given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
-        codes = tuple(dict.fromkeys((*(code for code in taxonomy.codes if code in given), *given)))
+def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:
+    return frozenset(fault.file for fault in faults if fault.action == "left out")
+
+
+def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, *, whole: bool = False) -> CellSet:
     detector = Detector(find_model(data.detector), RuntimeChoice())
-    cells = read_cells(sources, codes, detector, recipe.patch_um, recipe.input_px, recipe.seed)
+    cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, recipe.input_px, recipe.seed)
     if unknown := sorted(set(data.leave_out) - set(cells.sources.tolist())):
         known = ", ".join(np.unique(cells.sources).tolist())
         raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {known}")
@@ -154,7 +244,7 @@ def _as_tuple(meant: str | tuple[str, ...]) -> tuple[str, ...]:
 
 def _sources(data: CellData, taxonomy: Taxonomy, without: frozenset[Path]) -> dict[str, CellSource]:
     if data.folder:
-        entry: dict[str, Any] = {"format": "folders", "folder": data.folder, "without": without}
+        entry: dict[str, Any] = {"format": "folders", "folder": data.folder, "without": without, "groups": data.groups}
         classes = folder_classes(data.folder, taxonomy, data.classes)
         return {"folder": CellSource.model_validate({**entry, "val_share": data.val_share, "classes": classes})}
     known = load_cell_sources(data.cells)

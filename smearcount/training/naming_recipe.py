@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from smearcount.config import Strict
 from smearcount.naming_nets import NetSpec
@@ -170,7 +170,7 @@ class ClassifierRecipe(Strict):
     augmentation: CellAugmentation = CellAugmentation()
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
-    devices: Literal["auto"] | int = "auto"
+    devices: Literal["auto"] | PositiveInt = "auto"
     early_stopping: EarlyStop | None = None
     ema: float = Field(default=0.0, ge=0, lt=1)
     workers: int = Field(default=0, ge=0)

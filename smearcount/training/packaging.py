@@ -22,9 +22,23 @@ from smearcount.errors import ConfigError, ModelError
 from smearcount.probe import probe_errors
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
 
-__all__ = ["export_model", "git_commit", "assemble", "package_detector", "package_run", "render_readme", "update_card"]
+__all__ = [
+    "SPLIT_FILE",
+    "assemble",
+    "export_model",
+    "git_commit",
+    "package_classifier",
+    "package_detector",
+    "package_naming_run",
+    "package_run",
+    "render_readme",
+    "update_card",
+]
 
 LARGEST_CELL_UM = 24.0
+
+SPLIT_FILE = "split.csv"
+"""In the folder of a classifier that a laboratory trained: which cells it knows; no runtime reads it."""
 
 
 def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], out: Path) -> Card:
@@ -101,19 +115,44 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
 def package_naming_run(run: Path, recipe_name: str, about_path: Path | None, kinds: Iterable[str]) -> Path:
     """Package a classifier's run as `<run>/model`, with the words of `about_path`, or plain ones under its own id.
 
+    A model folder that holds these weights already keeps what was measured; it gets the words of `about_path`, if any.
+
     Raises:
         ConfigError: the words are malformed.
     """
+    out = run / "model"
+    if _holds(out, half_weights(run / "model.safetensors")):
+        if about_path:
+            _reword(out, load_about(about_path))
+        return out
     name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
     about = load_about(about_path) if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
-    package_classifier(run, {"kinds": tuple(kinds), **about}, run / "model")
-    return run / "model"
+    package_classifier(run, {"kinds": tuple(kinds), **about}, out)
+    return out
 
+
+def _holds(folder: Path, weights: bytes) -> bool:
+    """Whether a model folder is whole and has these weights."""
+    try:
+        model = Model(folder)
+        model.verify()
+    except (ModelError, ConfigError):
+        return False
+    return model.read("model.safetensors") == weights
+
+
+def _reword(folder: Path, about: dict[str, Any]) -> None:
+    card = Model(folder).card
+    _write_card(folder, _checked(type(card), {**as_yaml(card), **about}))
+
+
+_UNMEASURED = "Not measured yet"
+"""How the limit begins that a card has until `evaluate` has written figures on it."""
 
 _OWN_CLASSIFIER: dict[str, Any] = {
     **{"description": "Names cells; trained by its user.", "licence": "not stated", "probe_tolerance": 0.05},
     **{"intended_use": "Research use; no medical device.", "min_label_score": 0.5, "training_data": ()},
-    "limits": ["Not measured yet: run `smearcount evaluate classifier`."],
+    "limits": [f"{_UNMEASURED}: run `smearcount evaluate classifier`."],
 }
 
 
@@ -167,7 +206,7 @@ def _plain_words(recipe: dict[str, Any], recipe_path: Path) -> dict[str, Any]:
     return shipped_words | {
         "id": f"own-{name or 'detector'}",
         "description": "Finds red cells, white cells and platelets; trained by its user.",
-        "limits": ["Not measured yet: run `smearcount evaluate detector`."],
+        "limits": [f"{_UNMEASURED}: run `smearcount evaluate detector`."],
         "training_data": [{"name": source, **unknown} for source in recipe["sources"]],
     }
 
@@ -186,6 +225,8 @@ def export_model(model: str, to: str, out: Path) -> Path:
     try:
         for name in found.card.files:
             (staging / name).write_bytes(found.read(name))
+        if (found.folder / SPLIT_FILE).is_file():
+            shutil.copyfile(found.folder / SPLIT_FILE, staging / SPLIT_FILE)
         new = {"model.onnx": export_onnx(found)} if to == "onnx" else export_openvino(found)
         for name, content in new.items():
             (staging / name).write_bytes(content)
@@ -202,9 +243,12 @@ def export_model(model: str, to: str, out: Path) -> Path:
 
 
 def update_card(folder: Path, **changes: Any) -> Card:
-    """Replace fields of a card (metrics, thresholds) and render its README again."""
+    """Replace fields of a card (metrics, thresholds) and render its README again; with metrics it is a measured one."""
     before = Model(folder).card
-    card = type(before).model_validate({**as_yaml(before), **changes})
+    values = {**as_yaml(before), **changes}
+    if values["metrics"]:
+        values["limits"] = [limit for limit in values["limits"] if not limit.startswith(_UNMEASURED)]
+    card = type(before).model_validate(values)
     _write_card(folder, card)
     return card
 

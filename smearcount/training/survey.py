@@ -18,19 +18,26 @@ from smearcount.images import ReadLimits, find_images, open_image
 from smearcount.images.opening import first_bytes, kind_of_file
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import Taxonomy
+from smearcount.training.cell_sources import SMALLEST_CELL_PX, class_of
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from rich.table import Table
 
-__all__ = ["PictureFault", "Survey", "check_pictures", "faults_csv", "folder_classes", "sample_sheet", "summary"]
+__all__ = [
+    "PictureFault",
+    "Survey",
+    "check_pictures",
+    "faults_csv",
+    "folder_classes",
+    "known_code",
+    "sample_sheet",
+    "summary",
+]
 
 Pixels = npt.NDArray[np.uint8]
 Meaning = str | tuple[str, ...]
 Classes = Mapping[str, Meaning]
-
-MIN_SIDE_PX = 32
-"""Shortest side of a picture of a single cell: the input of the smallest network."""
 
 BLANK_RANGE = 12
 """Grey levels between the 1st and the 99th percentile of green below which a picture shows nothing; the faintest red
@@ -75,21 +82,21 @@ class _Checked:
     grey: bool
 
 
-def check_pictures(paths: Iterable[Path]) -> list[PictureFault]:
+def check_pictures(paths: Iterable[Path], folder: Path | None = None) -> list[PictureFault]:
     """Read every picture once and list what is wrong, in the order of the paths.
 
     Left out: what can't be decoded or is truncated, too small, blank, animated or of several pages, or stands in two
     classes pixel by pixel. Reported: a suffix that is not that of the content, a copy within its class, grey among
     coloured ones.
 
-    The class of a picture is the name of its folder.
+    The class of a picture is the first folder below `folder`; without one, the folder that it is in.
     """
     faults: list[PictureFault] = []
     read: list[_Checked] = []
     order: dict[Path, int] = {}
     for path in paths:
         order[path] = len(order)
-        found, checked = _check(path)
+        found, checked = _check(path, class_of(path, folder) if folder else path.parent.name)
         faults += found
         read += [checked] if checked else []
     faults += _copies(read)
@@ -112,7 +119,7 @@ def faults_csv(faults: Iterable[PictureFault], folder: Path | None = None) -> st
     return to_csv(("file", "fault", "action", "detail"), rows)
 
 
-def _check(path: Path) -> tuple[list[PictureFault], _Checked | None]:
+def _check(path: Path, label: str) -> tuple[list[PictureFault], _Checked | None]:
     """The faults of one picture by itself; and, unless it is left out, what it is compared by."""
     try:
         source = open_image(path, ReadLimits(min_side_px=1))
@@ -120,8 +127,8 @@ def _check(path: Path) -> tuple[list[PictureFault], _Checked | None]:
         several = [note for note in source.notes if "of an animation" in note or note.startswith("page ")]
         if several:
             return [PictureFault(path, "several pictures", "left out", several[0])], None
-        if min(width, height) < MIN_SIDE_PX:
-            told = f"{width} x {height} px, expected {MIN_SIDE_PX} px a side"
+        if min(width, height) < SMALLEST_CELL_PX:
+            told = f"{width} x {height} px, expected {SMALLEST_CELL_PX} px a side"
             return [PictureFault(path, "too small", "left out", told)], None
         pixels = source.read(0, 0, width, height)
         kind = kind_of_file(first_bytes(path))
@@ -137,7 +144,7 @@ def _check(path: Path) -> tuple[list[PictureFault], _Checked | None]:
         faults.append(PictureFault(path, "wrong suffix", "reported", f"named {path.suffix or 'without'}, is a {kind}"))
     chroma = sampled.max(axis=2) - sampled.min(axis=2)
     digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
-    return faults, _Checked(path, path.parent.name, digest, bool(np.percentile(chroma, 99) <= GREY_CHROMA))
+    return faults, _Checked(path, label, digest, bool(np.percentile(chroma, 99) <= GREY_CHROMA))
 
 
 def _copies(read: list[_Checked]) -> list[PictureFault]:
@@ -157,13 +164,18 @@ def _copies(read: list[_Checked]) -> list[PictureFault]:
     return faults
 
 
+def known_code(name: str, taxonomy: Taxonomy) -> str | None:
+    """The code that goes by a name: a code, its display name or a synonym, however it is written; None without one."""
+    return _code(name, _words(taxonomy))
+
+
 def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = None) -> dict[str, Meaning]:
     """What each class folder below `folder` means: a code, several where it is coarser, or "" to leave it out.
 
     A folder is known by a code, its display name or a synonym, in any case, with `_`, `-` or blanks, and in the plural.
 
     Args:
-        folder: its folders of pictures, at any depth, are the classes.
+        folder: its folders are the classes, also those without any picture.
         taxonomy: the codes.
         classes: what folders mean, which goes before their names.
 
@@ -173,8 +185,8 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
     """
     pictures = find_images(folder, recursive=True)
     beside = [path.name for path in pictures if path.parent == folder]
-    names = sorted({path.parent.name for path in pictures if path.parent != folder})
-    if beside or not names:
+    names = sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    if beside or not pictures:
         fault = f"{len(beside)} pictures such as {beside[0]} beside the class folders" if beside else "no pictures"
         raise DatasetError(f"{folder}: {fault}; expected one folder of pictures for each class")
     given, words = dict(classes or {}), _words(taxonomy)
