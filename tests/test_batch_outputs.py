@@ -81,7 +81,7 @@ def test_a_list_says_which_and_in_what_order(tmp_path: Path) -> None:
         listed.write_text(wrong)
         with pytest.raises(UsageError, match="is not in"):
             names_of(folder, listed=listed)
-    with pytest.raises(ImageError, match="absent"):
+    with pytest.raises(UsageError, match="absent"):
         names_of(folder, listed=tmp_path / "absent")
     listed.write_text("\n")
     with pytest.raises(UsageError, match="list.txt: no pictures found"):

@@ -62,7 +62,7 @@ def list_pictures(job: BatchJob) -> Listing:
 
     Raises:
         UsageError: there is no picture, a pattern is wrong, or a listed picture lies outside the folder.
-        ImageError: the folder or the list can't be read.
+        ImageError: the folder can't be read.
     """
     slide_of = slide_rule(job.slides)
     listing = Listing()
