@@ -242,7 +242,9 @@ def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
     lines = summary_lines(result.counts, result.counted_area_um2, taxonomy)
     # Text, not str: a file name may hold what rich would read as markup.
     title, caption = Text(result.image_id, "bold"), Text(_caption(result, taxonomy, lines))
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", caption=caption, caption_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption, caption_justify="left"
+    )
     rows = [_cells_of(line) for line in lines]
     table.add_column("type", overflow="fold")
     for column, heading in enumerate(("count", "per cent", "95 % limits", "per mm2", "95 % limits"), start=1):
