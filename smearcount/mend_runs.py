@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from smearcount.errors import ModelError, UsageError
 from smearcount.geometry import FloatArray
 from smearcount.images import make_folder, write_picture, write_text_atomic
 from smearcount.mending.merging import plot_merges, propose_merges
-from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs, tiebreak_report
+from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs, first_shared_pair, tiebreak_report
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of, data_of
@@ -111,15 +110,12 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
 
 def _check_experts(codes: tuple[str, ...], models: Sequence[Model]) -> None:
     """Every expert gives codes of the generalist only, and no pair of codes has two experts."""
-    pairs: set[frozenset[str]] = set()
     for each in models:
-        own = each.classifier_card.codes
-        if strangers := [code for code in own if code not in codes]:
+        if strangers := [code for code in each.classifier_card.codes if code not in codes]:
             raise ModelError(f"{each.card.id}: gives {', '.join(strangers)}, which the generalist does not know")
-        if twice := pairs & set(map(frozenset, combinations(own, 2))):
-            both = " and ".join(sorted(min(twice, key=sorted)))
-            raise UsageError(f"--expert {each.card.id}: another expert knows {both}; leave one of them out")
-        pairs |= set(map(frozenset, combinations(own, 2)))
+    if twice := first_shared_pair(each.classifier_card.codes for each in models):
+        both = " and ".join(twice[1])
+        raise UsageError(f"--expert {models[twice[0]].card.id}: another expert knows {both}; leave one of them out")
 
 
 def _experts(asked: Sequence[tuple[Model, _Heard]], rows: Any) -> tuple[Expert, ...]:

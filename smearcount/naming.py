@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from smearcount.config import Settings
 from smearcount.detector import PixelSource
 from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray
-from smearcount.mending.tiebreak import Expert, TieBreaker, break_ties
+from smearcount.mending.tiebreak import Expert, TieBreaker, break_ties, first_shared_pair
 from smearcount.records import Detections, Labels
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy
@@ -61,15 +60,9 @@ class Namer:
         for card in (expert.card for expert, _ in self.experts):
             if not any(set(card.codes) <= set(each.card.codes) for each in self.classifiers):
                 raise ConfigError(f"{card.id}: no classifier gives all of its codes, {', '.join(card.codes)}")
-        known: dict[frozenset[str], str] = {}
-        for card in (expert.card for expert, _ in self.experts):
-            for pair in map(frozenset, combinations(card.codes, 2)):
-                if pair in known:
-                    both = " and ".join(sorted(pair))
-                    raise ConfigError(
-                        f"{card.id}: {known[pair]} is an expert for {both} already; leave one of them out"
-                    )
-                known[pair] = card.id
+        if shared := first_shared_pair(expert.card.codes for expert, _ in self.experts):
+            card, both = self.experts[shared[0]][0].card, " and ".join(shared[1])
+            raise ConfigError(f"{card.id}: another expert knows {both} already; leave one of them out")
 
     @property
     def cards(self) -> tuple[Card, ...]:

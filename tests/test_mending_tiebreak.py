@@ -11,6 +11,7 @@ from smearcount.mending.tiebreak import (
     choose_margin,
     confusable_pairs,
     confusion_counts,
+    first_shared_pair,
     tiebreak_report,
 )
 
@@ -261,3 +262,9 @@ def test_answers_that_are_no_distribution_are_refused(answer: list[float], messa
 def test_probabilities_of_other_codes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(N, 4\)"):
         break_ties(np.full((2, 3), 1 / 3, np.float32), TieBreaker(CODES, (), ()))
+
+
+def test_the_second_expert_of_a_pair_is_found() -> None:
+    assert first_shared_pair([("a", "b"), ("b", "c"), ("c", "a")]) is None
+    assert first_shared_pair([("a", "b"), ("d", "c"), ("c", "b", "a")]) == (2, ("a", "b"))
+    assert first_shared_pair([]) is None

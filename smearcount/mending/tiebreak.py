@@ -6,7 +6,7 @@ gap of a cell is p1 - p2, the best probability less the second best one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -25,6 +25,7 @@ __all__ = [
     "choose_margin",
     "confusable_pairs",
     "confusion_counts",
+    "first_shared_pair",
     "tiebreak_report",
 ]
 
@@ -74,16 +75,28 @@ class TieBreaker:
             raise ValueError(f"codes: expected two or more, each once, got {self.codes}")
         if len(self.margins) != len(self.experts) or not all(0 <= margin <= 1 for margin in self.margins):
             raise ValueError(f"margins: expected {len(self.experts)} numbers from 0 to 1, got {self.margins}")
-        known: set[frozenset[str]] = set()
         for expert in self.experts:
             if len(set(expert.codes)) != len(expert.codes) or len(expert.codes) < 2:
                 raise ValueError(f"expert: expected two or more codes, each once, got {expert.codes}")
             if not set(expert.codes) <= set(self.codes):
                 raise ValueError(f"expert: expected codes out of {self.codes}, got {expert.codes}")
-            pairs = {frozenset(pair) for pair in combinations(expert.codes, 2)}
-            if pairs & known:
-                raise ValueError(f"experts: {sorted(sorted(pairs & known, key=sorted)[0])} belong to two of them")
-            known |= pairs
+        if twice := first_shared_pair(expert.codes for expert in self.experts):
+            raise ValueError(f"experts: {list(twice[1])} belong to two of them")
+
+
+def first_shared_pair(experts: Iterable[Sequence[str]]) -> tuple[int, tuple[str, str]] | None:
+    """The first expert, by its place, that knows two codes of one before it, and these codes; None for none.
+
+    Args:
+        experts: the codes of each.
+    """
+    known: set[tuple[str, str]] = set()
+    for place, codes in enumerate(experts):
+        pairs = set(combinations(sorted(codes), 2))
+        if pairs & known:
+            return place, min(pairs & known)
+        known |= pairs
+    return None
 
 
 @dataclass(frozen=True)
