@@ -123,6 +123,8 @@ class ClassifierCard(Card):
         patch_um: physical side of the window around a cell.
         input_px: side of the network input.
         temperature: divides the logits before the softmax (Guo et al. 2017, arXiv 1706.04599).
+        second_look: a cell whose best probability is lower is looked at in four quarter turns, of which the mean is
+            taken; 0 never.
         min_label_score: a cell whose best probability is lower is `unclassified`.
         min_move_score: the same for a name that moves a cell to another kind than it was found as.
         largest_um: a cell whose box is larger than this, in the mean of its sides, can't have the code.
@@ -136,6 +138,7 @@ class ClassifierCard(Card):
     patch_um: float = Field(gt=1, lt=200)
     input_px: int = Field(ge=16, le=1024)
     temperature: float = Field(gt=0)
+    second_look: float = Field(default=0.0, ge=0, le=1)
     min_label_score: float = Field(ge=0, lt=1)
     min_move_score: float = Field(default=0.0, ge=0, lt=1)
     largest_um: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from smearcount.patches import Patch, PatchSizes, Pixels, sample_window, to_batc
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
-__all__ = ["Classifier", "Named", "calibrated", "fitted", "without_giants"]
+__all__ = ["Classifier", "Named", "calibrated", "fitted", "quarter_turns", "without_giants"]
 
 Batch = npt.NDArray[np.uint8] | FloatArray
 
@@ -95,9 +96,21 @@ class Classifier:
         left = iter(views)
         chunks = iter(lambda: list(islice(left, self._run.at_once)), [])
         # While the network is at one batch, the windows of the next are sampled.
-        with InFlight(self._batch, self._run) as flight:
-            outputs = flight.answers(chunks)
-            return self._join([(calibrated(each[0], self.card.temperature), each[1]) for each in outputs])
+        with InFlight(self._batch, self._look) as flight:
+            return self._join(list(flight.answers(chunks)))
+
+    def _look(self, batch: Batch) -> tuple[FloatArray, FloatArray]:
+        """Probabilities and embeddings; of cells of which one look leaves it unsure, the mean of four quarter turns."""
+        probs, features = self._ask(batch)
+        unsure = probs.max(axis=1) < np.float32(self.card.second_look)
+        if unsure.any():
+            looks = [probs[unsure], *(self._ask(turned)[0] for turned in quarter_turns(batch[unsure]))]
+            probs[unsure] = np.stack(looks).mean(axis=0)
+        return probs, features
+
+    def _ask(self, batch: Batch) -> tuple[FloatArray, FloatArray]:
+        logits, features = self._run(batch)
+        return calibrated(logits, self.card.temperature), features
 
     def _batch(self, views: Sequence[Pixels]) -> Batch:
         """Views as the network takes them: normalised, unless the runtime does that."""
@@ -111,6 +124,12 @@ class Classifier:
             return Named(np.zeros((0, widths[0]), np.float32), np.zeros((0, widths[1]), np.float32))
         probs, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return Named(probs, features)
+
+
+def quarter_turns(batch: Batch) -> Iterator[npt.NDArray[Any]]:
+    """A batch, `(N, S, S, 3) uint8` or `(N, 3, S, S) float32`, by 90, 180 and 270 degrees."""
+    axes = (1, 2) if batch.dtype == np.uint8 else (2, 3)
+    return (np.ascontiguousarray(np.rot90(batch, turns, axes)) for turns in (1, 2, 3))
 
 
 def calibrated(logits: FloatArray, temperature: float) -> FloatArray:

@@ -353,10 +353,13 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UsageError, match="no classifier"):
         bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12))
 
+    asked: list[int] = []
+
     class Network:
         input_dtype, at_once = np.dtype(np.float32), 10
 
         def __call__(self, batch: Any) -> tuple[Any, ...]:
+            asked.append(len(batch))
             return np.zeros((len(batch), 2), np.float32), np.zeros((len(batch), 4), np.float32)
 
     words = {"id": "toy", "description": "d", "licence": "MIT", "intended_use": "tests", "git_commit": "0"}
@@ -374,7 +377,14 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
     assert figures["cells"] == 25
     assert figures["toy"]["naming over network, f32"] > 1
     assert figures["toy"]["naming over network, f32, processor time"] > 1
+    assert figures["toy"]["share looked at again, f32"] == 0
     assert figures["toy"]["a cell, f32 (ms)"] == pytest.approx(figures["toy"]["naming, f32 (ms)"] / 25, abs=1e-3)
+    asked.clear()
+    toy.card = toy.classifier_card = card.model_copy(update={"second_look": 0.8})
+    figures = bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12, ("toy",), 25, 1, 1))
+    assert figures["toy"]["share looked at again, f32"] == 1
+    # Two precisions; each measures the share once, then warms up and runs once on either side, four looks a cell.
+    assert (sum(asked) - 2 * 25) % (2 * 2 * 4 * 25) == 0
 
 
 def test_settings_of_a_bench_only_find() -> None:

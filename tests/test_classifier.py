@@ -14,7 +14,7 @@ import pytest
 
 from smearcount import classifier as module
 from smearcount.cards import Model, find_model
-from smearcount.classifier import Classifier, calibrated, fitted
+from smearcount.classifier import Classifier, calibrated, fitted, quarter_turns
 from smearcount.config import Settings
 from smearcount.errors import ModelError
 from smearcount.images import write_picture
@@ -77,6 +77,14 @@ def many(draw: Draw, n: int = 60, size_wh: tuple[int, int] = (2300, 2100), seed:
     places[:6] = [(1024, 300), (1023.5, 800), (1024.5, 1024.25), (2048, 2048), (5, 1024), (2299, 2099)]
     codes = rng.choice(RED, n).tolist()
     return draw(size_wh, np.column_stack([places, rng.uniform(40, 56, n)]), tuple(codes)), codes
+
+
+def off_centre(draw: Draw) -> list[Pixels]:
+    """Views of the network's size of discs that lie beside the middle, so that no turn looks like another."""
+    picture, _ = many(draw)
+    middles = (picture.boxes[6:26, :2] + picture.boxes[6:26, 2:]) / 2
+    corners = np.clip(middles - (26, 4), 0, (2300 - 32, 2100 - 32)).astype(int).tolist()
+    return [picture.read(x, y, 32, 32) for x, y in corners]
 
 
 def one_by_one(classifier: Classifier, picture: Any) -> tuple[Floats, Floats]:
@@ -298,6 +306,32 @@ def test_the_temperature_of_the_card_is_used(red: Classifier) -> None:
     logits = red._run(np.stack([view]))[0]
     np.testing.assert_allclose(red.name_views([view]).probs, calibrated(logits, red.card.temperature), atol=1e-6)
     assert red.card.temperature == 1.5
+
+
+def test_only_unsure_cells_are_looked_at_again_in_four_quarter_turns(red: Classifier, draw_discs: Draw) -> None:
+    views = off_centre(draw_discs)
+    turned = [[np.ascontiguousarray(np.rot90(view, turns)) for view in views] for turns in range(4)]
+    looks = np.stack([red.name_views(each).probs for each in turned])
+    first = looks[0].max(axis=1)
+    red.card = red.card.model_copy(update={"second_look": float(np.median(first))})
+    unsure = first < np.median(first)
+    recorder = Recorder(red)
+    named = red.name_views(views).probs
+    assert 0 < unsure.sum() < len(views)
+    assert len(recorder.cells) == len(views) + 3 * unsure.sum()
+    np.testing.assert_allclose(named[unsure], looks.mean(axis=0)[unsure], atol=1e-5)
+    np.testing.assert_array_equal(named[~unsure], looks[0][~unsure])
+    np.testing.assert_allclose(named.sum(axis=1), 1, atol=1e-5)
+    assert np.abs(named - looks[0]).max() > 1e-4
+
+
+def test_both_kinds_of_a_batch_are_turned_alike(red: Classifier, draw_discs: Draw) -> None:
+    views = off_centre(draw_discs)[:3]
+    levels = quarter_turns(np.stack(views))
+    numbers = quarter_turns(to_batch(views, red.card.mean, red.card.std))
+    for turns, (level, number) in enumerate(zip(levels, numbers, strict=True), 1):
+        np.testing.assert_array_equal(level[2], np.rot90(views[2], turns))
+        np.testing.assert_array_equal(to_batch(list(level), red.card.mean, red.card.std), number)
 
 
 def test_the_threshold_is_the_card_s_or_what_was_asked_for(naming_models: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_run_becomes_a_model_as_a_whole(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "weights" / "own"
     out.mkdir(parents=True)
     (out / "left over").write_text("of another model")
-    card = package_classifier(run, {**ABOUT, "painted": ("long",)}, out)
+    card = package_classifier(run, {**ABOUT, "painted": ("long",), "second_look": 0.7}, out)
     assert {path.name for path in out.iterdir()} == FILES | {"card.yaml", "README.md"}
     assert [path.name for path in out.parent.iterdir()] == ["own"]
     assert Model(out).card == card
@@ -90,6 +90,7 @@ def test_a_run_becomes_a_model_as_a_whole(run: Path, tmp_path: Path) -> None:
         "Asked about: rbc",
         "a square of 11 um around the cell at 32 x 32 px",
         "Temperature 1.25; below a probability of 0.5 a cell is unclassified",
+        "Below 0.7 it looks again, in four quarter turns, and takes the mean",
         "painted cells, without any test on real ones: long",
     ):
         assert line in readme
@@ -112,6 +113,7 @@ def test_a_laboratory_s_own_run_gets_plain_words_or_its_own(run: Path, tmp_path:
         ({"painted": ["square"]}, "painted: square are not among the codes"),
         ({"largest_um": {"square": 4.0}}, "largest_um: square are not among the codes"),
         ({"min_label_score": 1.0}, "min_label_score"),
+        ({"second_look": 1.1}, "second_look"),
         ({"id": "Own Model"}, "id"),
         ({"colour": "red"}, "colour"),
     ],

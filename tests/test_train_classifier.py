@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from smearcount.calibration import fit_temperature
+from smearcount.cards import Model
 from smearcount.cellsets import CellSet
 from smearcount.config import read_model, shipped
 from smearcount.errors import ConfigError, ModelError, UsageError
@@ -28,6 +29,7 @@ from smearcount.training.naming_data import balance_weights, epoch_rows
 from smearcount.training.naming_module import NamingModule, make_optimiser, make_schedule, partial_losses
 from smearcount.training.naming_recipe import Balance, Optimiser, Phase
 from smearcount.training.naming_setting import steepest
+from smearcount.training.packaging import package_naming_run
 
 PATCH_UM = 9.6
 LEFT = {"model.safetensors", "architecture.yaml", "history.csv", "losses.png", "summary.json", "train.log"}
@@ -83,14 +85,14 @@ def summary(run: Path) -> dict[str, Any]:
     return content
 
 
-def answers(run: Path, cells: CellSet) -> torch.Tensor:
+def answers(run: Path, cells: CellSet, window_um: float = PATCH_UM) -> torch.Tensor:
     """Logits of the validation cells by the files of the run alone."""
     spec = NetSpec.model_validate(yaml.safe_load((run / "architecture.yaml").read_text()))
     net = build_net(spec)
     net.load_state_dict(load_file(run / "model.safetensors"))
     net.eval()
     val, said = cells.split("val"), summary(run)
-    views = [plain_view(window, 0.3, PATCH_UM, spec.input_px) for window in val.pixels]
+    views = [plain_view(window, 0.3, window_um, spec.input_px) for window in val.pixels]
     with torch.inference_mode():
         logits, _ = net(torch.from_numpy(to_batch(views, tuple(said["mean"]), tuple(said["std"]))))
     return logits
@@ -115,6 +117,23 @@ def test_three_steps_of_every_backbone(backbone: str, tmp_path: Path) -> None:
     assert said["temperature"] == pytest.approx(fit_temperature(logits.numpy(), truth), rel=1e-2)
     assert (said["codes"], said["epochs"], said["cells"]) == (list(cells.codes), 1, {"train": 24, "val": 8})
     assert said["seconds_per_cell"] > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter, about its own future
+def test_cells_are_judged_in_the_window_of_the_finished_classifier(tmp_path: Path) -> None:
+    """What was learned is the same, whatever the window is in which it is judged."""
+    cells, said = rendered_cells(), {}
+    for named_um in (None, 0.8 * PATCH_UM):
+        run = train_classifier(recipe(named_um=named_um), cells, tmp_path / f"{named_um}")
+        logits = answers(run, cells, named_um or PATCH_UM)
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(cells.split("val").targets.argmax(1)))
+        said[named_um] = summary(run)["valid_loss"], load_file(run / "model.safetensors")
+        assert said[named_um][0] == pytest.approx(float(loss), rel=1e-3)
+        card = Model(package_naming_run(run, "own", None, ("rbc",))).classifier_card
+        assert card.patch_um == pytest.approx(named_um or PATCH_UM)
+    (plain, first), (nearer, second) = said.values()
+    assert plain != nearer
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def eventful(**changes: Any) -> ClassifierRecipe:

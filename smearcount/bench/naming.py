@@ -1,4 +1,8 @@
-"""Naming: the cells of a field, from their boxes to probabilities, over the bare network on the same windows."""
+"""Naming: the cells of a field, from their boxes to probabilities, over the bare network on the same windows.
+
+A window that is looked at again counts on both sides: naming asks the network about it four times, and so does the
+bare network here.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from smearcount.bench.fields import sample_fields
 from smearcount.bench.timing import Contender, alternate
 from smearcount.cards import ClassifierCard, Model, find_model, list_models
-from smearcount.classifier import Classifier
+from smearcount.classifier import Classifier, calibrated, quarter_turns
 from smearcount.config import Settings
 from smearcount.detector import Detector, PixelSource
 from smearcount.errors import ImageError, UsageError
@@ -33,7 +38,8 @@ class NamingJob:
         image: a field; the first sample smear without one.
         um_per_px: its scale, estimated where it is None.
         classifiers: ids or folders; all shipped ones without any.
-        cells: number of cells; those of the field come again until there are as many.
+        cells: number of cells; those of the kinds that a classifier is asked about, or all where the field has none
+            of them, come again until there are as many.
         threads: CPU threads of every contender.
         rounds: repetitions.
     """
@@ -62,17 +68,19 @@ def bench_naming(job: NamingJob) -> dict[str, Any]:
     scale, found = find_at_scale(source, detector, job.um_per_px, source.um_per_px)
     if not len(found):
         raise ImageError(f"{source.path}: no cells to name; give another picture")
-    boxes = found.boxes[np.arange(job.cells) % len(found)]
     figures: dict[str, Any] = {"cells": job.cells, "threads": job.threads, "rounds": job.rounds}
     for model in models:
+        asked = found.boxes[np.isin(found.kinds, model.classifier_card.kinds)]
+        boxes = np.resize(asked if len(asked) else found.boxes, (job.cells, 4))
         figures[model.card.id] = _times(model, source, boxes, (scale.um_per_px, job))
     return figures
 
 
 def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[float, NamingJob]) -> dict[str, Any]:
-    """The times of one classifier; whatever the kind of a cell, it takes the same."""
+    """The times of one classifier."""
     um_per_px, job = how
     contenders: dict[str, Contender] = {}
+    again: dict[str, float] = {}
     views = _views(model.classifier_card, source, boxes, um_per_px)
     for label, precision in (("f32", "f32"), ("default", "auto")):
         choice = RuntimeChoice("openvino", "cpu", precision, job.threads)
@@ -80,11 +88,15 @@ def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[floa
         run, _ = make_runtime(model, choice)
         chunks = [views[row : row + run.at_once] for row in range(0, len(views), run.at_once)]
         batches = [to_batch(chunk, classifier.card.mean, classifier.card.std) for chunk in chunks]
+        unsure = [_unsure(run, batch, classifier.card) for batch in batches]
+        again[f"share looked at again, {label}"] = round(float(np.concatenate(unsure).mean()), 3)
+        turned = [each for batch, rows in zip(batches, unsure, strict=True) for each in quarter_turns(batch[rows])]
+        batches += [batch for batch in turned if len(batch)]
         contenders[f"naming, {label}"] = partial(classifier.name, source, boxes, um_per_px)
         contenders[f"network, {label}"] = partial(_run_all, run, batches)
     laps = alternate(contenders, job.rounds)
     ms = {name: 1000 * each.wall for name, each in laps.items()}
-    figures = {f"{name} (ms)": round(value, 2) for name, value in ms.items()}
+    figures = {f"{name} (ms)": round(value, 2) for name, value in ms.items()} | again
     for label in ("f32", "default"):
         naming, network = ms[f"naming, {label}"], ms[f"network, {label}"]
         figures[f"a cell, {label} (ms)"] = round(naming / job.cells, 3)
@@ -98,6 +110,11 @@ def _views(card: ClassifierCard, source: PixelSource, boxes: FloatArray, um_per_
     """What the network sees of these cells."""
     side_px = card.patch_um / um_per_px
     return [sample_window(source, (x, y), side_px, card.input_px)[0] for x, y in centres(boxes).tolist()]
+
+
+def _unsure(run: Runtime, batch: FloatArray, card: ClassifierCard) -> npt.NDArray[np.bool_]:
+    """Which cells of a batch are looked at again."""
+    return np.asarray(calibrated(run(batch)[0], card.temperature).max(axis=1) < np.float32(card.second_look))
 
 
 def _run_all(run: Runtime, batches: list[FloatArray]) -> None:

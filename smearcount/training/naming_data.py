@@ -136,13 +136,12 @@ class _Cells(Dataset[Item]):
     def __getitem__(self, draw: Draw) -> Item:
         epoch, place, row = draw
         window, scale = self.cells.pixels[row], float(self.cells.um_per_px[row])
-        side = self.recipe.patch_um
         if not self.training:
-            return plain_view(window, scale, side, self.input_px), self.cells.targets[row]
+            return plain_view(window, scale, self.recipe.window_um, self.input_px), self.cells.targets[row]
         rng = chance("view", self.recipe.seed, epoch, place)
         other = int(rng.choice(self._together[row]))
         beside = (self.cells.pixels[other], float(self.cells.um_per_px[other]))
-        view = augmented_view(window, scale, side, self.input_px, self.recipe.augmentation, rng, beside)
+        view = augmented_view(window, scale, self.recipe.patch_um, self.input_px, self.recipe.augmentation, rng, beside)
         return view, self.cells.targets[row]
 
     def __getitems__(self, draws: list[Draw]) -> list[Item]:

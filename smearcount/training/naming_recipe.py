@@ -138,7 +138,10 @@ class ClassifierRecipe(Strict):
             first, without changing what the network answers; 0 none.
         mean: of the input in [0, 1] by channel; none is ImageNet's, and pretrained weights may want others.
         std: the same.
-        patch_um: physical side of the window around a cell.
+        patch_um: physical side of the window around a cell in training.
+        named_um: the same where cells are judged and named; none is `patch_um`. A little less can serve a laboratory
+            that was not seen, since random magnification in training makes cells seem larger than plain views do
+            (Touvron et al. 2019, arXiv 1906.06423).
         phases: one after the other, on the weights that the one before left.
         optimiser: of all phases.
         balance: what is done about classes of unequal size.
@@ -162,6 +165,7 @@ class ClassifierRecipe(Strict):
     mean: Triple | None = None
     std: Triple | None = None
     patch_um: float = Field(gt=1, lt=200)
+    named_um: float | None = Field(default=None, gt=1, lt=200)
     phases: tuple[Phase, ...] = Field(min_length=1)
     optimiser: Optimiser = Optimiser()
     balance: Balance = Balance()
@@ -196,6 +200,11 @@ class ClassifierRecipe(Strict):
     def input_px(self) -> int:
         """Side of the network input in the last phase, which is the one of the finished classifier."""
         return self.phases[-1].input_px or self.net.input_px
+
+    @property
+    def window_um(self) -> float:
+        """Side of the window in which the finished classifier sees a cell."""
+        return self.named_um or self.patch_um
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be gone on with: all but the place where it runs."""

@@ -102,7 +102,7 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
         {
             **about,
             **kept,
-            "patch_um": summary["recipe"]["patch_um"],
+            "patch_um": summary["recipe"].get("named_um") or summary["recipe"]["patch_um"],
             "embedding": summary["embedding"],
             "metrics": (),
             "git_commit": git_commit(),
@@ -339,6 +339,10 @@ def _technical(card: Card) -> list[str]:
         f"- Asked about: {', '.join(card.kinds)}",
         f"- Sees a square of {card.patch_um:g} um around the cell at {card.input_px} x {card.input_px} px",
         f"- Temperature {card.temperature:.3g}; below a probability of {card.min_label_score:g} a cell is unclassified",
+        *(
+            [f"- Below {card.second_look:g} it looks again, in four quarter turns, and takes the mean"]
+            * bool(card.second_look)
+        ),
         *(
             [f"- Learned from painted cells, without any test on real ones: {', '.join(card.painted)}"]
             * bool(card.painted)

@@ -95,7 +95,7 @@ def label_folder(job: LabelJob) -> tuple[int, int]:
     if job.listing:
         stems = set(job.listing.read_text().splitlines())
         pictures = [path for path in pictures if path.stem in stems]
-    detector = Detector(find_model(job.model), RuntimeChoice())
+    detector = Detector(find_model(job.model), RuntimeChoice(precision="f32"))
     return label_pictures(detector, pictures, job.um_per_px, job.out, _has_central_cell if job.central else None)
 
 
