@@ -136,22 +136,20 @@ def known_model(model: str | None) -> str | None:
     return model
 
 
-def known_classifier(model: str) -> str:
-    """The id or folder of a classifier as it was given; without one the program ends as wrong usage."""
-    from smearcount.cards import find_model
+def _known(task: str) -> Callable[[str], str]:
+    def known(model: str) -> str:
+        """The id or folder of a model as it was given; without one of this task the program ends as wrong usage."""
+        from smearcount.cards import find_model
 
-    with clear_errors(ModelError):
-        _ = find_model(model).classifier_card
-    return model
+        with clear_errors(ModelError):
+            found = find_model(model)
+            _ = found.classifier_card if task == "classifier" else found.detector_card
+        return model
+
+    return known
 
 
-def known_detector(model: str) -> str:
-    """The id or folder of a detector as it was given; without one the program ends as wrong usage."""
-    from smearcount.cards import find_model
-
-    with clear_errors(ModelError):
-        _ = find_model(model).detector_card
-    return model
+known_classifier, known_detector = _known("classifier"), _known("detector")
 
 
 @contextmanager

@@ -128,7 +128,7 @@ class _Cells(Dataset[Item]):
 
     def __init__(self, cells: CellSet, recipe: ClassifierRecipe, input_px: int, *, training: bool) -> None:
         self.cells, self.recipe, self.input_px, self.training = cells, recipe, input_px, training
-        self._together = _companions(cells)
+        self._together = _companions(cells) if training else []
 
     def __len__(self) -> int:
         return len(self.cells)
