@@ -11,6 +11,7 @@ from smearcount.errors import UsageError
 from smearcount.images import grow_text, make_folder, write_picture
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import CELL_COLUMNS, Row, cell_rows, to_csv
+from smearcount.taxonomy import file_name_of
 
 __all__ = ["MANIFEST_COLUMNS", "write_crops"]
 
@@ -29,14 +30,14 @@ def write_crops(
         ImageError: the folder can't be written.
         UsageError: it holds another file of the name of the manifest.
     """
-    stems = unique_stems(images)
+    stems = unique_stems(images, full=True)
     written = 0
     failed: list[str] = []
     before = _listed(make_folder(out) / "manifest.csv")
 
     def finish(path: Path, analysis: Analysis) -> list[Row]:
         rows = _write_patches(analysis, out, stems[path])
-        for name in {row["file"] for row in before.pop(path.name, [])} - {row["file"] for row in rows}:
+        for name in {row["file"] for row in before.pop(stems[path], [])} - {row["file"] for row in rows}:
             (out / str(name)).unlink(missing_ok=True)
         return rows
 
@@ -54,17 +55,22 @@ def write_crops(
 
 
 def _listed(manifest: Path) -> dict[str, list[Row]]:
-    """The rows of a manifest by their picture; nothing where there is none."""
+    """The rows of a manifest by the stem of their files; nothing where there is none."""
     if not manifest.is_file():
         return {}
-    with manifest.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
-            raise UsageError(f"{manifest}: no manifest of this version of `smearcount crop`; give another folder")
-        rows: dict[str, list[Row]] = {}
-        for row in reader:
-            rows.setdefault(row["image"], []).append(dict(row))
-        return rows
+    refused = UsageError(f"{manifest}: no manifest of this version of `smearcount crop`; give another folder")
+    try:
+        with manifest.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
+                raise refused
+            rows: dict[str, list[Row]] = {}
+            for row in reader:
+                stem = row["file"].rpartition(f"_{row['cell_id'].zfill(5)}_{row['kind']}_")[0]
+                rows.setdefault(stem, []).append(dict(row))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise refused from error
+    return rows
 
 
 def _write_patches(analysis: Analysis, out: Path, stem: str) -> list[Row]:
@@ -73,7 +79,7 @@ def _write_patches(analysis: Analysis, out: Path, stem: str) -> list[Row]:
     written: list[Path] = []
     try:
         for patch, row in zip(analysis.patches(), cell_rows(analysis.result), strict=True):
-            name = f"{stem}_{patch.cell_id:05d}_{row['kind']}_{row['label']}.png"
+            name = f"{stem}_{patch.cell_id:05d}_{row['kind']}_{file_name_of(str(row['label']))}.png"
             written.append(write_picture(out / name, patch.pixels))
             size = {"side_um": f"{patch.side_um:g}", "um_per_px": f"{patch.um_per_px:.6g}"}
             rows.append({"file": name, **row, **size, "filled": f"{patch.filled:.4f}"})

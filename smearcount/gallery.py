@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from smearcount.patches import sample_window
 from smearcount.pipeline import Analysis
 from smearcount.records import KINDS, UNCLASSIFIED
 from smearcount.report import percent_text
+from smearcount.taxonomy import file_name_of
 
 __all__ = ["contact_sheets", "write_gallery"]
 
@@ -131,9 +131,9 @@ def write_gallery(
     written = []
     for code, sheets in groupby(contact_sheets(analysis, per_sheet, most_sheets), key=lambda each: each[0]):
         for n, (_, pixels) in enumerate(sheets, start=1):
-            written.append(write_picture(place / f"{_file_stem(code)}{f'.{n}' if n > 1 else ''}.jpg", pixels))
+            written.append(write_picture(place / f"{file_name_of(code)}{f'.{n}' if n > 1 else ''}.jpg", pixels))
     codes = (*analysis.taxonomy.codes, *(_unnamed(kind) for kind in KINDS))
-    own = re.compile(rf"(?:{'|'.join(re.escape(_file_stem(code)) for code in codes)})(?:\.\d+)?\.jpg")
+    own = re.compile(rf"(?:{'|'.join(re.escape(file_name_of(code)) for code in codes)})(?:\.\d+)?\.jpg")
     for path in sorted(place.iterdir()):
         if own.fullmatch(path.name) and path not in written:
             path.unlink(missing_ok=True)
@@ -142,11 +142,6 @@ def write_gallery(
 
 def _unnamed(kind: str) -> str:
     return f"{UNCLASSIFIED}_{kind}"
-
-
-def _file_stem(code: str) -> str:
-    # A laboratory's own code may hold what a file name can't, and a dot would look like the number of a sheet.
-    return quote(code, safe=" ").replace(".", "%2E")
 
 
 def _groups(analysis: Analysis) -> Iterator[_Group]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import smearcount
 from smearcount import counting, report
-from smearcount.config import Settings
+from smearcount.config import Settings, read_model
 from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
@@ -33,7 +33,7 @@ from smearcount.images import (
 from smearcount.naming import Namer
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
-from smearcount.records import Counts, Detections, Provenance, Scale, SmearResult
+from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
 from smearcount.region import Region, read_region
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale, settle_scale
@@ -77,26 +77,31 @@ class Analysis:
         import pandas as pd
 
         frame = pd.DataFrame(report.cell_rows(self.result), columns=list(report.CELL_COLUMNS))
+        exact: dict[str, type] = {"cell_id": int, "at_edge": bool, "counted": bool}
         text = ["image", "slide", "kind", "label", "runner_up"]
         for column in frame.columns.difference(text):
-            frame[column] = pd.to_numeric(frame[column])
-        return frame.astype({"at_edge": bool, "counted": bool})
+            frame[column] = pd.to_numeric(frame[column]).astype(exact.get(column, float))
+        return frame.astype(dict.fromkeys(text, str))
 
     @property
     def differential(self) -> pd.DataFrame:
-        """The table of kinds and codes: count, per cent and density, each with exact 95 % limits."""
+        """The table of kinds and codes: count, per cent and density, each with exact 95 % limits.
+
+        A row is called after its kind or code; `unclassified_rbc` are the cells of a kind that have no name.
+        """
         import pandas as pd
 
         lines = report.summary_lines(self.counts, self.result.counted_area_um2, self.taxonomy)
         columns = ("percent", "percent_low", "percent_high", "per_mm2", "per_mm2_low", "per_mm2_high")
-        rows = {
-            line.key: (
-                *(line.name, line.count, line.share.value, line.share.low, line.share.high),
+        rows = [
+            (
+                *(line.kind, line.name, line.count, line.share.value, line.share.low, line.share.high),
                 *(line.density.value, line.density.low, line.density.high),
             )
             for line in lines
-        }
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["name", "count", *columns])
+        ]
+        keys = [f"{UNCLASSIFIED}_{line.kind}" if line.key == UNCLASSIFIED else line.key for line in lines]
+        return pd.DataFrame(rows, index=keys, columns=["kind", "name", "count", *columns])
 
     def patches(self) -> Iterator[Patch]:
         """The 452 x 452 cut-out of every cell, in the order of `cells`."""
@@ -116,6 +121,11 @@ class Analysis:
     def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
         """Write `<stem>.json`, `<stem>.cells.csv` and `<stem>.overlay.jpg`; each file is whole or absent.
 
+        Args:
+            folder: made where it is missing.
+            stem: replaces what is there. Without it the stem of the picture's name, or `smear`, with a number where
+                the folder holds a report of another picture under that name.
+
         Returns:
             The paths as they were written: an overlay that is too long for JPEG is a `.tif`.
 
@@ -123,7 +133,7 @@ class Analysis:
             ImageError: the folder can't be written.
         """
         folder = make_folder(Path(folder))
-        stem = stem or Path(self.result.image_id).stem or "smear"
+        stem = stem or report.stem_in(folder, Path(self.result.image_id).stem or "smear", self.result)
         summary, cells = folder / f"{stem}.json", folder / f"{stem}.cells.csv"
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
         overlay = write_picture(folder / f"{stem}.overlay.jpg", self.overlay())
@@ -170,14 +180,24 @@ class Pipeline:
         )
 
     @classmethod
-    def load(cls, settings: Settings | None = None, *, weights: Path | None = None) -> Pipeline:
+    def load(cls, settings: Settings | Path | str | None = None, *, weights: Path | str | None = None) -> Pipeline:
         """A pipeline with the shipped models.
 
+        Args:
+            settings: or a YAML file of them, as `--config` takes it.
+            weights: folder of the models instead of the shipped one.
+
         Raises:
+            ConfigError: the file is no settings file.
+            TypeError: the settings are something else.
             ModelError: a model file is missing or damaged.
             RuntimeMissingError: the runtime asked for is not installed.
         """
-        return cls(settings or Settings(), weights)
+        if isinstance(settings, Path | str):
+            settings = read_model(Settings, Path(settings))
+        if not isinstance(settings, Settings | None):
+            raise TypeError(f"settings: expected Settings or a YAML file, got {type(settings).__name__}")
+        return cls(settings or Settings(), None if weights is None else Path(weights))
 
     def analyze(
         self,
@@ -191,7 +211,7 @@ class Pipeline:
         """Find, name and count the cells of one picture.
 
         Args:
-            image: a file, or `(H, W, 3) uint8 RGB` pixels.
+            image: a file, or `(H, W, 3) uint8 RGB` pixels, of which a copy is kept.
             um_per_px: its scale in micrometres a pixel, where known.
             image_id: name in reports instead of the file name.
             slide_id: the slide it belongs to.
@@ -202,7 +222,7 @@ class Pipeline:
             ConfigError: the region lies outside the picture.
             ValueError: the scale is not within 0.02 to 2.
         """
-        source = ArraySource(image) if isinstance(image, np.ndarray) else self._opened(Path(image))
+        source = ArraySource(image.copy()) if isinstance(image, np.ndarray) else self._opened(Path(image))
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         slide = (slide_scales or {}).get(source.size_wh)

@@ -11,6 +11,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +48,7 @@ __all__ = [
     "report_columns",
     "report_row",
     "screen_table",
+    "stem_in",
     "summary_lines",
     "to_csv",
 ]
@@ -106,10 +109,38 @@ def _best_two(result: SmearResult) -> list[tuple[str, str, str]]:
     return best
 
 
+class _Lines(io.StringIO):
+    """Takes rows as `csv` writes them. It quotes the characters of the end of a row alone, so it is told of both."""
+
+    END = "\r\n"
+
+    def write(self, row: str) -> int:
+        """Add one row."""
+        return super().write(row.removesuffix(self.END) + "\n")
+
+
+def stem_in(folder: Path, wanted: str, result: SmearResult) -> str:
+    """`wanted`, with a number behind it where the folder holds the report of another picture under that name."""
+    numbered = (f"{wanted}-{i}" for i in count(2))
+    return next(stem for stem in chain([wanted], numbered) if _is_ours(folder / f"{stem}.json", result))
+
+
+def _is_ours(path: Path, result: SmearResult) -> bool:
+    """Whether a report is of the picture of a result, or is not there yet."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    ours = {"image": result.image_id, "image_sha256": result.image_sha256}
+    return isinstance(content, dict) and any(ours.values()) and all(content.get(k) == v for k, v in ours.items())
+
+
 def to_csv(columns: Sequence[str], rows: Iterable[Row], *, header: bool = True) -> str:
     """Rows as CSV text with line feeds at the ends of lines."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    stream = _Lines(newline="")
+    writer = csv.DictWriter(stream, columns, lineterminator=_Lines.END)
     if header:
         writer.writeheader()
     writer.writerows(rows)
@@ -191,6 +222,7 @@ class Line:
     """One line of the table: a kind (level 0) or a code of it (level 1)."""
 
     level: int
+    kind: str
     key: str
     name: str
     count: int
@@ -207,17 +239,17 @@ def summary_lines(counts: Counts, area_um2: float, taxonomy: Taxonomy) -> list[L
         if n == 0 and kind == "nrbc":
             continue
         density = density_per_mm2(n, area_um2)
-        lines.append(Line(0, kind, taxonomy.kinds[kind].name, n, percentage(n, everything), density))
+        lines.append(Line(0, kind, kind, taxonomy.kinds[kind].name, n, percentage(n, everything), density))
         codes = [code for code in taxonomy.codes_of(kind) if counts.named.get(code, 0)]
         if len(taxonomy.codes_of(kind)) == 1:
             continue
         for code in codes:
             k = counts.named[code]
             share = percentage(k, classified)
-            lines.append(Line(1, code, taxonomy.codes[code].name, k, share, density_per_mm2(k, area_um2)))
+            lines.append(Line(1, kind, code, taxonomy.codes[code].name, k, share, density_per_mm2(k, area_um2)))
         k = counts.unclassified.get(kind, 0)
         if k and codes:
-            lines.append(Line(1, UNCLASSIFIED, "Unclassified", k, NOTHING, density_per_mm2(k, area_um2)))
+            lines.append(Line(1, kind, UNCLASSIFIED, "Unclassified", k, NOTHING, density_per_mm2(k, area_um2)))
     return lines
 
 
@@ -317,7 +349,7 @@ def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = 
         "limits": "95 %, sampling error only",
         "table": [
             {
-                **{"type": line.key, "name": line.name, "count": line.count},
+                **{"type": line.key, "kind": line.kind, "name": line.name, "count": line.count},
                 **{"percent": _triple(line.share), "per_mm2": _triple(line.density)},
             }
             for line in summary_lines(result.counts, result.counted_area_um2, taxonomy)

@@ -9,6 +9,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -169,6 +170,8 @@ def model_for(name: str, choice: RuntimeChoice, weights: Path | None = None) -> 
 class OpenVinoRuntime:
     """OpenVINO on the CPU; the precision is set explicitly, since it would pick bf16 by itself on some processors.
 
+    Calls from several threads wait for each other: the network has all of its threads in one call.
+
     Grey levels are normalised while the input is arranged anyway, on all threads; without mean and spread the bits are
     those of `float32` multiplied by `1 / 255`.
     """
@@ -196,6 +199,7 @@ class OpenVinoRuntime:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         self._request = core.compile_model(network, "CPU", settings).create_infer_request()
+        self._alone = Lock()
 
     def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
         """Run `batch (B, 3, H, W)` of the type `input_dtype`; the outputs are copies.
@@ -204,8 +208,9 @@ class OpenVinoRuntime:
             ValueError: the batch is of another type, which OpenVINO would convert without a word.
         """
         _check_type(batch, self.input_dtype)
-        outputs = self._request.infer([batch], share_inputs=True, share_outputs=False)
-        return tuple(outputs.to_tuple())
+        with self._alone:
+            outputs = self._request.infer([batch], share_inputs=True, share_outputs=False)
+            return tuple(outputs.to_tuple())
 
 
 def _check_type(batch: npt.NDArray[Any], wanted: np.dtype[Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import Field, model_validator
 
@@ -13,9 +14,14 @@ from smearcount.config import Strict, read_model, shipped
 from smearcount.errors import ConfigError
 from smearcount.records import KINDS, UNCLASSIFIED
 
-__all__ = ["Code", "Kind", "Taxonomy", "load_taxonomy"]
+__all__ = ["Code", "Kind", "Taxonomy", "file_name_of", "load_taxonomy"]
 
 Colour = Field(pattern="^#[0-9a-f]{6}$")
+
+
+def file_name_of(code: str) -> str:
+    """A code as part of a file name, without a dot: a laboratory's own may hold what a file name can't."""
+    return quote(code, safe=" ").replace(".", "%2E")
 
 
 class Kind(Strict):

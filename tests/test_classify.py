@@ -395,9 +395,27 @@ def test_crops_of_several_runs_share_one_folder(naming_pipeline: Callable[..., P
     kept = listed_patches([out / "any.png"])
     assert {path.name[:3] for path in kept} == {"two"}
     assert len(kept) == len(list(out.glob("*.png"))) == n
-    (out / "manifest.csv").write_text("mine\n")
-    with pytest.raises(UsageError, match=r"manifest\.csv: no manifest .* another folder"):
-        write_crops(pipeline, [first], out)
+    for content in (b"mine\n", b"caf\xe9\n"):
+        (out / "manifest.csv").write_bytes(content)
+        with pytest.raises(UsageError, match=r"manifest\.csv: no manifest .* another folder"):
+            write_crops(pipeline, [first], out)
+
+
+def test_crops_of_pictures_with_one_stem_or_name_keep_apart(
+    naming_pipeline: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    pipeline, out = naming_pipeline(), tmp_path / "crops"
+    paths = [tmp_path / name for name in ("a/x.jpg", "a/x.png", "b/x.jpg")]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(SPARSE, path)
+    n = write_crops(pipeline, paths[:1], out)[0]
+    assert write_crops(pipeline, paths[1:2], out)[0] == n
+    assert write_crops(pipeline, [paths[0], paths[2]], out)[0] == 2 * n
+    assert len(listed_patches([out / "any.png"])) == len(list(out.glob("*.png"))) == 3 * n
+    paths[2].write_bytes(b"no picture")
+    assert write_crops(pipeline, [paths[0], paths[2]], out)[0] == n
+    assert len(listed_patches([out / "any.png"])) == len(list(out.glob("*.png"))) == 3 * n
 
 
 def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(

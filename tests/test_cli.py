@@ -175,6 +175,13 @@ def test_settings_file_and_flags(tmp_path: Path) -> None:
     assert "um_per_pixel" in result.stderr
 
 
+def test_a_recipe_and_random_smears_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("width: 200")
+    result = call("simulate", "--recipe", tmp_path / "r.yaml", "--random", "1", "--out", tmp_path / "out")
+    assert (result.exit_code, (tmp_path / "out").exists()) == (2, False)
+    assert "--random" in result.output
+
+
 def test_simulate_writes_pictures_and_truth(tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text("width: 200\nheight: 160\num_per_px: 0.2\nred_cells: 5\nwhite_cells: 1\nplatelets: 2\n")

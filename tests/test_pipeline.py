@@ -1,6 +1,7 @@
 """From picture to counts with the shipped model, against the exact truth of rendered smears."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -10,8 +11,10 @@ import pytest
 import tifffile
 
 from smearcount import Pipeline, Settings
+from smearcount.config import shipped
 from smearcount.errors import ConfigError
 from smearcount.images import open_image
+from smearcount.pipeline import Analysis
 from smearcount.report import CELL_COLUMNS
 from smearcount.simulate import SmearRecipe, read_truth, render
 
@@ -140,6 +143,71 @@ def test_the_same_picture_gives_the_same_bytes(pipeline: Pipeline, tmp_path: Pat
     second = Pipeline.load(Settings(threads=1)).analyze(SAMPLES / "sparse.jpg").save(tmp_path / "b")
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_threads_that_share_a_pipeline_get_their_own_cells(pipeline: Pipeline) -> None:
+    pixels = cv2.cvtColor(cv2.imread(str(SAMPLES / "normal.jpg")), cv2.COLOR_BGR2RGB)
+    parts = [pixels[y : y + 200, x : x + 200] for y in (0, 250) for x in (0, 250, 500, 750)] * 3
+    alone = [pipeline.analyze(part, um_per_px=0.12).cells for part in parts]
+    with ThreadPoolExecutor(4) as threads:
+        together = threads.map(lambda part: pipeline.analyze(part, um_per_px=0.12).cells, parts)
+    for one, other in zip(alone, together, strict=True):
+        pd.testing.assert_frame_equal(one, other)
+
+
+def test_unclassified_cells_of_every_kind_are_in_the_table(pipeline: Pipeline, tmp_path: Path) -> None:
+    analysis = Pipeline.load(Settings(min_label_score=0.97)).analyze(SAMPLES / "normal.jpg")
+    unnamed = {kind: n for kind, n in analysis.counts.unclassified.items() if n}
+    assert {"rbc", "wbc"} <= set(unnamed)
+    table = analysis.differential
+    assert table.index.is_unique
+    rows = json.loads(analysis.save(tmp_path)[0].read_text())["table"]
+    for kind, n in unnamed.items():
+        assert table.loc[f"unclassified_{kind}", "count"] == n
+        assert table.loc[f"unclassified_{kind}", "kind"] == kind
+        assert [row["count"] for row in rows if (row["type"], row["kind"]) == ("unclassified", kind)] == [n]
+        inside = table[(table["kind"] == kind) & (table.index != kind)]
+        assert inside["count"].sum() == table.loc[kind, "count"]
+
+
+def test_cells_have_the_same_types_with_and_without_any(pipeline: Pipeline) -> None:
+    some = pipeline.analyze(SAMPLES / "sparse.jpg").cells
+    none = pipeline.analyze(np.full((60, 60, 3), 230, np.uint8)).cells
+    assert (len(some) > 0, len(none)) == (True, 0)
+    assert some.dtypes.astype(str).to_dict() == none.dtypes.astype(str).to_dict()
+
+
+def test_an_array_that_is_used_again_changes_no_analysis(pipeline: Pipeline) -> None:
+    pixels = cv2.cvtColor(cv2.imread(str(SAMPLES / "sparse.jpg")), cv2.COLOR_BGR2RGB)[:300, :400].copy()
+    analysis = pipeline.analyze(pixels)
+    before = analysis.overlay()
+    pixels[:] = 0
+    np.testing.assert_array_equal(analysis.overlay(), before)
+
+
+def test_a_report_of_another_picture_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
+    def names(*analyses: Analysis) -> list[str]:
+        return [analysis.save(tmp_path)[0].name for analysis in analyses]
+
+    arrays = [pipeline.analyze(np.full((60, 60, 3), level, np.uint8)) for level in (220, 230)]
+    assert names(*arrays) == ["smear.json", "smear-2.json"]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "f.png"), np.full((60, 60, 3), ord(folder), np.uint8))
+    first, second = (pipeline.analyze(tmp_path / folder / "f.png") for folder in ("a", "b"))
+    assert names(first, second, first, second) == ["f.json", "f-2.json"] * 2
+    assert second.save(tmp_path, "f")[0].name == "f.json"
+    (tmp_path / "g.json").write_text("[]")
+    assert pipeline.analyze(arrays[0].source.pixels, image_id="g.png").save(tmp_path)[0].name == "g-2.json"
+
+
+def test_a_pipeline_loads_a_settings_file_and_refuses_what_is_none(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("um_per_px: 0.2\nclassifiers: []\n")
+    weights = str(shipped("weights"))
+    for settings in (tmp_path / "s.yaml", str(tmp_path / "s.yaml")):
+        assert Pipeline.load(settings, weights=weights).settings.um_per_px == 0.2
+    with pytest.raises(TypeError, match="settings: expected Settings or a YAML file, got dict"):
+        Pipeline.load({"um_per_px": 0.2})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (230, 200, 210)])

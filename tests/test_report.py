@@ -174,12 +174,15 @@ def test_the_json_report_counts_what_the_row_counts(result: SmearResult, taxonom
     assert table["rbc"]["per_mm2"]["value"] == pytest.approx(4 / 0.01)
 
 
-def test_text_survives_what_a_file_name_may_hold(make_result: Make, taxonomy: Taxonomy) -> None:
-    name = 'Müller, "A"\t血.jpg'
+@pytest.mark.parametrize("name", ['Müller, "A"\t血.jpg', "a\rb.jpg", "a\nb\r\n.jpg", "\r"])
+def test_text_survives_what_a_file_name_may_hold(make_result: Make, taxonomy: Taxonomy, name: str) -> None:
     one = make_result(Detections.empty(), image_id=name)
     assert json.loads(report.json_report(one, taxonomy))["image"] == name
     columns = report.report_columns(taxonomy)
-    assert parsed(report.to_csv(columns, [report.report_row(one, taxonomy)]))[0]["image"] == name
+    table = report.to_csv(columns, [report.report_row(one, taxonomy)])
+    assert [row["image"] for row in parsed(table)] == [name]
+    assert table.endswith("\n")
+    assert not table.endswith("\r\n")
 
 
 def test_the_lines_of_the_table_add_up(result: SmearResult, taxonomy: Taxonomy) -> None:

@@ -346,6 +346,15 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path, smear: SimulatedSmea
         write(smear, tmp_path, "field", suffix=".bmp")
 
 
+@pytest.mark.parametrize(
+    "line", ["red_cells_per_mm2: .inf", "red_mix: {normocyte: .inf}", "red_mix: {normocyte: 1.0e+308}", "noise: .nan"]
+)
+def test_numbers_beyond_all_cells_are_refused_by_their_key(tmp_path: Path, line: str) -> None:
+    (tmp_path / "r.yaml").write_text(line)
+    with pytest.raises(ConfigError, match=line.partition(":")[0]):
+        read_model(SmearRecipe, tmp_path / "r.yaml")
+
+
 @pytest.mark.parametrize("content", ["{", json.dumps([1])])
 def test_damaged_truth_is_not_overwritten(tmp_path: Path, smear: SimulatedSmear, content: str) -> None:
     (tmp_path / "truth.json").write_text(content)

@@ -24,8 +24,8 @@ def shortened(name: str) -> str:
     return f"{encoded[: _NAME_BYTES - 13].decode('utf-8', 'ignore')}-{digest}"
 
 
-def unique_stems(paths: Iterable[Path]) -> dict[Path, str]:
-    """Stem for the output files of each picture; pictures of one stem keep their full file names.
+def unique_stems(paths: Iterable[Path], *, full: bool = False) -> dict[Path, str]:
+    """Stem for the output files of each picture; pictures of one stem, or with `full` all, keep their full file names.
 
     Stems of more than 200 bytes are shortened, so that there is room for the endings of the outputs. Case makes no
     difference: files that differ in nothing else are one file on Windows and macOS.
@@ -35,7 +35,7 @@ def unique_stems(paths: Iterable[Path]) -> dict[Path, str]:
     out: dict[Path, str] = {}
     taken: set[str] = set()
     for path in listed:
-        wanted = shortened(path.stem if shared[path.stem.casefold()] == 1 else path.name)
+        wanted = shortened(path.name if full or shared[path.stem.casefold()] > 1 else path.stem)
         numbered = (f"{wanted}-{i}" for i in count(2))
         stem = next(name for name in chain([wanted], numbered) if name.casefold() not in taken)
         taken.add(stem.casefold())

@@ -42,15 +42,14 @@ def _analyze_all(
     from smearcount.batch import Failure, analyze_each, unique_stems
     from smearcount.images import make_folder
     from smearcount.pipeline import Pipeline
+    from smearcount.report import stem_in
 
     make_folder(out)
     pipeline, stems, failed = Pipeline.load(settings), unique_stems(images), 0
 
     def finish(path: Path, analysis: Analysis) -> tuple[SmearResult, list[Path]]:
-        return analysis.result, [
-            *(_write_gallery(analysis, out, stems[path]) if gallery else ()),
-            *analysis.save(out, stems[path]),
-        ]
+        stem = stem_in(out, stems[path], analysis.result)
+        return analysis.result, [*(_write_gallery(analysis, out, stem) if gallery else ()), *analysis.save(out, stem)]
 
     shown = bar(quiet or as_json, "analysing")
     for path, outcome in analyze_each(pipeline, shown(stems), lambda path: (path.name, ""), finish):

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from smearcount.cli.common import Json, Out, app, clear_errors
 from smearcount.config import read_model
+from smearcount.errors import UsageError
 
 
 @app.command()
@@ -26,6 +27,8 @@ def simulate(
     from smearcount.simulate import SmearRecipe, random_set, sample_set, write_set
 
     with clear_errors():
+        if recipe and random:
+            raise UsageError("--recipe and --random exclude each other: leave one of them out")
         recipes = {recipe.stem: read_model(SmearRecipe, recipe)} if recipe else sample_set()
         if random:
             recipes = random_set(random, seed or 0)

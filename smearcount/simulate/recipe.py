@@ -36,7 +36,7 @@ _DIFFERENTIAL = {"neutrophil": 0.60, "lymphocyte": 0.28, "monocyte": 0.06, "eosi
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class SmearRecipe(Strict):
@@ -74,7 +74,7 @@ class SmearRecipe(Strict):
     height: int = Field(default=960, ge=64, le=40000)
     um_per_px: float = Field(default=0.12, ge=0.04, le=0.5)
     red_cells: int | None = Field(default=None, ge=0)
-    red_cells_per_mm2: float = Field(default=6500.0, ge=0)
+    red_cells_per_mm2: float = Field(default=6500.0, ge=0, le=1e6)
     clumped: Share = 0.15
     overlap: float = Field(default=0.25, ge=0, le=0.4)
     red_mix: dict[str, Positive] = Field(default={"normocyte": 1.0}, min_length=1)
