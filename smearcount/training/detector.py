@@ -31,9 +31,14 @@ __all__ = ["DetectorRecipe", "train"]
 
 
 class DetectorRecipe(Strict):
-    """The checked form of a file like `configs/train/detector.yaml`, where each key is explained."""
+    """The checked form of a file like `configs/train/detector.yaml`, where each key is explained.
+
+    `found_um_per_px` is where the finished detector works, if not at the scale of its training: random magnification
+    in training makes cells seem larger than they are (Touvron et al. 2019, arXiv 1906.06423).
+    """
 
     canonical_um_per_px: float = Field(gt=0.02, lt=2)
+    found_um_per_px: float | None = Field(default=None, gt=0.02, lt=2)
     tile_px: int = Field(ge=64, multiple_of=16)
     tiles_per_epoch: int = Field(ge=1)
     batch: int = Field(ge=1)

@@ -60,7 +60,7 @@ def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], o
         DetectorCard,
         {
             **about,
-            "um_per_px": recipe["canonical_um_per_px"],
+            "um_per_px": recipe.get("found_um_per_px") or recipe["canonical_um_per_px"],
             "largest_cell_um": LARGEST_CELL_UM,
             "mean": (0.0, 0.0, 0.0),
             "std": (1.0, 1.0, 1.0),
