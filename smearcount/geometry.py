@@ -6,7 +6,7 @@ of the top-left pixel.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -45,8 +45,8 @@ STRIP_BOXES = 8192
 VOTE_IOU = 0.7
 """Overlap from which on a removed box has a say in where the kept one lies."""
 
-SLACK_IOU = 1e-4
-"""Far above the rounding of an overlap: boxes that overlap by less are not looked at twice."""
+LEAST_IOU = 1e-9
+"""Stands for a threshold of zero: boxes overlap by more than this or not at all."""
 
 
 def areas(boxes_xyxy: FloatArray) -> FloatArray:
@@ -182,18 +182,41 @@ def greedy_nms(
         Indices of the kept boxes, best first.
     """
     order = _best_first(boxes_xyxy, scores, kinds)
-    sorted_boxes, sorted_kinds = boxes_xyxy[order], kinds[order]
-    sides = sorted_boxes[:, 2:] - sorted_boxes[:, :2]
-    if not len(order) or sides.min() <= 0:
-        return order[_mixed_nms(sorted_boxes, sorted_kinds, same_kind_iou, cross_kind_iou)]
-    corner_size = np.concatenate([sorted_boxes[:, :2], sides], axis=1)
-    by_kind = [np.flatnonzero(sorted_kinds == kind) for kind in np.flatnonzero(np.bincount(sorted_kinds))]
-    kept = [rows[_one_kind_nms(corner_size[rows], same_kind_iou)] for rows in by_kind]
-    survivors: npt.NDArray[np.intp] = np.sort(np.concatenate(kept))
-    close = max(cross_kind_iou - SLACK_IOU, 0.0)
-    if len(by_kind) > 1 and len(_one_kind_nms(corner_size[survivors], close)) < len(survivors):
-        survivors = _without_clashes(sorted_boxes, sorted_kinds, survivors, (same_kind_iou, cross_kind_iou))
-    return order[survivors]
+    better, worse = _clashes(boxes_xyxy[order], kinds[order], same_kind_iou, cross_kind_iou)
+    kept, waiting = np.zeros(len(order), np.bool_), np.ones(len(order), np.bool_)
+    while waiting.any():
+        # What no better box stands against is kept, and what it overlaps too much is gone; everywhere at once.
+        opposed = np.zeros_like(waiting)
+        opposed[worse] = True
+        chosen = waiting & ~opposed
+        kept |= chosen
+        waiting &= opposed
+        waiting[worse[chosen[better]]] = False
+        left = waiting[better] & waiting[worse]
+        better, worse = better[left], worse[left]
+    return order[kept]
+
+
+def _clashes(
+    boxes: FloatArray, kinds: npt.NDArray[np.intp], same_kind_iou: float, cross_kind_iou: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Pairs of boxes, sorted best first, that overlap by more than their threshold: the better one, the worse one."""
+    middles, sides = centres(boxes), np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    reach = (1 / max(min(same_kind_iou, cross_kind_iou), LEAST_IOU) - 1) / 2 * sides
+    by_height = np.argsort(middles[:, 1], kind="stable")
+    heights = middles[by_height, 1]
+    # Boxes whose middles are further apart than this, either way, can't overlap so much: few pairs are left of all.
+    below = np.searchsorted(heights, heights + reach[by_height, 1], side="right") - np.arange(len(boxes)) - 1
+    first = np.repeat(np.arange(len(boxes)), below)
+    second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(below) - below, below)
+    columns, width = middles[by_height, 0], reach[by_height, 0]
+    near = np.abs(columns[first] - columns[second]) <= width[first]
+    first, second = by_height[first[near]], by_height[second[near]]
+    common = _common_areas(boxes[first], boxes[second])
+    area = areas(boxes)
+    limit = np.where(kinds[first] == kinds[second], np.float32(same_kind_iou), np.float32(cross_kind_iou))
+    clash = common > limit * (area[first] + area[second] - common)
+    return np.minimum(first, second)[clash], np.maximum(first, second)[clash]
 
 
 def voted_boxes(
@@ -225,18 +248,6 @@ def voted_boxes(
     return (boxes_xyxy[keep] + moved / np.where(total > 0, total, 1)[:, None]).astype(np.float32)
 
 
-def _without_clashes(
-    boxes: FloatArray, kinds: npt.NDArray[np.intp], survivors: npt.NDArray[np.intp], ious: tuple[float, float]
-) -> npt.NDArray[np.intp]:
-    """Rows kept of boxes sorted best first, where boxes of different kinds that survived their own overlap too much."""
-    alive = kinds[survivors]
-    rare = survivors[alive != np.bincount(alive).argmax()]
-    clash = (iou_matrix(boxes[rare], boxes[survivors]) > ious[1]) & (kinds[rare][:, None] != alive)
-    group = _connected(boxes, np.union1d(rare[clash.any(axis=1)], survivors[clash.any(axis=0)]), min(ious))
-    joint = group[_mixed_nms(boxes[group], kinds[group], *ious)]
-    return np.union1d(np.setdiff1d(survivors, group), joint)
-
-
 def _best_first(boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
     """Rows by falling score; only where scores are equal is it worth looking at coordinates and kinds."""
     order = np.argsort(-scores)
@@ -244,41 +255,3 @@ def _best_first(boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.int
     if (ranked[1:] == ranked[:-1]).any():
         order = np.lexsort((kinds, *boxes.T[::-1], -scores))
     return order
-
-
-def _connected(boxes: FloatArray, seeds: npt.NDArray[np.intp], min_iou: float) -> npt.NDArray[np.intp]:
-    """Rows that overlap one of the seeds by more than `min_iou`, or another such row, ascending; the seeds included."""
-    group = newest = seeds
-    while len(newest):
-        near = np.flatnonzero((iou_matrix(boxes[newest], boxes) > min_iou).any(axis=0))
-        newest = np.setdiff1d(near, group)
-        group = np.union1d(group, newest)
-    return group
-
-
-def _one_kind_nms(corner_size: FloatArray, max_iou: float) -> npt.NDArray[np.intp]:
-    """Rows kept of boxes `(N, 4)` of one kind, x_min, y_min, width, height, sorted best first.
-
-    Ranks instead of scores, so that no tie is left to OpenCV; lists, which it takes twice as fast as arrays.
-    """
-    ranks = list(range(len(corner_size), 0, -1))
-    kept = cv2.dnn.NMSBoxes(corner_size.tolist(), cast(Any, ranks), 0.0, max_iou)
-    return np.asarray(kept, np.intp)
-
-
-def _mixed_nms(
-    boxes: FloatArray, kinds: npt.NDArray[np.intp], same_kind_iou: float, cross_kind_iou: float
-) -> npt.NDArray[np.intp]:
-    """Rows kept of boxes sorted best first, where a box of one kind may remove one of another."""
-    x_min, y_min, x_max, y_max = boxes.T
-    area = (x_max - x_min) * (y_max - y_min)
-    remaining, kept = np.arange(len(boxes)), []
-    while len(remaining):
-        best, rest = remaining[0], remaining[1:]
-        kept.append(best)
-        width = np.minimum(x_max[best], x_max[rest]) - np.maximum(x_min[best], x_min[rest])
-        height = np.minimum(y_max[best], y_max[rest]) - np.maximum(y_min[best], y_min[rest])
-        common = np.maximum(width, 0) * np.maximum(height, 0)
-        threshold = np.where(kinds[rest] == kinds[best], same_kind_iou, cross_kind_iou)
-        remaining = rest[common <= threshold * (area[best] + area[rest] - common)]
-    return np.array(kept, np.intp)
