@@ -90,8 +90,7 @@ def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[floa
         batches = [to_batch(chunk, classifier.card.mean, classifier.card.std) for chunk in chunks]
         unsure = [_unsure(run, batch, classifier.card) for batch in batches]
         again[f"share looked at again, {label}"] = round(float(np.concatenate(unsure).mean()), 3)
-        turned = [each for batch, rows in zip(batches, unsure, strict=True) for each in quarter_turns(batch[rows])]
-        batches += [batch for batch in turned if len(batch)]
+        batches += [quarter_turns(batch[rows]) for batch, rows in zip(batches, unsure, strict=True) if rows.any()]
         contenders[f"naming, {label}"] = partial(classifier.name, source, boxes, um_per_px)
         contenders[f"network, {label}"] = partial(_run_all, run, batches)
     laps = alternate(contenders, job.rounds)
