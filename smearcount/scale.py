@@ -1,8 +1,8 @@
 """How many micrometres a pixel is: by flag, by metadata that the cells agree with, or estimated from the red cells.
 
 The estimate looks at a central crop at scales a factor of two apart, keeps the one whose cells of plausible size
-explain most of it, and refines it once with the median diameter of the isolated red cells. It makes the median red
-cell 7.5 um by construction.
+explain most of it, and refines it with the median diameter of the isolated red cells until both agree. It makes the
+median red cell 7.5 um by construction.
 """
 
 from __future__ import annotations
@@ -21,9 +21,20 @@ from smearcount.records import Detections, Scale
 __all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale"]
 
 PLAUSIBLE_RED_UM = (5.0, 11.0)
+CROP_CELLS = 17
+"""A crop is so many red cells wide, so that every scale sees as much, and costs as much."""
+
 CROP_PX = 1024
-FIRST_GUESSES_PX = (30.0, 60.0, 120.0, 240.0)
-"""Red-cell diameters in pixels of the scales tried first; the coarse ones cost next to nothing."""
+"""Least side of the crop whose red cells are measured in the end."""
+
+LARGEST_CROP_PX = 4096
+FIRST_GUESSES_PX = (30.0, 60.0, 120.0, 240.0, 480.0)
+"""Red-cell diameters in pixels of the scales tried first."""
+
+FINEST_PX = 15.0
+"""Tried as well where the others find few red cells."""
+
+REFINEMENTS = 3
 
 CHECK_SIDE_UM = 256.0
 """Side of the crop in which metadata are checked; keeps a wrong scale from becoming a huge picture."""
@@ -139,12 +150,12 @@ def _estimate(source: PixelSource, detector: Detector, doubt: str) -> ScaledCell
     """The first of the fixed places with enough red cells, else the one with the most."""
     places = []
     for place in PLACES:
-        crop = _Crop(source, CROP_PX, place)
-        um_per_px, found = _estimate_here(crop, detector)
-        places.append((isolated_red_diameters(found), um_per_px, found if crop.is_whole else None))
-        if len(places[-1][0]) >= ENOUGH_CELLS or crop.is_whole:
+        look = _estimate_here(source, detector, place)
+        places.append((isolated_red_diameters(look.cells), look))
+        if len(places[-1][0]) >= ENOUGH_CELLS or look.crop.is_whole:
             break
-    sizes, um_per_px, cells = max(places, key=lambda place: len(place[0]))
+    sizes, look = max(places, key=lambda place: len(place[0]))
+    cells, um_per_px = look.cells if look.crop.is_whole else None, RED_CELL_UM / look.red_px
     note = doubt + (ESTIMATED_NOTE if len(sizes) >= ENOUGH_CELLS else ASSUMED_NOTE)
     origin = "estimated" if len(sizes) >= ENOUGH_CELLS else "assumed"
     if not len(sizes):
@@ -153,15 +164,34 @@ def _estimate(source: PixelSource, detector: Detector, doubt: str) -> ScaledCell
     return ScaledCells(Scale(RED_CELL_UM / median_px, origin, median_px, note), cells, sizes)
 
 
-def _estimate_here(crop: _Crop, detector: Detector) -> tuple[float, Detections]:
-    """The scale at which the cells of a crop were found in the end, and the cells."""
-    tried = {red_px: detector.find(crop, RED_CELL_UM / red_px) for red_px in FIRST_GUESSES_PX}
-    best_px = max(FIRST_GUESSES_PX, key=lambda red_px: _plausible_scores(tried[red_px], red_px))
-    sizes = isolated_red_diameters(tried[best_px])
-    refined_px = float(np.median(sizes)) if len(sizes) else best_px
-    if abs(best_px / refined_px - 1) <= REUSE_WITHIN:
-        return RED_CELL_UM / best_px, tried[best_px]
-    return RED_CELL_UM / refined_px, detector.find(crop, RED_CELL_UM / refined_px)
+@dataclass(frozen=True)
+class _Look:
+    """A crop searched for red cells `red_px` pixels wide, and what was found in it."""
+
+    red_px: float
+    crop: _Crop
+    cells: Detections
+
+
+def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, float]) -> _Look:
+    """The last look at a place, at the scale at which its red cells have the size they were sought at."""
+
+    def look(red_px: float, least_px: int = 0) -> _Look:
+        side = min(max(round(CROP_CELLS * red_px), least_px), LARGEST_CROP_PX)
+        crop = _Crop(source, side, place)
+        return _Look(red_px, crop, detector.find(crop, RED_CELL_UM / red_px))
+
+    best = max(map(look, FIRST_GUESSES_PX), key=_explained)
+    if len(isolated_red_diameters(best.cells)) < ENOUGH_CELLS:
+        best = max(best, look(FINEST_PX), key=_explained)
+    wide = best.crop.is_whole or min(best.crop.size_wh) >= CROP_PX
+    for _ in range(REFINEMENTS):
+        sizes = isolated_red_diameters(best.cells)
+        refined_px = float(np.median(sizes)) if len(sizes) else best.red_px
+        if wide and abs(best.red_px / refined_px - 1) <= REUSE_WITHIN:
+            break
+        best, wide = look(refined_px, CROP_PX), True
+    return best
 
 
 def find_at_scale(
@@ -198,16 +228,17 @@ def check_scale(scale: Scale, cells: Detections) -> Scale:
     return Scale(scale.um_per_px, "flag", median_px, note)
 
 
-def _plausible_scores(cells: Detections, red_px: float) -> float:
-    """How much of the picture is explained by cells of the size they were sought at.
+def _explained(look: _Look) -> float:
+    """How much of a crop is explained by cells of the size they were sought at.
 
     The sum of scores, each times the diameter of its box in pixels, or a scale far too fine would win with the many
-    specks it sees inside the cells; weighted down where the size disagrees with red cells of `red_px`, or with
-    white cells 1.8 times as large.
+    specks it sees inside the cells; weighted down where the size disagrees with that of the red cells sought, or with
+    white cells 1.8 times as large. White cells have half a say, or dark red cells would be taken for white cells at
+    twice the scale. By the pixel, since crops differ in size.
     """
-    sizes, total = diameters(cells.boxes), 0.0
-    for kind, expected_px, octaves in (("rbc", red_px, 0.5), ("wbc", 1.8 * red_px, 0.6)):
+    cells, sizes, total = look.cells, diameters(look.cells.boxes), 0.0
+    for kind, expected_px, octaves, say in (("rbc", look.red_px, 0.5, 1.0), ("wbc", 1.8 * look.red_px, 0.6, 0.5)):
         rows = cells.kinds == kind
         misfit = np.log2(sizes[rows] / expected_px) / octaves
-        total += float((cells.scores[rows] * sizes[rows] * np.exp(-(misfit**2))).sum())
-    return total
+        total += say * float((cells.scores[rows] * sizes[rows] * np.exp(-(misfit**2))).sum())
+    return total / math.prod(look.crop.size_wh)

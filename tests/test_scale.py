@@ -11,8 +11,9 @@ import pytest
 from smearcount.datasets import RED_CELL_UM
 from smearcount.detector import Detector
 from smearcount.geometry import diameters, iou_matrix
+from smearcount.images import ArraySource
 from smearcount.records import Detections, Scale
-from smearcount.scale import _plausible_scores, check_scale, isolated_red_diameters, settle_scale
+from smearcount.scale import _Crop, _explained, _Look, check_scale, isolated_red_diameters, settle_scale
 
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
@@ -138,13 +139,18 @@ def test_isolated_red_cells_are_preferred(cells: Cells) -> None:
 
 
 def test_many_cells_of_an_implausible_size_weigh_less_than_a_few_good_ones(cells: Cells) -> None:
+    crop = _Crop(ArraySource(np.zeros((100, 200, 3), np.uint8)), 1000)
+
+    def explained(found: Detections, red_px: float) -> float:
+        return _explained(_Look(red_px, crop, found)) * 100 * 200
+
     good, small = cells([[0, 0, 60, 60]] * 5), cells([[0, 0, 15, 15]] * 50)
-    assert _plausible_scores(good, 60) == pytest.approx(5 * 0.9 * 60)
-    assert _plausible_scores(good, 60) > _plausible_scores(good, 50) > _plausible_scores(small, 60)
+    assert explained(good, 60) == pytest.approx(5 * 0.9 * 60)
+    assert explained(good, 60) > explained(good, 50) > explained(small, 60)
     white = cells([[0, 0, 108, 108]] * 3, ["wbc", "platelet", "wbc"])
-    assert _plausible_scores(white, 60) == pytest.approx(2 * 0.9 * 108)
+    assert explained(white, 60) == pytest.approx(2 * 0.9 * 108 / 2)
     specks = cells([[0, 0, 15, 15]] * 16)
-    assert _plausible_scores(specks, 15) < _plausible_scores(good, 60)
+    assert explained(specks, 15) < explained(good, 60)
 
 
 def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:
