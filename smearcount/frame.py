@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ from smearcount.countable import COUNTABLE, REASONS, CountableMap, countable_map
 from smearcount.counting import Bools, counted_mask
 from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray
+from smearcount.illumination import counted_in_view
 from smearcount.records import Detections
 from smearcount.region import Region, counted_in_region
 
@@ -30,7 +31,7 @@ class Frame:
         excluded: cells left out, by reason.
         shares: share of the picture by reason, where it was judged square by square; empty elsewhere.
         squares: the map itself.
-        notes: what was done to the region.
+        notes: what was done to the view and the region.
     """
 
     counted: Bools
@@ -42,7 +43,14 @@ class Frame:
 
 
 def frame_of(
-    source: PixelSource, cells: Detections, um_per_px: float, edge_rule: str, region: Region | None, *, whole: bool
+    source: PixelSource,
+    cells: Detections,
+    um_per_px: float,
+    edge_rule: str,
+    region: Region | None,
+    *,
+    view: Region | None = None,
+    whole: bool,
 ) -> Frame:
     """Decide which cells of a picture count.
 
@@ -52,6 +60,7 @@ def frame_of(
         um_per_px: its scale.
         edge_rule: `corner` or `all`.
         region: where to count; None for everywhere.
+        view: what the field stop leaves of the picture; None for all of it.
         whole: count also where the picture is too thick, too thin, out of focus, dirty or empty.
 
     Raises:
@@ -60,14 +69,18 @@ def frame_of(
     width, height = source.size_wh
     inside, area_um2 = counted_mask(cells.boxes, source.size_wh, um_per_px, edge_rule)
     judged = not whole and width * height * um_per_px**2 >= MAP_FROM_UM2
-    if region is None and not judged:
+    if region is None and view is None and not judged:
         return Frame(inside, area_um2, {"edge": int((~inside).sum())})
     drawn = None if region is None else region.within(source.size_wh)
     squares = countable_map(source, um_per_px, cells) if judged else None
-    allowed = drawn if squares is None else squares.region()
-    if squares is not None and drawn is not None and allowed is not None:
-        allowed = allowed.intersection(drawn)
-    counted, area_um2 = counted_in_region(cells.boxes, source.size_wh, um_per_px, allowed, edge_rule)
+    limits = [drawn] * (drawn is not None) + ([squares.region()] if squares else [])
+    counted = inside
+    if limits:
+        counted, area_um2 = counted_in_region(cells.boxes, source.size_wh, um_per_px, _common(limits), edge_rule)
+    if view is not None:
+        within, seen = counted_in_view(cells.boxes, view, um_per_px, edge_rule)
+        inside, counted, common = inside & within, counted & within, _common([*limits, seen])
+        _, area_um2 = counted_in_region(cells.boxes[:0], source.size_wh, um_per_px, common, edge_rule)
     excluded = {"edge": int((~inside).sum())}
     left = inside & ~counted
     if drawn is not None:
@@ -77,7 +90,16 @@ def frame_of(
     if squares is not None:
         excluded |= _by_reason(squares, cells.boxes[left, :2])
     shares = squares.shares() if squares else {}
-    return Frame(counted, area_um2, excluded, shares, squares, drawn.notes if drawn else ())
+    notes = tuple(note for each in (view, drawn) if each is not None for note in each.notes)
+    return Frame(counted, area_um2, excluded, shares, squares, notes)
+
+
+def _common(regions: Sequence[Region | None]) -> Region | None:
+    """What some regions have in common; None for nothing, as which a region that is None counts."""
+    common, *others = regions
+    for other in others:
+        common = common.intersection(other) if common is not None and other is not None else None
+    return common
 
 
 def _by_reason(squares: CountableMap, corners: FloatArray) -> dict[str, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from smearcount.detector import PixelSource
 from smearcount.geometry import resize_rgb
@@ -22,10 +23,11 @@ from smearcount.outlines import WEIGHTS, Pen, colour_of, draw_outlines, label_ke
 from smearcount.panel import ALERT, FAINT, PAPER, Face, Row, Span, face_for, letters, render_rows
 from smearcount.quality import remarks, warnings_of
 from smearcount.records import UNCLASSIFIED, SmearResult
+from smearcount.region import Region
 from smearcount.report import percent_text, summary_lines
 from smearcount.taxonomy import Taxonomy
 
-__all__ = ["draw_overlay", "read_reduced", "reduction", "scale_bar"]
+__all__ = ["dim_outside", "draw_overlay", "read_reduced", "reduction", "scale_bar"]
 
 Pixels = npt.NDArray[np.uint8]
 _XY = tuple[int, int]
@@ -157,6 +159,26 @@ def read_reduced(source: PixelSource, factor: int) -> Pixels:
         block = np.pad(block, ((0, h - block.shape[0]), (0, w - block.shape[1]), (0, 0)), "edge")
         part[:] = cv2.resize(block, part.shape[1::-1], interpolation=cv2.INTER_AREA)
     return reduced
+
+
+def dim_outside(pixels: Pixels, region: Region, size_wh: tuple[int, int], strength: float = 0.35) -> Pixels:
+    """A picture, at any size, darkened where a region of it is not.
+
+    Args:
+        pixels: `(h, w, 3) uint8 RGB`.
+        region: in pixels of the picture at its full size.
+        size_wh: that size.
+        strength: share of black, 0 to 1.
+    """
+    height, width = pixels.shape[:2]
+    factors = np.divide((width, height), size_wh)
+    outside = np.ones((height, width), np.uint8)
+    for part in shapely.get_parts(region.outline):
+        for ring, value in ((part.exterior, 0), *((hole, 1) for hole in part.interiors)):
+            corners = np.round((shapely.get_coordinates(ring) * factors - 0.5) * 16).astype(np.int32)
+            cv2.fillPoly(outside, [corners], value, shift=4)
+    dimmed = cv2.convertScaleAbs(pixels, alpha=1 - strength)
+    return np.where(outside[..., None] != 0, dimmed, pixels).astype(np.uint8, copy=False)
 
 
 def scale_bar(um_per_px: float, room_px: float) -> tuple[float, int] | None:

@@ -1,6 +1,6 @@
 """The way of the data, and the only file that knows its order.
 
-picture -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
+picture -> even light -> scale -> Detections -> Labels -> names -> Counts -> report, overlay
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
+from smearcount.illumination import Lit, even_light, with_edge_of
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -58,6 +59,7 @@ class Analysis:
         source: the picture.
         patch_um: physical side of the patches of each kind.
         squares: which parts of a large picture were counted; None for a field.
+        limits: the field of view within a black surround, and the region of interest, where there are such.
     """
 
     result: SmearResult
@@ -65,6 +67,7 @@ class Analysis:
     source: ImageSource
     patch_um: Mapping[str, float] = field(default_factory=lambda: PATCH_SIDE_UM)
     squares: CountableMap | None = None
+    limits: tuple[Region, ...] = ()
 
     @property
     def counts(self) -> Counts:
@@ -111,12 +114,14 @@ class Analysis:
 
     def overlay(self) -> Pixels:
         """The annotated picture, `(H, W, 3) uint8 RGB`; one beyond 60 megapixels is shown reduced."""
-        from smearcount.overlay import draw_overlay, read_reduced, reduction
+        from smearcount.overlay import dim_outside, draw_overlay, read_reduced, reduction
 
         factor = reduction(self.source.size_wh)
         pixels = read_reduced(self.source, factor)
-        shaded = shade(pixels, self.squares) if self.squares else pixels
-        return draw_overlay(shaded, self.result, self.taxonomy, factor)
+        shown = shade(pixels, self.squares) if self.squares else pixels
+        for region in self.limits:
+            shown = dim_outside(shown, region, self.source.size_wh)
+        return draw_overlay(shown, self.result, self.taxonomy, factor)
 
     def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
         """Write `<stem>.json`, `<stem>.cells.csv` and `<stem>.overlay.jpg`; each file is whole or absent.
@@ -222,14 +227,17 @@ class Pipeline:
             ConfigError: the region lies outside the picture.
             ValueError: the scale is not within 0.02 to 2.
         """
-        source = ArraySource(image.copy()) if isinstance(image, np.ndarray) else self._opened(Path(image))
+        opened = ArraySource(image.copy()) if isinstance(image, np.ndarray) else self._opened(Path(image))
+        lit = even_light(opened)
+        source = lit.source
         name = image_id if image_id is not None else source.path.name
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         slide = (slide_scales or {}).get(source.size_wh)
         region = self._region_in(source, name)
-        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide)
-        result, squares = self._judge(source, found, scale, region, (name, slide_id))
-        return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | self.namer.patch_um, squares)
+        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide, lit.middle)
+        result, squares = self._judge(lit, with_edge_of(found, lit.view), scale, region, (name, slide_id))
+        limits = tuple(each for each in (lit.view, region) if each is not None)
+        return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | self.namer.patch_um, squares, limits)
 
     def measure(self, path: Path) -> RedCells:
         """The red cells from which the scale of a picture would be estimated.
@@ -238,7 +246,7 @@ class Pipeline:
             ImageError: the picture can't be read; names the file and the remedy.
         """
         source = self._opened(path)
-        settled = settle_scale(source, self.detector, self.settings.um_per_px, source.um_per_px)
+        settled = settle_scale(even_light(source).middle, self.detector, self.settings.um_per_px, source.um_per_px)
         return RedCells(source.size_wh, settled.red_px, source.sha256, self._provenance)
 
     def _opened(self, path: Path) -> ImageSource:
@@ -255,15 +263,16 @@ class Pipeline:
             raise ConfigError(f"{name}: {error}") from error
 
     def _judge(
-        self, source: ImageSource, found: Detections, scale: Scale, region: Region | None, ids: tuple[str, str]
+        self, lit: Lit, found: Detections, scale: Scale, region: Region | None, ids: tuple[str, str]
     ) -> tuple[SmearResult, CountableMap | None]:
         """Name the cells, decide which count, and sum them."""
+        source = lit.source
         labels, thresholds = self.namer.name(source, found, scale.um_per_px)
         names = counting.name_cells(found.kinds, labels, thresholds)
         kinds = counting.final_kinds(found.kinds, names, self.taxonomy)
         cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
         rule, whole = self.settings.edge_rule, self.settings.countable == "all"
-        frame = frame_of(source, cells, scale.um_per_px, rule, region, whole=whole)
+        frame = frame_of(source, cells, scale.um_per_px, rule, region, view=lit.view, whole=whole)
         quality = assess(source, scale, cells, frame.counted, frame.excluded)
         result = SmearResult(
             image_id=ids[0],

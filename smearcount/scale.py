@@ -29,10 +29,10 @@ CROP_PX = 1024
 
 LARGEST_CROP_PX = 4096
 FIRST_GUESSES_PX = (30.0, 60.0, 120.0, 240.0, 480.0)
-"""Red-cell diameters in pixels of the scales tried first."""
+"""Red-cell diameters in pixels of the scales tried first, those that fit the picture."""
 
 FINEST_PX = 15.0
-"""Tried as well where the others find few red cells."""
+"""Tried as well where the others find few red cells; taken where it finds more, since noise has specks of that size."""
 
 REFINEMENTS = 3
 
@@ -181,9 +181,10 @@ def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, 
         crop = _Crop(source, side, place)
         return _Look(red_px, crop, detector.find(crop, RED_CELL_UM / red_px))
 
-    best = max(map(look, FIRST_GUESSES_PX), key=_explained)
-    if len(isolated_red_diameters(best.cells)) < ENOUGH_CELLS:
-        best = max(best, look(FINEST_PX), key=_explained)
+    largest = max(min(source.size_wh), FIRST_GUESSES_PX[0])
+    best = max((look(red_px) for red_px in FIRST_GUESSES_PX if red_px <= largest), key=_explained)
+    if not _has_enough(best) and _has_enough(finest := look(FINEST_PX)):
+        best = max(best, finest, key=_explained)
     wide = best.crop.is_whole or min(best.crop.size_wh) >= CROP_PX
     for _ in range(REFINEMENTS):
         sizes = isolated_red_diameters(best.cells)
@@ -200,6 +201,7 @@ def find_at_scale(
     flag: float | None = None,
     metadata: float | None = None,
     slide: Scale | None = None,
+    part: PixelSource | None = None,
 ) -> tuple[Scale, Detections]:
     """The scale of a picture and all its cells; what the search for the scale has found is not sought again.
 
@@ -209,9 +211,14 @@ def find_at_scale(
         flag: what the user said, in micrometres a pixel.
         metadata: what the file says.
         slide: estimated from several pictures of its slide.
+        part: a part of the picture from which its scale is estimated; the whole without it.
     """
-    settled = settle_scale(source, detector, flag, metadata, slide)
-    cells = settled.cells if settled.cells is not None else detector.find(source, settled.scale.um_per_px)
+    settled = settle_scale(source if part is None else part, detector, flag, metadata, slide)
+    cells = (
+        settled.cells
+        if settled.cells is not None and part in (None, source)
+        else detector.find(source, settled.scale.um_per_px)
+    )
     return check_scale(settled.scale, cells), cells
 
 
@@ -226,6 +233,10 @@ def check_scale(scale: Scale, cells: Detections) -> Scale:
     red_um = median_px * scale.um_per_px
     note = "" if _plausible(red_um) else f"the scale given makes the median red cell {red_um:.1f} um: check it"
     return Scale(scale.um_per_px, "flag", median_px, note)
+
+
+def _has_enough(look: _Look) -> bool:
+    return len(isolated_red_diameters(look.cells)) >= ENOUGH_CELLS
 
 
 def _explained(look: _Look) -> float:

@@ -17,6 +17,7 @@ LAYERS = (
     ("windows",),
     ("detector",),
     ("patches", "scale", "slide_scale", "region"),
+    ("illumination",),
     ("classifier", "mending"),
     ("quality", "report", "outlines", "squares", "naming"),
     ("countable",),

@@ -1,0 +1,225 @@
+"""What the light of the microscope leaves to count: where the field stop ends the view, and how dark the glass is.
+
+A photograph through an eyepiece shows a bright disc on black, and one by a telephone is often dark. Neither was in the
+training of the networks, which take black for the nuclei of white cells; so the surround is given the colour of bare
+glass, and a dark picture is brightened, before anything else looks at it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely.affinity import scale, translate
+
+from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX
+from smearcount.geometry import FloatArray
+from smearcount.images import ArraySource, ImageSource
+from smearcount.records import Detections
+from smearcount.region import Region
+
+Rgb = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+__all__ = ["MOST_PIXELS", "Lit", "counted_in_view", "even_light", "with_edge_of"]
+
+MOST_PIXELS = 50_000_000
+"""Larger pictures come from scanners, which have neither field stop nor dark glass."""
+
+DIM, BRIGHT = 130.0, 200.0
+"""Level of the glass, 0 to 255, below which a picture is brightened, and that which it is given. The glass of the
+labelled photographs is at 139 to 255."""
+
+DARKEST = 30.0
+"""Level below which nothing is left to brighten."""
+
+_BLACK = 0.25
+"""Of the level of the glass: no channel of the surround is lighter. A nucleus is purple, which has a lighter blue."""
+
+_SIDE_PX = 512
+_LEAST_SHARE = 0.01
+_CONVEX = 0.95
+_RIM_SHARE = 0.05
+_RIM_LIGHT = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Lit:
+    """A picture in even light.
+
+    Attributes:
+        source: what finds and names cells looks at.
+        view: what the field stop leaves of it, convex; None for all of it.
+        middle: a rectangle of the view: a picture whose border is that of its pixels, to estimate a scale from.
+    """
+
+    source: ImageSource
+    view: Region | None
+    middle: ImageSource
+
+
+def even_light(source: ImageSource) -> Lit:
+    """A picture with its black surround in the colour of the glass, brightened where it is dark.
+
+    Args:
+        source: returned as it is where there is nothing to do, or where it has more than `MOST_PIXELS`.
+
+    Raises:
+        ImageError: the file is damaged where it is looked at.
+    """
+    width, height = source.size_wh
+    if width * height > MOST_PIXELS:
+        return Lit(source, None, source)
+    blocks = _blocks(source)
+    level = float(np.percentile(np.concatenate([block.max(axis=2).ravel() for block in blocks]), 95))
+    dark_corner = any(blocks[n].max(axis=2).mean() < _BLACK * level for n in (0, 4, 20, 24))
+    if level >= DIM and not dark_corner:
+        return Lit(source, None, source)
+    notes, pixels = list(source.notes), source.read(0, 0, width, height)
+    outline = _view(pixels, level) if dark_corner else None
+    if outline is not None:
+        pixels = _filled(pixels, outline)
+        notes.append("black around the field of view replaced by the colour of the glass")
+    if DARKEST <= level < DIM:
+        pixels = cast(Rgb, cv2.convertScaleAbs(pixels, alpha=BRIGHT / level))
+        notes.append(f"brightened {BRIGHT / level:.1f} times: the glass is at {level:.0f} of 255")
+    whole = ArraySource(
+        pixels, source.um_per_px, source.path, source.scale_origin, tuple(notes), source.sha256, source.downsample
+    )
+    if outline is None:
+        return Lit(whole, None, whole)
+    left, top, right, bottom = _rectangle_in(outline)
+    told = f"{1 - outline.area / (width * height):.0%} of the picture lies outside the field stop and is left out"
+    view = Region(outline, (told,), "the field of view")
+    return Lit(whole, view, ArraySource(pixels[top:bottom, left:right], source.um_per_px))
+
+
+def _rectangle_in(outline: shapely.Polygon) -> tuple[int, int, int, int]:
+    """The largest rectangle in a convex outline with its centre and proportions: x_min, y_min, x_max, y_max."""
+    x, y = outline.centroid.coords[0]
+    x_min, y_min, x_max, y_max = outline.bounds
+    around = shapely.box(
+        x - (x_max - x_min) / 2, y - (y_max - y_min) / 2, x + (x_max - x_min) / 2, y + (y_max - y_min) / 2
+    )
+    factors = np.linspace(1, 0.01, 200)
+    largest = next(part for part in (scale(around, by, by) for by in factors) if outline.contains(part))
+    x_min, y_min, x_max, y_max = largest.bounds
+    return (
+        math.ceil(x_min),
+        math.ceil(y_min),
+        max(int(x_max), math.ceil(x_min) + 1),
+        max(int(y_max), math.ceil(y_min) + 1),
+    )
+
+
+def _blocks(source: ImageSource) -> list[Rgb]:
+    """25 small squares from corner to corner, row by row."""
+    width, height = source.size_wh
+    side = max(8, min(width, height) // 40)
+    shares = np.linspace(0, 1, 5)
+    return [
+        source.read(round((width - side) * x), round((height - side) * y), side, side)
+        for y, x in product(shares, shares)
+    ]
+
+
+def _view(pixels: Rgb, level: float) -> shapely.Polygon | None:
+    """The convex part of a picture that is not black, in pixels; None where the black is no surround."""
+    height, width = pixels.shape[:2]
+    factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
+    small_wh = (-(-width // factor), -(-height // factor))
+    small: Rgb = cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA).max(axis=2).astype(np.uint8)
+    _, parts = cv2.connectedComponents((small < _BLACK * level).astype(np.uint8))
+    corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
+    light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
+    opened = cv2.morphologyEx(light, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    contours, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not corners or not contours:
+        return None
+    largest = max(contours, key=cv2.contourArea)
+    hull = cv2.convexHull(largest)
+    if cv2.contourArea(largest) <= _CONVEX * cv2.contourArea(hull):
+        return None
+    inner = _convex_hull(_without_rim(small, hull, level))
+    # A contour runs through the middle of the outermost pixels.
+    outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
+    enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
+    seen = enlarged.intersection(shapely.box(0, 0, width, height))
+    return seen if isinstance(seen, shapely.Polygon) and 0 < seen.area < (1 - _LEAST_SHARE) * width * height else None
+
+
+def _convex_hull(mask: Rgb) -> cv2.typing.MatLike:
+    return cv2.convexHull(cv2.findNonZero(mask))
+
+
+def _without_rim(small: Rgb, hull: cv2.typing.MatLike, level: float) -> Rgb:
+    """What lies within a hull, less the rim at which the light fades; the border of the picture has none."""
+    inside = np.zeros(np.add(small.shape, 2), np.uint8)
+    cv2.fillConvexPoly(inside[1:-1, 1:-1], hull, 1)
+    inside[[0, -1]], inside[:, [0, -1]] = inside[[1, -2]], inside[:, [1, -2]]
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    widest = round(_RIM_SHARE * max(small.shape))
+    for width in range(widest):
+        ring = small[(depth > width) & (depth <= width + 1)]
+        if len(ring) and np.percentile(ring, 80) >= _RIM_LIGHT * level:
+            widest = width + 1
+            break
+    kept: Rgb = (depth > widest).astype(np.uint8)
+    return kept
+
+
+def _filled(pixels: Rgb, outline: shapely.Polygon) -> Rgb:
+    """The picture with what lies outside in the colour of the glass: the median of the lighter half inside."""
+    outside = np.ones(pixels.shape[:2], np.uint8)
+    corners = np.round((np.array(outline.exterior.coords) - 0.5) * 16).astype(np.int32)
+    cv2.fillConvexPoly(outside, corners, 0, shift=4)
+    step = max(1, round(math.sqrt(outside.size / 250_000)))
+    seen = pixels[::step, ::step][outside[::step, ::step] == 0]
+    light = seen.sum(axis=1)
+    glass = np.median(seen[light >= np.percentile(light, 75)], axis=0).astype(np.uint8)
+    filled: Rgb = pixels.copy()
+    filled[outside != 0] = glass
+    return filled
+
+
+def counted_in_view(boxes: FloatArray, view: Region, um_per_px: float, rule: str) -> tuple[Bools, Region | None]:
+    """Which cells the field stop lets count, and the part of the view that the counts refer to.
+
+    With `corner`, the counting frame for any convex view: a cell counts when a square of 3 um whose top-left corner is
+    that of its box lies in the view, 2 px from the edge (see `counting.counted_mask`). With `all` every cell counts.
+
+    Args:
+        boxes: `(N, 4) float32` x_min, y_min, x_max, y_max in pixels.
+        view: its outline is convex.
+        um_per_px: scale of the picture.
+        rule: `corner` or `all`.
+
+    Returns:
+        `(N,) bool`, and a region; None where the view is too small for any.
+    """
+    if rule == "all":
+        return np.ones(len(boxes), np.bool_), view
+    inner, guard = view.outline.buffer(-EDGE_INSET_PX), EDGE_GUARD_UM / um_per_px
+    common = shapely.intersection_all([translate(inner, *by) for by in product((0, -guard), (0, -guard))])
+    if not isinstance(common, shapely.Polygon) or not common.area > 0:
+        return np.zeros(len(boxes), np.bool_), None
+    frame = replace(view, outline=common)
+    return frame.contains(boxes[:, :2]), frame
+
+
+def with_edge_of(cells: Detections, view: Region | None) -> Detections:
+    """The cells, those that reach the edge of the view marked as lying at the edge."""
+    if view is None:
+        return cells
+    x_min, y_min, x_max, y_max = cells.boxes.T.astype(np.float64)
+    x, y = (x_min + x_max) / 2, (y_min + y_max) / 2
+    inner = view.outline.buffer(-EDGE_INSET_PX)
+    sides: tuple[tuple[FloatArray, FloatArray], ...] = ((x_min, y), (x_max, y), (x, y_min), (x, y_max))
+    reached = ~np.logical_and.reduce([shapely.contains_xy(inner, *side) for side in sides])
+    return Detections(cells.boxes, cells.scores, cells.kinds, cells.at_edge | reached)

@@ -1,0 +1,166 @@
+"""A black surround is neither counted nor taken for cells, and a dark picture is counted like a bright one."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import shapely
+
+from smearcount import Pipeline, Settings
+from smearcount.counting import counted_mask
+from smearcount.illumination import MOST_PIXELS, counted_in_view, even_light, with_edge_of
+from smearcount.images import ArraySource, open_image
+from smearcount.overlay import dim_outside
+from smearcount.records import Detections
+from smearcount.region import Region
+
+Pixels = npt.NDArray[np.uint8]
+SAMPLES = Path(__file__).parents[1] / "sample_smears"
+FIELD_WH = (1200, 900)
+
+
+def field(name: str = "large_field.jpg") -> Pixels:
+    return open_image(SAMPLES / name).read(600, 400, *FIELD_WH)
+
+
+def seen_through(pixels: Pixels, radius: float, fade: float = 0.0, at: tuple[float, float] = (0.5, 0.5)) -> Pixels:
+    """The picture as an eyepiece shows it: black outside a circle, from which the light fades inwards."""
+    height, width = pixels.shape[:2]
+    y, x = np.mgrid[:height, :width] + 0.5
+    depth = radius - np.hypot(x - at[0] * width, y - at[1] * height)
+    light = np.clip(depth / fade, 0, 1) if fade else (depth > 0).astype(float)
+    return np.rint(pixels * light[..., None]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load(Settings(classifiers=(), um_per_px=None))
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(SAMPLES.glob("*.jpg"))])
+def test_an_ordinary_picture_is_left_alone(name: str) -> None:
+    source = open_image(SAMPLES / name)
+    lit = even_light(source)
+    assert lit.source is source
+    assert lit.middle is source
+    assert lit.view is None
+
+
+@pytest.mark.parametrize(("radius", "at"), [(440, (0.5, 0.5)), (600, (0.5, 0.5)), (500, (0.4, 0.6)), (900, (0.9, 0.9))])
+def test_the_view_is_the_disc_that_is_lit(radius: float, at: tuple[float, float]) -> None:
+    lit = even_light(ArraySource(seen_through(field(), radius, at=at)))
+    disc = shapely.Point(at[0] * FIELD_WH[0], at[1] * FIELD_WH[1]).buffer(radius, 64)
+    truth = disc.intersection(shapely.box(0, 0, *FIELD_WH))
+    assert lit.view is not None
+    view = lit.view.outline
+    assert view.intersection(truth).area > 0.97 * truth.area
+    assert view.difference(truth).area < 0.001 * truth.area
+    outside = ~seen_through(np.ones((*FIELD_WH[::-1], 3), np.uint8), radius + 6, at=at)[..., 0].astype(bool)
+    filled = lit.source.read(0, 0, *FIELD_WH)
+    assert len(np.unique(filled[outside], axis=0)) == 1
+    assert filled[outside].min() > 150
+    left, top = np.round(np.array(lit.view.outline.centroid.coords[0]) - np.array(lit.middle.size_wh) / 2)
+    assert lit.view.outline.contains(shapely.box(left, top, left + lit.middle.size_wh[0], top + lit.middle.size_wh[1]))
+
+
+@pytest.mark.parametrize("fade", [0.0, 25.0])
+def test_an_eyepiece_adds_no_cell_and_loses_none(pipeline: Pipeline, fade: float) -> None:
+    um = 0.15
+    plain = pipeline.analyze(field(), um_per_px=um).result
+    shown = pipeline.analyze(seen_through(field(), 440, fade), um_per_px=um).result
+    view = even_light(ArraySource(seen_through(field(), 440, fade))).view
+    assert view is not None
+    expected = counted_in_view(plain.detections.boxes, view, um, "corner")[0]
+    for kind in ("rbc", "wbc", "platelet"):
+        there = int((expected & (plain.detections.kinds == kind)).sum())
+        found = int((shown.counted & (shown.detections.kinds == kind)).sum())
+        assert abs(found - there) <= max(1, 0.03 * there), kind
+    assert shown.counted_area_um2 < view.outline.area * um**2
+    assert any("outside the field stop" in warning for warning in shown.quality.warnings)
+    density = [
+        (each.counted & (each.detections.kinds == "rbc")).sum() / each.counted_area_um2 for each in (plain, shown)
+    ]
+    assert density[1] == pytest.approx(density[0], rel=0.06)
+
+
+def test_the_scale_comes_from_cells_that_the_field_stop_does_not_cut(pipeline: Pipeline) -> None:
+    plain = pipeline.analyze(field()).result.scale
+    shown = pipeline.analyze(seen_through(field(), 300)).result.scale
+    assert shown.source == "estimated"
+    assert shown.um_per_px == pytest.approx(plain.um_per_px, rel=0.03)
+
+
+def test_a_rectangular_view_has_the_frame_of_a_picture_of_that_size() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 500, (4000, 2))
+    boxes = np.concatenate([corners, corners + 40], axis=1).astype(np.float32)
+    view = Region(shapely.box(100, 50, 420, 290))
+    mask, area = counted_mask(boxes - np.float32([100, 50, 100, 50]), (320, 240), 0.2)
+    inside, part = counted_in_view(boxes, view, 0.2, "corner")
+    assert part is not None
+    # The picture leaves out 2 px at the left and top only, the view on every side.
+    assert part.outline.area * 0.2**2 == pytest.approx(area, rel=0.02)
+    assert (inside <= mask).all()
+    assert part.outline.bounds == (102, 52, 420 - 15 - 2, 290 - 15 - 2)
+    assert counted_in_view(boxes, view, 0.2, "all")[0].all()
+    assert counted_in_view(boxes, Region(shapely.box(0, 0, 12, 12)), 0.2, "corner")[1] is None
+
+
+def test_cells_at_the_field_stop_lie_at_the_edge() -> None:
+    boxes = np.float32([[90, 90, 110, 110], [3, 90, 23, 110], [45, 45, 65, 65], [98, 30, 118, 50]])
+    cells = Detections(boxes, np.ones(4, np.float32), np.array(["rbc"] * 4), np.array([False, False, False, True]))
+    view = Region(shapely.Point(100, 100).buffer(95))
+    assert with_edge_of(cells, view).at_edge.tolist() == [False, True, False, True]
+    assert with_edge_of(cells, None) is cells
+
+
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.5])
+def test_a_dark_picture_is_counted_like_a_bright_one(pipeline: Pipeline, share: float) -> None:
+    dark = np.rint(field() * share).astype(np.uint8)
+    lit = even_light(ArraySource(dark))
+    assert any("brightened" in note for note in lit.source.notes)
+    found = [pipeline.analyze(pixels).result.detections.kinds.tolist() for pixels in (field(), dark)]
+    for kind in ("rbc", "wbc"):
+        assert found[1].count(kind) == pytest.approx(found[0].count(kind), rel=0.01)
+
+
+def test_black_that_is_no_surround_is_left_alone() -> None:
+    size = (900, 1200, 3)
+    cross = np.full(size, 220, np.uint8)
+    cross[:, 550:650] = cross[400:500] = 0
+    cross[:300, :400] = 0
+    nothing = np.zeros(size, np.uint8)
+    nucleus = cv2.circle(np.full(size, 220, np.uint8), (10, 10), 120, (70, 30, 110), -1)
+    for pixels in (cross, nothing, nucleus):
+        assert even_light(ArraySource(pixels)).view is None
+
+
+def test_a_large_scan_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Scan:
+        size_wh = (MOST_PIXELS // 1000 + 1, 1000)
+
+    scan: Any = Scan()
+    assert even_light(scan).source is scan
+
+
+def test_what_is_not_counted_is_dimmed_on_the_overlay(pipeline: Pipeline) -> None:
+    pixels = np.full((80, 100, 3), 200, np.uint8)
+    ring = shapely.box(20, 20, 60, 60).difference(shapely.box(30, 30, 40, 40))
+    dimmed = dim_outside(np.repeat(np.repeat(pixels, 2, 0), 2, 1), Region(ring), (100, 80), 0.5)
+    inside = np.zeros((160, 200), bool)
+    inside[40:120, 40:120] = True
+    inside[60:80, 60:80] = False
+    assert ((dimmed[..., 0] == 200) == inside).mean() > 0.99
+    assert set(np.unique(dimmed).tolist()) == {100, 200}
+    analysis = pipeline.analyze(seen_through(field(), 440))
+    plain, lit = analysis.overlay(), analysis.source.read(0, 0, 20, 20)
+    assert plain[:20, :20].mean() == pytest.approx(0.65 * lit.mean(), abs=2)
+
+
+def test_the_patches_of_a_dark_picture_are_those_of_what_was_analysed(pipeline: Pipeline) -> None:
+    analysis = pipeline.analyze(np.rint(field() * 0.4).astype(np.uint8))
+    patch = next(iter(analysis.patches()))
+    assert np.percentile(patch.pixels, 90) > 150
