@@ -143,7 +143,7 @@ class Analysis:
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
         overlay = write_picture(folder / f"{stem}.overlay.jpg", self.overlay())
         write_text_atomic(cells, report.cells_csv(self.result))
-        write_text_atomic(summary, report.json_report(self.result, self.taxonomy, self.source.notes))
+        write_text_atomic(summary, report.json_report(self.result, self.taxonomy))
         return [summary, cells, overlay]
 
 
@@ -288,5 +288,6 @@ class Pipeline:
             counted_area_um2=frame.area_um2,
             quality=replace(quality, shares=frame.shares, warnings=(*quality.warnings, *frame.notes)),
             provenance=self._provenance,
+            reading=source.notes,
         )
         return result, frame.squares

@@ -221,6 +221,7 @@ class SmearResult:
         counted_area_um2: area that the counts refer to.
         quality: advice on countability.
         provenance: versions, models, settings.
+        reading: what was done to the stored pixels, and what of the file was not read.
     """
 
     image_id: str
@@ -236,6 +237,7 @@ class SmearResult:
     counted_area_um2: float
     quality: Quality
     provenance: Provenance
+    reading: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that all arrays are parallel."""

@@ -313,14 +313,15 @@ def _caption(result: SmearResult, taxonomy: Taxonomy, lines: Sequence[Line]) -> 
         f"per cent: of all cells{of_codes}; limits: sampling error only",
         f"{len(result.detections):,} cells found, {_excluded(result.counts)}",
         f"scale {result.scale.um_per_px:.4g} um/px ({result.scale.source})",
+        *([f"read: {'; '.join(result.reading)}"] if result.reading else []),
         *remarks(result, taxonomy),
         *warnings_of(result, taxonomy),
     ]
     return "\n".join(words)
 
 
-def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = ()) -> str:
-    """The content of `<stem>.json`: everything but the single cells; `notes` tell how the file was read.
+def json_report(result: SmearResult, taxonomy: Taxonomy) -> str:
+    """The content of `<stem>.json`: everything but the single cells.
 
     Null stands for what no model can tell.
     """
@@ -331,7 +332,7 @@ def json_report(result: SmearResult, taxonomy: Taxonomy, notes: Sequence[str] = 
         "image_sha256": result.image_sha256,
         "width": result.size_wh[0],
         "height": result.size_wh[1],
-        "reading": list(notes),
+        "reading": list(result.reading),
         "scale": {
             "um_per_px": result.scale.um_per_px,
             "source": result.scale.source,

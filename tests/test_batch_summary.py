@@ -39,7 +39,11 @@ def picture(
     head = {"image": name, "slide": slide, "status": "ok", "model_ids": "cells-1 white-2", "version": "9.9"}
     head |= {"um_per_px_source": "flag", "um_per_px": "0.2", "width": 1000, "height": 500}
     counts = {"named": named, "unclassified": {"rbc": 3}, "excluded": {"edge": 2}, "codes": codes, "area_um2": area}
-    return dict.fromkeys(report_columns(taxonomy), "") | head, {"warnings": [], "shares": {}} | counts | (told or {})
+    return dict.fromkeys(report_columns(taxonomy), "") | head, {
+        "warnings": [],
+        "reading": [],
+        "shares": {},
+    } | counts | (told or {})
 
 
 def failed(taxonomy: Taxonomy, name: str, slide: str = "", reason: str = "damaged") -> tuple[Any, Any]:
@@ -199,6 +203,17 @@ def test_warnings_and_what_is_not_counted_are_told(write: Any, taxonomy: Taxonom
     assert "Found, not counted: edge 5, too thick 40." in text
     assert "judged square by square: countable 75.0 %, too thick 25.0 %" in text
     assert "Pictures with a warning</dt><dd>1</dd>" in text
+
+
+def test_how_files_were_read_is_told(write: Any, taxonomy: Taxonomy) -> None:
+    part, several = {"reading": ["page 1 of 4 read"]}, {"reading": ["page 1 of 4 read", "alpha on white <b>"]}
+    tolds = (part, several, {}, part)
+    page = Page(write([picture(taxonomy, f"{n}", "", told=told) for n, told in enumerate(tolds)], slides=False))
+    assert page.table(2) == [
+        {"what was done, or not read": "page 1 of 4 read", "pictures": "3"},
+        {"what was done, or not read": "alpha on white <b>", "pictures": "1"},
+    ]
+    assert "Every picture was taken as it is stored" in write([picture(taxonomy, "a", "")], slides=False)
 
 
 def test_without_slides_each_picture_stands_for_itself(write: Any, taxonomy: Taxonomy) -> None:

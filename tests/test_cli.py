@@ -366,7 +366,7 @@ def test_what_a_batch_leaves_out_is_told(tmp_path: Path) -> None:
     (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     result = call("batch", folder, "--out", tmp_path / "r.csv")
     assert result.exit_code == 1
-    assert "1 analysed, 1 failed, 1 overlays skipped, 1 other files ignored" in result.stdout
+    assert "1 analysed, 1 failed, 1 with a warning, 1 overlays skipped, 1 other files ignored" in result.stdout
     assert "HEIC" in next(row["error"] for row in rows_of(tmp_path / "r.csv") if row["image"] == "photo.heic")
     told = json.loads(call("batch", folder, "--out", tmp_path / "r.csv", "--json").stdout)
     assert (told["overlays_skipped"], told["other_files_ignored"]) == (1, 1)

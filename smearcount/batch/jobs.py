@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from smearcount.batch.tables import ENDINGS
@@ -105,6 +105,8 @@ class Outcome:
         others: files that are no pictures, left out.
         unmatched: pictures left out by patterns, or listed twice.
         linked: folders that symbolic links reach a second time, left out there.
+        warned: pictures with a warning, of `done`.
+        reading: what was done to files on reading, or not read of them, and the number of pictures.
         reused: pictures whose rows were in the journal, of `done` and `failed`.
         seconds: of the whole run.
     """
@@ -115,6 +117,8 @@ class Outcome:
     others: int = 0
     unmatched: int = 0
     linked: int = 0
+    warned: int = 0
+    reading: Mapping[str, int] = field(default_factory=dict)
     reused: int = 0
     seconds: float = 0.0
 

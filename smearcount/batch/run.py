@@ -11,6 +11,7 @@ import csv
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,12 +61,12 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
             batch = _Batch(maker, job, listing.pictures, journal, watch)
             try:
                 reused = batch.analyse(engine)
-                failed = batch.write()
+                failed, told = batch.write()
             except KeyboardInterrupt as stop:
                 raise Interrupted(batch.kept(), len(listing.pictures), job.journal) from stop
     done = len(listing.pictures) - len(failed)
     left_out = (listing.overlays, listing.others, listing.unmatched, listing.linked)
-    return Outcome(done, tuple(failed), *left_out, reused, time.perf_counter() - start)
+    return Outcome(done, tuple(failed), *left_out, *told, reused, time.perf_counter() - start)
 
 
 class _Batch:
@@ -165,25 +166,34 @@ class _Batch:
         # How the worker ended depends on the engine, and so it is no part of the report.
         return replace(failed_record(task, Failure(reason), self.taxonomy), worker=lost.reason)
 
-    def write(self) -> list[tuple[str, str]]:
-        """Write the tables; returns name and reason of the pictures that failed.
+    def write(self) -> tuple[list[tuple[str, str]], tuple[int, Mapping[str, int]]]:
+        """Write the tables.
+
+        Returns:
+            Name and reason of the pictures that failed; the number of those with a warning, and by what was done to
+            files on reading.
 
         Raises:
             ImageError: a table can't be written, or the journal is damaged.
         """
-        failed: list[tuple[str, str]] = []
         try:
-            self._write(failed)
+            return self._write()
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise ImageError(f"{self.job.journal}: is damaged ({error!r}); give --fresh for a new one") from error
-        return failed
 
-    def _write(self, failed: list[tuple[str, str]]) -> None:
+    def _write(self) -> tuple[list[tuple[str, str]], tuple[int, Mapping[str, int]]]:
+        failed: list[tuple[str, str]] = []
+        reading: Counter[str] = Counter()
+        warned = 0
 
         def rows() -> Iterator[Row]:
-            for row, _ in self._rows("writing"):
+            nonlocal warned
+            for row, counts in self._rows("writing"):
                 if row["status"] != "ok":
                     failed.append((str(row["image"]), str(row["error"])))
+                else:
+                    reading.update(counts["reading"])
+                    warned += bool(counts["warnings"])
                 yield row
 
         job, taxonomy = self.job, self.taxonomy
@@ -196,6 +206,7 @@ class _Batch:
             write_summary(job.summary, self._rows(""), taxonomy, slides=by_slide)
         # Last: where there is a report, the others are there as well.
         write_table(job.report, report.report_columns(taxonomy), rows())
+        return failed, (warned, dict(reading.most_common()))
 
     def _rows(self, label: str) -> Iterator[tuple[Row, Mapping[str, Any]]]:
         """Row and counts of every picture, in the order of the listing."""

@@ -45,6 +45,7 @@ def counts_as_json(result: SmearResult) -> dict[str, Any]:
         "codes": list(result.labels.codes),
         "area_um2": result.counted_area_um2,
         "warnings": list(result.quality.warnings),
+        "reading": list(result.reading),
         "shares": dict(result.quality.shares),
     }
 

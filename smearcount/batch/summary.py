@@ -28,6 +28,9 @@ SHOWN_FAILED = 200
 SHOWN_WARNED = 200
 """Pictures with a warning named on the page."""
 
+SHOWN_NOTES = 50
+"""Notes on how files were read on the page."""
+
 SHOWN_UNITS = 1000
 """Slides in the tables of the page."""
 
@@ -94,6 +97,7 @@ class _Tally:
     scales: dict[str, int] = field(default_factory=dict)
     warned: list[tuple[str, list[str]]] = field(default_factory=list)
     warnings: int = 0
+    reading: Counter[str] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
     judged_um2: Counter[str] = field(default_factory=Counter)
 
@@ -108,6 +112,7 @@ class _Tally:
         self.versions[_shown(row["version"])] = None
         source = _shown(row["um_per_px_source"])
         self.scales[source] = self.scales.get(source, 0) + 1
+        self.reading.update(map(_shown, counts["reading"]))
         if counts["warnings"]:
             self.warnings += 1
             if len(self.warned) < SHOWN_WARNED:
@@ -222,6 +227,7 @@ def _content(units: Sequence[Unit], tally: _Tally, taxonomy: Taxonomy, noun: str
         "without_area": sum(unit.failed < unit.images and not unit.area_mm2 > 0 for unit in units),
         "plots": {name: _data_uri(pixels) for name, pixels in _plots(units, sides, funnels, names).items()},
         "few_white": FEW_WHITE,
+        "shown_notes": SHOWN_NOTES,
         "with_bars": WITH_BARS,
         "fewest": FEWEST,
         "fewest_to_widen": FEWEST_TO_WIDEN,

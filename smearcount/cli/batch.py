@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from smearcount.batch import BatchJob, Outcome, Stage
     from smearcount.engines import Engine
 
+SHOWN_NOTES = 10
 GPU_WORKERS = 2
 """Processes for one graphics card: while it works for one of them, the others read and decode."""
 
@@ -138,7 +139,13 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
     }
     if as_json:
         failed = [{"image": image, "error": error} for image, error in outcome.failed]
-        run = {"from_journal": outcome.reused, "seconds": round(outcome.seconds, 3), "journal": str(job.journal)}
+        run = {
+            "with_a_warning": outcome.warned,
+            "reading": outcome.reading,
+            "from_journal": outcome.reused,
+            "seconds": round(outcome.seconds, 3),
+            "journal": str(job.journal),
+        }
         typer.echo(json.dumps({"done": outcome.done, "failed": failed, "report": str(job.report), **left_out, **run}))
         return
     for _, error in outcome.failed:
@@ -146,7 +153,12 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
     if not quiet:
         words = [f"{outcome.done} analysed, {len(outcome.failed)} failed"]
         words += [f"{outcome.reused} of them in an earlier run"] * bool(outcome.reused)
+        words += [f"{outcome.warned} with a warning"] * bool(outcome.warned)
         words += [f"{n} {name.replace('_', ' ')}" for name, n in left_out.items() if n]
         written = ", ".join(plain(str(path)) for path in (*job.files.values(), *job.folders))
         console = Console(highlight=False, soft_wrap=True)
         console.print(f"{', '.join(words)}; written: {written}")
+        notes = [f"{n} picture{'s' * (n != 1)}: {plain(note)}" for note, n in outcome.reading.items()]
+        more = [f"{len(notes) - SHOWN_NOTES} more notes on how files were read: --summary has them"]
+        for line in notes[:SHOWN_NOTES] + more * (len(notes) > SHOWN_NOTES):
+            console.print(line)
