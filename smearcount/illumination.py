@@ -21,13 +21,12 @@ from shapely.affinity import scale, translate
 from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX
 from smearcount.geometry import FloatArray
 from smearcount.images import ArraySource, ImageSource
-from smearcount.records import Detections
 from smearcount.region import Region
 
 Rgb = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
-__all__ = ["MOST_PIXELS", "Lit", "counted_in_view", "even_light", "with_edge_of"]
+__all__ = ["MOST_PIXELS", "Lit", "counted_in_view", "even_light"]
 
 MOST_PIXELS = 50_000_000
 """Larger pictures come from scanners, which have neither field stop nor dark glass."""
@@ -56,12 +55,10 @@ class Lit:
     Attributes:
         source: what finds and names cells looks at.
         view: what the field stop leaves of it, convex; None for all of it.
-        middle: a rectangle of the view: a picture whose border is that of its pixels, to estimate a scale from.
     """
 
     source: ImageSource
-    view: Region | None
-    middle: ImageSource
+    view: Region | None = None
 
 
 def even_light(source: ImageSource) -> Lit:
@@ -75,12 +72,12 @@ def even_light(source: ImageSource) -> Lit:
     """
     width, height = source.size_wh
     if width * height > MOST_PIXELS:
-        return Lit(source, None, source)
+        return Lit(source)
     blocks = _blocks(source)
     level = float(np.percentile(np.concatenate([block.max(axis=2).ravel() for block in blocks]), 95))
     dark_corner = any(blocks[n].max(axis=2).mean() < _BLACK * level for n in (0, 4, 20, 24))
     if level >= DIM and not dark_corner:
-        return Lit(source, None, source)
+        return Lit(source)
     notes, pixels = list(source.notes), source.read(0, 0, width, height)
     outline = _view(pixels, level) if dark_corner else None
     if outline is not None:
@@ -93,29 +90,10 @@ def even_light(source: ImageSource) -> Lit:
         pixels, source.um_per_px, source.path, source.scale_origin, tuple(notes), source.sha256, source.downsample
     )
     if outline is None:
-        return Lit(whole, None, whole)
-    left, top, right, bottom = _rectangle_in(outline)
+        return Lit(whole)
     told = f"{1 - outline.area / (width * height):.0%} of the picture lies outside the field stop and is left out"
     view = Region(outline, (told,), "the field of view")
-    return Lit(whole, view, ArraySource(pixels[top:bottom, left:right], source.um_per_px))
-
-
-def _rectangle_in(outline: shapely.Polygon) -> tuple[int, int, int, int]:
-    """The largest rectangle in a convex outline with its centre and proportions: x_min, y_min, x_max, y_max."""
-    x, y = outline.centroid.coords[0]
-    x_min, y_min, x_max, y_max = outline.bounds
-    around = shapely.box(
-        x - (x_max - x_min) / 2, y - (y_max - y_min) / 2, x + (x_max - x_min) / 2, y + (y_max - y_min) / 2
-    )
-    factors = np.linspace(1, 0.01, 200)
-    largest = next(part for part in (scale(around, by, by) for by in factors) if outline.contains(part))
-    x_min, y_min, x_max, y_max = largest.bounds
-    return (
-        math.ceil(x_min),
-        math.ceil(y_min),
-        max(int(x_max), math.ceil(x_min) + 1),
-        max(int(y_max), math.ceil(y_min) + 1),
-    )
+    return Lit(whole, view)
 
 
 def _blocks(source: ImageSource) -> list[Rgb]:
@@ -211,15 +189,3 @@ def counted_in_view(boxes: FloatArray, view: Region, um_per_px: float, rule: str
         return np.zeros(len(boxes), np.bool_), None
     frame = replace(view, outline=common)
     return frame.contains(boxes[:, :2]), frame
-
-
-def with_edge_of(cells: Detections, view: Region | None) -> Detections:
-    """The cells, those that reach the edge of the view marked as lying at the edge."""
-    if view is None:
-        return cells
-    x_min, y_min, x_max, y_max = cells.boxes.T.astype(np.float64)
-    x, y = (x_min + x_max) / 2, (y_min + y_max) / 2
-    inner = view.outline.buffer(-EDGE_INSET_PX)
-    sides: tuple[tuple[FloatArray, FloatArray], ...] = ((x_min, y), (x_max, y), (x, y_min), (x, y_max))
-    reached = ~np.logical_and.reduce([shapely.contains_xy(inner, *side) for side in sides])
-    return Detections(cells.boxes, cells.scores, cells.kinds, cells.at_edge | reached)

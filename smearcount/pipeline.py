@@ -21,7 +21,7 @@ from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
-from smearcount.illumination import Lit, even_light, with_edge_of
+from smearcount.illumination import Lit, even_light
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -234,8 +234,8 @@ class Pipeline:
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         slide = (slide_scales or {}).get(source.size_wh)
         region = self._region_in(source, name)
-        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide, lit.middle)
-        result, squares = self._judge(lit, with_edge_of(found, lit.view), scale, region, (name, slide_id))
+        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide, lit.view)
+        result, squares = self._judge(lit, found, scale, region, (name, slide_id))
         limits = tuple(each for each in (lit.view, region) if each is not None)
         return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | self.namer.patch_um, squares, limits)
 
@@ -246,7 +246,8 @@ class Pipeline:
             ImageError: the picture can't be read; names the file and the remedy.
         """
         source = self._opened(path)
-        settled = settle_scale(even_light(source).middle, self.detector, self.settings.um_per_px, source.um_per_px)
+        lit = even_light(source)
+        settled = settle_scale(lit.source, self.detector, self.settings.um_per_px, source.um_per_px, view=lit.view)
         return RedCells(source.size_wh, settled.red_px, source.sha256, self._provenance)
 
     def _opened(self, path: Path) -> ImageSource:

@@ -15,12 +15,14 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import shapely
+from shapely.affinity import translate
 
 from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX, counted_mask
 from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray
+from smearcount.records import Detections
 
-__all__ = ["Region", "counted_in_region", "parse_region", "read_region"]
+__all__ = ["Region", "counted_in_region", "parse_region", "read_region", "with_edge_of"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -78,6 +80,10 @@ class Region:
         outline = shapely.transform(self.outline, lambda points: points / downsample)
         return replace(self, outline=outline)
 
+    def moved(self, x: float, y: float) -> Region:
+        """The same outline so many pixels further to the right and down."""
+        return replace(self, outline=translate(self.outline, x, y))
+
     def within(self, size_wh: tuple[int, int]) -> Region:
         """The part that lies inside a picture of `size_wh`, with a note where that is not all of it.
 
@@ -128,6 +134,18 @@ def counted_in_region(
     frame = _frame(size_wh, um_per_px, rule)
     area_px = 0.0 if frame is None else float(frame.intersection(region.outline).area)
     return mask & region.contains(boxes[:, :2]), area_px * um_per_px**2
+
+
+def with_edge_of(cells: Detections, view: Region | None) -> Detections:
+    """The cells of a picture, those that reach the edge of a part of it marked as lying at the edge."""
+    if view is None or not len(cells):
+        return cells
+    x_min, y_min, x_max, y_max = cells.boxes.T.astype(np.float64)
+    x, y = (x_min + x_max) / 2, (y_min + y_max) / 2
+    inner = view.outline.buffer(-EDGE_INSET_PX)
+    sides = ((x_min, y), (x_max, y), (x, y_min), (x, y_max))
+    reached = ~np.logical_and.reduce([shapely.contains_xy(inner, *side) for side in sides])
+    return Detections(cells.boxes, cells.scores, cells.kinds, cells.at_edge | reached)
 
 
 def _frame(size_wh: tuple[int, int], um_per_px: float, rule: str) -> shapely.Polygon | None:

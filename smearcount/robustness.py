@@ -1,28 +1,112 @@
-"""Does the count stay the same: at another magnification, in another runtime, at another precision?"""
+"""Does the count stay the same: at another magnification, in another light, runtime or precision?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from smearcount.cards import Model, find_model
 from smearcount.datasets import KINDS, LabelledField
 from smearcount.detector import Detector
 from smearcount.evaluate import labelled_fields
 from smearcount.geometry import iou_matrix
+from smearcount.illumination import counted_in_view, even_light
 from smearcount.images import ArraySource, open_image
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import find_at_scale
 
-__all__ = ["FACTORS", "across_magnifications", "across_runtimes", "spread_fields"]
+__all__ = ["CONDITIONS", "MAGNIFICATIONS", "across_changes", "across_runtimes", "spread_fields"]
 
-FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
+Pixels = npt.NDArray[np.uint8]
+Change = Callable[[Pixels], Pixels]
 Progress = Callable[[Iterable[Path]], Iterable[Path]]
+
+
+def _magnified(pixels: Pixels, factor: float) -> Pixels:
+    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return cast(Pixels, cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=method))
+
+
+def _levels(values: npt.NDArray[Any]) -> Pixels:
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _lit(pixels: Pixels, red: float, green: float, blue: float) -> Pixels:
+    """In another light: each channel times a factor."""
+    return _levels(pixels * np.array([red, green, blue]))
+
+
+def _distances(pixels: Pixels) -> npt.NDArray[np.float64]:
+    """Of every pixel from the middle, 1 in the corners."""
+    height, width = pixels.shape[:2]
+    y, x = np.ogrid[:height, :width]
+    from_middle: npt.NDArray[np.float64] = np.hypot(x + 0.5 - width / 2, y + 0.5 - height / 2)
+    return from_middle / math.hypot(width / 2, height / 2)
+
+
+def _vignetted(pixels: Pixels, fall: float) -> Pixels:
+    light = 1 - fall * _distances(pixels)[..., None] ** 2
+    return _levels(pixels * light)
+
+
+def _through_eyepiece(pixels: Pixels) -> Pixels:
+    """A disc as wide as the picture, black around it."""
+    seen = _distances(pixels) < max(pixels.shape[:2]) / math.hypot(*pixels.shape[:2])
+    return _levels(pixels * seen[..., None])
+
+
+def _contrasted(pixels: Pixels, factor: float, about: float = 200.0) -> Pixels:
+    return _levels((pixels - about) * factor + about)
+
+
+def _blurred(pixels: Pixels, sigma_px: float) -> Pixels:
+    return cast(Pixels, cv2.GaussianBlur(pixels, (0, 0), sigma_px))
+
+
+def _sharpened(pixels: Pixels) -> Pixels:
+    return cast(Pixels, cv2.addWeighted(pixels, 2.2, cv2.GaussianBlur(pixels, (0, 0), 2), -1.2, 0))
+
+
+def _noisy(pixels: Pixels, sigma: float) -> Pixels:
+    noise = np.random.default_rng(0).normal(0, sigma, pixels.shape)
+    return _levels(pixels + noise)
+
+
+def _compressed(pixels: Pixels, quality: int) -> Pixels:
+    _, stored = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cast(Pixels, cv2.imdecode(stored, cv2.IMREAD_COLOR))
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    return np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+
+
+MAGNIFICATIONS: Mapping[str, Change] = {
+    f"{factor:g}x": partial(_magnified, factor=factor) for factor in (0.25, 0.5, 0.75, 1.5, 2.0, 4.0)
+}
+CONDITIONS: Mapping[str, Change] = {
+    "brightness times 0.45": partial(_lit, red=0.45, green=0.45, blue=0.45),
+    "brightness times 1.25": partial(_lit, red=1.25, green=1.25, blue=1.25),
+    "yellow light": partial(_lit, red=1.0, green=0.8, blue=0.5),
+    "blue light": partial(_lit, red=0.75, green=0.85, blue=1.1),
+    "grey": _grey,
+    "through an eyepiece": _through_eyepiece,
+    "light falls to 0.4 in the corners": partial(_vignetted, fall=0.6),
+    "contrast times 0.4": partial(_contrasted, factor=0.4),
+    "contrast times 1.6": partial(_contrasted, factor=1.6),
+    "sharpened": _sharpened,
+    "blurred by 2 px": partial(_blurred, sigma_px=2.0),
+    "noise of 12 grey levels": partial(_noisy, sigma=12.0),
+    "JPEG quality 20": partial(_compressed, quality=20),
+}
 
 
 def spread_fields(sources: Sequence[str], number: int) -> list[LabelledField]:
@@ -39,42 +123,45 @@ def spread_fields(sources: Sequence[str], number: int) -> list[LabelledField]:
     return picked[:number]
 
 
-def across_magnifications(model: str, fields: Sequence[LabelledField], progress: Progress = iter) -> dict[str, Any]:
-    """Counts of the same fields resampled, the scale estimated anew each time, against those of the original size.
+def across_changes(
+    model: str, fields: Sequence[LabelledField], changes: Mapping[str, Change], progress: Progress = iter
+) -> dict[str, Any]:
+    """Counts of the same fields changed, the scale estimated anew each time, against those of the fields as they are.
+
+    Where a change leaves only a part to see, the cells of that part are compared.
 
     Returns:
-        For each factor: pooled red cells over those at 1x, mean absolute difference a field, and the share of fields
-        with the same number of white cells.
+        For each change: pooled red cells over those of the plain fields, mean absolute difference a field, the share of
+        fields with the same number of white cells, and the range of the estimated scale over that of the plain field.
     """
     detector = Detector(find_model(model), RuntimeChoice())
-    counts: dict[float, list[tuple[int, int]]] = {factor: [] for factor in FACTORS}
+    table: dict[str, list[tuple[float, ...]]] = {name: [] for name in changes}
     for path in progress([field.path for field in fields]):
         source = open_image(path)
         pixels = source.read(0, 0, *source.size_wh)
-        for factor in FACTORS:
-            _, cells = find_at_scale(ArraySource(_magnified(pixels, factor)), detector)
-            kinds = cells.kinds.tolist()
-            counts[factor].append((kinds.count("rbc"), kinds.count("wbc")))
-    table = {factor: np.array(rows) for factor, rows in counts.items()}
-    base = table[1.0]
+        scale, cells = find_at_scale(ArraySource(pixels), detector)
+        for name, change in changes.items():
+            lit = even_light(ArraySource(np.ascontiguousarray(change(pixels))))
+            changed, found = find_at_scale(lit.source, detector, view=lit.view)
+            plain = cells
+            if lit.view is not None:
+                plain = cells.take(counted_in_view(cells.boxes, lit.view, scale.um_per_px, "corner")[0])
+                found = found.take(counted_in_view(found.boxes, lit.view, changed.um_per_px, "corner")[0])
+            counts = [float((each.kinds == kind).sum()) for kind in ("rbc", "wbc") for each in (plain, found)]
+            zoom = lit.source.size_wh[0] / source.size_wh[0]
+            table[name].append((*counts, changed.um_per_px * zoom / scale.um_per_px))
+    return {name: _against_plain(np.array(rows)) for name, rows in table.items()}
+
+
+def _against_plain(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
+    red, red_changed, white, white_changed, scales = rows.T
     return {
-        f"{factor:g}x": {
-            "red cells over 1x": round(float(rows[:, 0].sum() / base[:, 0].sum()), 4),
-            "mean absolute difference a field": round(
-                float(np.mean(np.abs(rows[:, 0] - base[:, 0]) / np.maximum(base[:, 0], 1))), 4
-            ),
-            "fields with the same white cells": round(float(np.mean(rows[:, 1] == base[:, 1])), 4),
-            "fields": len(rows),
-        }
-        for factor, rows in table.items()
+        "red cells over plain": round(float(red_changed.sum() / red.sum()), 4),
+        "mean absolute difference a field": round(float(np.mean(np.abs(red_changed - red) / np.maximum(red, 1))), 4),
+        "fields with the same white cells": round(float(np.mean(white == white_changed)), 4),
+        "scale over plain, least and most": [round(float(each), 3) for each in (scales.min(), scales.max())],
+        "fields": len(rows),
     }
-
-
-def _magnified(pixels: np.ndarray[Any, np.dtype[np.uint8]], factor: float) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    if factor == 1.0:
-        return pixels
-    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=method).astype(np.uint8)
 
 
 def across_runtimes(model: str, fields: Sequence[LabelledField], progress: Progress = iter) -> dict[str, Any]:

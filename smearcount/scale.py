@@ -17,6 +17,7 @@ from smearcount.datasets import RED_CELL_UM
 from smearcount.detector import Detector, PixelSource
 from smearcount.geometry import FloatArray, areas, diameters, overlapping_pairs
 from smearcount.records import Detections, Scale
+from smearcount.region import Region, with_edge_of
 
 __all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale"]
 
@@ -65,15 +66,25 @@ class ScaledCells:
 
 
 class _Crop:
-    """A part of a picture, as a picture: `at` is the place of its centre in shares of width and height."""
+    """A part of a picture, as a picture: `at` is the place of its centre in shares of width and height.
 
-    def __init__(self, source: PixelSource, side_px: int, at: tuple[float, float] = (0.5, 0.5)) -> None:
+    `view` is what there is to see of the picture, where that is not all of it.
+    """
+
+    def __init__(
+        self, source: PixelSource, side_px: int, at: tuple[float, float] = (0.5, 0.5), view: Region | None = None
+    ) -> None:
         width, height = source.size_wh
         self.size_wh = min(width, side_px), min(height, side_px)
         self._source = source
         self._left = round((width - self.size_wh[0]) * at[0])
         self._top = round((height - self.size_wh[1]) * at[1])
         self.is_whole = self.size_wh == (width, height)
+        self._view = view.moved(-self._left, -self._top) if view is not None else None
+
+    def cells(self, detector: Detector, um_per_px: float) -> Detections:
+        """What is found in the crop at a scale; what reaches the edge of the view lies at the edge."""
+        return with_edge_of(detector.find(self, um_per_px), self._view)
 
     def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
         """The rectangle of the crop, `(h, w, 3) uint8 RGB`."""
@@ -96,6 +107,7 @@ def settle_scale(
     flag: float | None = None,
     metadata: float | None = None,
     slide: Scale | None = None,
+    view: Region | None = None,
 ) -> ScaledCells:
     """The scale of a picture, from the most trustworthy source there is.
 
@@ -105,16 +117,17 @@ def settle_scale(
         flag: what the user said, in micrometres a pixel; taken as it is.
         metadata: what the file says; taken where its red cells come out at 5 to 11 um.
         slide: estimated from several pictures of its slide; taken instead of its own estimate, on the same condition.
+        view: the part of the picture that the field stop leaves to see; None for all of it.
     """
     if flag is not None:
         return ScaledCells(Scale(flag, "flag"), None)
     if metadata is not None:
-        settled = _checked(source, detector, metadata)
+        settled = _checked(source, detector, metadata, view)
         if slide is None or settled.scale.source == "metadata":
             return settled
     if slide is None:
-        return _estimate(source, detector, "")
-    checked = _checked(source, detector, slide.um_per_px, "slide scale")
+        return _estimate(source, detector, "", view)
+    checked = _checked(source, detector, slide.um_per_px, view, "slide scale")
     if checked.scale.source != "metadata":
         return checked
     doubt = "" if metadata is None else f"metadata of {metadata:.4g} um a pixel not used; "
@@ -122,18 +135,20 @@ def settle_scale(
     return ScaledCells(scale, checked.cells)
 
 
-def _checked(source: PixelSource, detector: Detector, metadata: float, told: str = "metadata") -> ScaledCells:
+def _checked(
+    source: PixelSource, detector: Detector, metadata: float, view: Region | None, told: str = "metadata"
+) -> ScaledCells:
     """The scale of the metadata where the red cells agree with it, or are too few to contradict it."""
-    crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / metadata)))
-    found = detector.find(crop, metadata)
+    crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / metadata)), view=view)
+    found = crop.cells(detector, metadata)
     cells, sizes = found if crop.is_whole else None, isolated_red_diameters(found)
     median_px = float(np.median(sizes)) if len(sizes) else math.nan
     refused = f"{told} of {metadata:.4g} um a pixel not used"
     if len(sizes) >= ENOUGH_CELLS:
         if _plausible(median_px * metadata):
             return ScaledCells(Scale(metadata, "metadata", median_px), cells)
-        return _estimate(source, detector, f"{refused} (red cells of {median_px * metadata:.1f} um); ")
-    other = _estimate(source, detector, f"{refused} (no cells of that size); ")
+        return _estimate(source, detector, f"{refused} (red cells of {median_px * metadata:.1f} um); ", view)
+    other = _estimate(source, detector, f"{refused} (no cells of that size); ", view)
     if other.scale.source != "estimated":
         note = "too few red cells to check the scale in the metadata"
         return ScaledCells(Scale(metadata, "metadata", median_px, note), cells)
@@ -146,11 +161,11 @@ def _plausible(red_um: float) -> bool:
     return PLAUSIBLE_RED_UM[0] <= red_um <= PLAUSIBLE_RED_UM[1]
 
 
-def _estimate(source: PixelSource, detector: Detector, doubt: str) -> ScaledCells:
+def _estimate(source: PixelSource, detector: Detector, doubt: str, view: Region | None) -> ScaledCells:
     """The first of the fixed places with enough red cells, else the one with the most."""
     places = []
     for place in PLACES:
-        look = _estimate_here(source, detector, place)
+        look = _estimate_here(source, detector, place, view)
         places.append((isolated_red_diameters(look.cells), look))
         if len(places[-1][0]) >= ENOUGH_CELLS or look.crop.is_whole:
             break
@@ -173,13 +188,13 @@ class _Look:
     cells: Detections
 
 
-def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, float]) -> _Look:
+def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, float], view: Region | None) -> _Look:
     """The last look at a place, at the scale at which its red cells have the size they were sought at."""
 
     def look(red_px: float, least_px: int = 0) -> _Look:
         side = min(max(round(CROP_CELLS * red_px), least_px), LARGEST_CROP_PX)
-        crop = _Crop(source, side, place)
-        return _Look(red_px, crop, detector.find(crop, RED_CELL_UM / red_px))
+        crop = _Crop(source, side, place, view)
+        return _Look(red_px, crop, crop.cells(detector, RED_CELL_UM / red_px))
 
     largest = max(min(source.size_wh), FIRST_GUESSES_PX[0])
     best = max((look(red_px) for red_px in FIRST_GUESSES_PX if red_px <= largest), key=_explained)
@@ -201,7 +216,7 @@ def find_at_scale(
     flag: float | None = None,
     metadata: float | None = None,
     slide: Scale | None = None,
-    part: PixelSource | None = None,
+    view: Region | None = None,
 ) -> tuple[Scale, Detections]:
     """The scale of a picture and all its cells; what the search for the scale has found is not sought again.
 
@@ -211,14 +226,12 @@ def find_at_scale(
         flag: what the user said, in micrometres a pixel.
         metadata: what the file says.
         slide: estimated from several pictures of its slide.
-        part: a part of the picture from which its scale is estimated; the whole without it.
+        view: the part of the picture that the field stop leaves to see; None for all of it.
     """
-    settled = settle_scale(source if part is None else part, detector, flag, metadata, slide)
-    cells = (
-        settled.cells
-        if settled.cells is not None and part in (None, source)
-        else detector.find(source, settled.scale.um_per_px)
-    )
+    settled = settle_scale(source, detector, flag, metadata, slide, view)
+    cells = settled.cells
+    if cells is None:
+        cells = with_edge_of(detector.find(source, settled.scale.um_per_px), view)
     return check_scale(settled.scale, cells), cells
 
 

@@ -8,7 +8,7 @@ from smearcount.datasets import KINDS, LabelledField, data_root
 from smearcount.detector import Detector
 from smearcount.images import open_image
 from smearcount.metrics import match_boxes
-from smearcount.robustness import across_magnifications, across_runtimes, spread_fields
+from smearcount.robustness import CONDITIONS, MAGNIFICATIONS, across_changes, across_runtimes, spread_fields
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import settle_scale
 
@@ -58,10 +58,19 @@ def test_the_scale_of_known_microscopes_is_found(detector: Detector, fields: lis
 
 
 def test_magnification_changes_next_to_nothing() -> None:
-    result = across_magnifications(MODEL, spread_fields(["txl_pbc", "deepbionet"], 8))
+    result = across_changes(MODEL, spread_fields(["txl_pbc", "deepbionet"], 8), MAGNIFICATIONS)
     for factor, row in result.items():
-        assert abs(row["red cells over 1x"] - 1) <= 0.05, (factor, row)
+        assert abs(row["red cells over plain"] - 1) <= 0.05, (factor, row)
         assert row["fields with the same white cells"] >= 0.75, (factor, row)
+
+
+def test_light_and_camera_change_little() -> None:
+    result = across_changes(MODEL, spread_fields(["txl_pbc", "deepbionet"], 8), CONDITIONS)
+    for name, row in result.items():
+        assert abs(row["red cells over plain"] - 1) <= 0.08, (name, row)
+        assert row["fields with the same white cells"] >= 0.75, (name, row)
+        least, most = row["scale over plain, least and most"]
+        assert 0.8 < least <= most < 1.25, (name, row)
 
 
 @pytest.mark.filterwarnings("ignore")

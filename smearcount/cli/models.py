@@ -164,12 +164,27 @@ def evaluate_magnification(
     fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 40,
     quiet: Quiet = False,
 ) -> None:
-    """Counts of the same fields at half to twice the magnification."""
-    from smearcount.robustness import across_magnifications, spread_fields
+    """Counts of the same fields at a quarter to four times the magnification."""
+    from smearcount.robustness import MAGNIFICATIONS, across_changes, spread_fields
 
     with clear_errors():
         chosen = spread_fields(sources.split(","), fields)
-        typer.echo(json.dumps(across_magnifications(model, chosen, bar(quiet, "evaluating")), indent=2))
+        typer.echo(json.dumps(across_changes(model, chosen, MAGNIFICATIONS, bar(quiet, "evaluating")), indent=2))
+
+
+@evaluate_app.command("conditions")
+def evaluate_conditions(
+    model: ModelName = _DETECTOR,
+    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet",
+    fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 40,
+    quiet: Quiet = False,
+) -> None:
+    """Counts of the same fields in other light, focus, contrast, noise and compression."""
+    from smearcount.robustness import CONDITIONS, across_changes, spread_fields
+
+    with clear_errors():
+        chosen = spread_fields(sources.split(","), fields)
+        typer.echo(json.dumps(across_changes(model, chosen, CONDITIONS, bar(quiet, "evaluating")), indent=2))
 
 
 @evaluate_app.command("runtimes")
