@@ -36,7 +36,8 @@ def _magnified(pixels: Pixels, factor: float) -> Pixels:
 
 
 def _levels(values: npt.NDArray[Any]) -> Pixels:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    levels: Pixels = np.clip(values, 0, 255).astype(np.uint8)
+    return levels
 
 
 def _lit(pixels: Pixels, red: float, green: float, blue: float) -> Pixels:
