@@ -42,10 +42,16 @@ _BLACK = 0.25
 """Of the level of the glass: no channel of the surround is lighter. A nucleus is purple, which has a lighter blue."""
 
 _SIDE_PX = 512
+"""Longest side of the reduced picture in which the view is sought."""
+
 _LEAST_SHARE = 0.01
-_CONVEX = 0.95
-_RIM_SHARE = 0.05
-_RIM_LIGHT = 0.6
+"""Of the picture: a smaller surround is none."""
+
+_CONVEX, _MOST_OF_LIGHT = 0.95, 0.8
+"""A view has this share of its convex hull, and of all that is lit: the black between glowing cells is no surround."""
+
+_RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
+"""The rim is at most this share of the longest side; it ends where the light reaches this share of its level."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +128,7 @@ def _view(pixels: Rgb, level: float) -> shapely.Polygon | None:
         return None
     largest = max(contours, key=cv2.contourArea)
     hull = cv2.convexHull(largest)
-    if cv2.contourArea(largest) <= _CONVEX * cv2.contourArea(hull):
+    if cv2.contourArea(largest) <= max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum()):
         return None
     inner = _convex_hull(_without_rim(small, hull, level))
     # A contour runs through the middle of the outermost pixels.

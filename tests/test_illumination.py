@@ -131,7 +131,10 @@ def test_black_that_is_no_surround_is_left_alone() -> None:
     cross[:300, :400] = 0
     nothing = np.zeros(size, np.uint8)
     nucleus = cv2.circle(np.full(size, 220, np.uint8), (10, 10), 120, (70, 30, 110), -1)
-    for pixels in (cross, nothing, nucleus):
+    glowing = np.zeros(size, np.uint8)
+    for x, y in ((200, 200), (700, 300), (450, 650), (1000, 700)):
+        cv2.circle(glowing, (x, y), 120, (220, 220, 220), -1)
+    for pixels in (cross, nothing, nucleus, glowing):
         assert even_light(ArraySource(pixels)).view is None
 
 
