@@ -21,6 +21,7 @@ from smearcount.windows import InFlight
 __all__ = ["Classifier", "Named", "calibrated", "fitted", "quarter_turns", "without_giants"]
 
 Batch = npt.NDArray[np.uint8] | FloatArray
+Bools = npt.NDArray[np.bool_]
 
 FINEST = 2
 """Resolution over that of the network at which single cells are kept: finer ones are shrunk first."""
@@ -124,6 +125,11 @@ class Classifier:
             return Named(np.zeros((0, widths[0]), np.float32), np.zeros((0, widths[1]), np.float32))
         probs, features = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return Named(probs, features)
+
+
+def name_thresholds(min_label_score: float, min_move_score: float, moved: Bools) -> FloatArray:
+    """The probability that the names of cells must reach, where some `(N,)` move a cell to another kind."""
+    return np.where(moved, max(min_label_score, min_move_score), min_label_score).astype(np.float32)
 
 
 def quarter_turns(batch: Batch) -> npt.NDArray[Any]:

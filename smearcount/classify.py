@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from smearcount.cards import find_model
-from smearcount.classifier import Classifier, Named, fitted, without_giants
+from smearcount.classifier import Classifier, Named, fitted, name_thresholds, without_giants
 from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.errors import SmearcountError, UsageError
@@ -49,10 +49,17 @@ Probabilities = Callable[[Named], FloatArray]
 
 @dataclass(frozen=True)
 class ListedPatch:
-    """What the manifest of `smearcount crop` says of a patch: its sizes, and the kind of the cell."""
+    """What the manifest of `smearcount crop` says of a patch.
+
+    Attributes:
+        sizes: of the patch.
+        found_as: kind that the detector gave the cell, whatever its name made of it.
+        diameter_um: of the cell.
+    """
 
     sizes: PatchSizes
-    kind: str
+    found_as: str
+    diameter_um: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class ClassifyJob:
         find: a detector that finds the cell nearest to the middle first; without one the middle is the cell.
         patches: those pictures that are patches of `smearcount crop`.
         min_label_score: below it a cell is `unclassified`.
+        min_move_score: the same for a name of another kind than that as which the manifest says the cell was found.
+        kind_of: kind of each code.
         codes: of the columns of probabilities.
         probabilities: of these codes, from what the network says; its own by default.
     """
@@ -71,6 +80,8 @@ class ClassifyJob:
     min_label_score: float
     codes: tuple[str, ...]
     um_per_px: float | None = None
+    min_move_score: float = 0.0
+    kind_of: Mapping[str, str] = field(default_factory=dict)
     find: Detector | None = None
     patches: Mapping[Path, ListedPatch] = field(default_factory=dict)
     probabilities: Probabilities = lambda named: named.probs
@@ -127,24 +138,25 @@ def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:
 
 
 def _patches_in(manifest: Path) -> dict[Path, ListedPatch]:
-    columns = ("file", "kind", "side_um", "um_per_px")
+    columns = ("file", "kind", "diameter_um", "side_um", "um_per_px")
     try:
         with manifest.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if all(row.get(column) for column in columns)]
-        patches = {
-            manifest.parent / row["file"]: ListedPatch(
-                PatchSizes(float(row["side_um"]), float(row["um_per_px"])), row["kind"]
-            )
-            for row in rows
-        }
+        patches = {manifest.parent / row["file"]: _patch_of(row) for row in rows}
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{manifest}: no manifest of `smearcount crop` ({error}); move it elsewhere") from error
     for path, patch in patches.items():
-        if not (0 < patch.sizes.side_um < 1000 and 0 < patch.sizes.um_per_px < 1000):
+        sizes = (patch.sizes.side_um, patch.sizes.um_per_px, patch.diameter_um)
+        if not all(0 < size < 1000 for size in sizes):
             raise UsageError(
                 f"{manifest}: the sizes of {path.name} are none in micrometres; move the manifest elsewhere"
             )
     return patches
+
+
+def _patch_of(row: Mapping[str, str]) -> ListedPatch:
+    sizes = PatchSizes(float(row["side_um"]), float(row["um_per_px"]))
+    return ListedPatch(sizes, row.get("found_as") or row["kind"], float(row["diameter_um"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,13 +167,15 @@ class _Shown:
         view: `(S, S, 3) uint8 RGB` of its input size.
         um_per_px: scale of the picture; None where the picture is taken as the window.
         origin: of the scale: `flag`, `manifest`, `window`, or what the pipeline says of one that it settles.
-        size_um: diameter of the cell where it was looked for and found.
+        size_um: diameter of the cell where it is known.
+        found_as: kind of the cell where the manifest says it.
     """
 
     view: Pixels
     um_per_px: float | None
     origin: str
     size_um: float | None = None
+    found_as: str | None = None
 
 
 def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) -> Iterator[Row]:
@@ -180,8 +194,8 @@ def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) 
 def _tried(path: Path, classifier: Classifier, job: ClassifyJob) -> _Shown | Row:
     """What is shown of a picture, or its row where nothing is."""
     listed = job.patches.get(path)
-    if listed and listed.kind not in classifier.card.kinds:
-        why = f"the manifest says {listed.kind}, {classifier.card.id} names {', '.join(classifier.card.kinds)}"
+    if listed and listed.found_as not in classifier.card.kinds:
+        why = f"the manifest says {listed.found_as}, {classifier.card.id} names {', '.join(classifier.card.kinds)}"
         return {"image": str(path), "status": "skipped", "error": why}
     try:
         return _show(_opened(path), classifier, job)
@@ -200,7 +214,8 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
     if um_per_px is None and listed:
         um_per_px, origin = listed.sizes.side_um / width, "manifest"
         if not job.find:
-            return _Shown(view_of_patch(picture, listed.sizes, card.patch_um, card.input_px), um_per_px, origin)
+            view = view_of_patch(picture, listed.sizes, card.patch_um, card.input_px)
+            return _Shown(view, um_per_px, origin, listed.diameter_um, listed.found_as)
     if job.find:
         scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
         um_per_px, origin = scale.um_per_px, origin if um_per_px else scale.source
@@ -218,7 +233,8 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
 
 def _row(path: Path, shown: _Shown, probs: FloatArray, job: ClassifyJob) -> Row:
     first, second = np.argsort(-probs, kind="stable")[:2].tolist()
-    sure = probs[first] >= job.min_label_score
+    moved = shown.found_as is not None and job.kind_of.get(job.codes[first]) not in (None, shown.found_as)
+    sure = probs[first] >= name_thresholds(job.min_label_score, job.min_move_score, np.array(moved))
     lost = job.find is not None and shown.size_um is None
     row: Row = {
         **{"image": str(path), "status": "ok", "error": "no cell found; the middle was taken" if lost else ""},
@@ -270,9 +286,10 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
     classifier = Classifier(find_model(run.model), choice, settings.min_label_score)
     detector = Detector(model_for(settings.detector, choice), choice) if run.find else None
-    job = ClassifyJob(classifier.min_label_score, classifier.card.codes, settings.um_per_px, detector)
+    taxonomy, card = load_taxonomy(settings.taxonomy), classifier.card
+    job = ClassifyJob(classifier.min_label_score, card.codes, settings.um_per_px, card.min_move_score)
+    job = replace(job, kind_of=taxonomy.kind_of, find=detector)
     pictures, remarks = listed_pictures(paths), tuple[str, ...]()
-    taxonomy = load_taxonomy(settings.taxonomy)
     examples = read_examples(run.examples, taxonomy, classifier.card.codes) if run.examples else []
     if job.um_per_px is None:
         job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))

@@ -74,7 +74,7 @@ class Settings(Strict):
         """Names separated by commas, as on the command line; `none` for none."""
         if not isinstance(value, str):
             return value
-        return () if value.strip() in ("none", "") else tuple(word.strip() for word in value.split(","))
+        return () if value.strip() == "none" else tuple(filter(None, map(str.strip, value.split(","))))
 
     @pydantic.field_validator("experts", mode="before")
     @classmethod
@@ -82,7 +82,10 @@ class Settings(Strict):
         """`model=gap` separated by commas, as on the command line."""
         if not isinstance(value, str):
             return value
-        return dict(word.strip().rpartition("=")[::2] for word in value.split(","))
+        pairs = [word.strip().rpartition("=") for word in value.split(",") if word.strip()]
+        if wrong := [gap for model, _, gap in pairs if not model]:
+            raise ValueError(f"expected MODEL=GAP, got {wrong[0]!r}")
+        return {model: gap for model, _, gap in pairs}
 
 
 def shipped(name: str) -> Path:

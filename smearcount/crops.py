@@ -15,7 +15,7 @@ from smearcount.taxonomy import file_name_of
 
 __all__ = ["MANIFEST_COLUMNS", "write_crops"]
 
-MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "side_um", "filled", "um_per_px")
+MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "found_as", "side_um", "filled", "um_per_px")
 
 
 def write_crops(
@@ -78,11 +78,13 @@ def _write_patches(analysis: Analysis, out: Path, stem: str) -> list[Row]:
     rows: list[Row] = []
     written: list[Path] = []
     try:
-        for patch, row in zip(analysis.patches(), cell_rows(analysis.result), strict=True):
+        result = analysis.result
+        found_as = result.detections.kinds if result.found_as is None else result.found_as
+        for patch, row, found in zip(analysis.patches(), cell_rows(result), found_as.tolist(), strict=True):
             name = f"{stem}_{patch.cell_id:05d}_{row['kind']}_{file_name_of(str(row['label']))}.png"
             written.append(write_picture(out / name, patch.pixels))
             size = {"side_um": f"{patch.side_um:g}", "um_per_px": f"{patch.um_per_px:.6g}"}
-            rows.append({"file": name, **row, **size, "filled": f"{patch.filled:.4f}"})
+            rows.append({"file": name, **row, "found_as": found, **size, "filled": f"{patch.filled:.4f}"})
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)

@@ -195,7 +195,7 @@ def _title(analysis: Analysis, group: _Group, page: _Page, face: Face) -> Pixels
     counted = int(result.counted[group.rows].sum())
     outside = len(group.rows) - counted
     figures = f"{counted:,} counted: {_share(analysis, group, counted)}" if counted else "none counted"
-    figures += f"; {outside:,} outside the counting frame (dashed)" * (outside > 0)
+    figures += f"; {outside:,} not counted (dashed)" * (outside > 0)
     name = "its two likeliest names" if group.code == _unnamed(group.kind) else "probability of its name, runner-up"
     name = name if group.asked else "score of the detector"
     tile = f"a tile is {analysis.patch_um[group.kind]:g} µm wide; below it: number of the cell, {name}"
@@ -220,7 +220,7 @@ def _captions(analysis: Analysis, row: int) -> list[_Caption]:
     """Number of the cell and probability of its name; then its runner-up, or both candidates of a cell without one."""
     result = analysis.result
     probs, codes = result.labels.probs[row], result.labels.codes
-    head = f"#{row}" + " outside" * (not result.counted[row])
+    head = f"#{row}" + " not counted" * (not result.counted[row])
     if not probs.any():
         return [_Caption(head), _Caption("found", f"{result.detections.scores[row]:.2f}", FAINT)]
     # In the order of the table of cells, where the first of two equals stands first.

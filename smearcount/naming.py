@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.cards import Card, find_model
-from smearcount.classifier import Classifier
+from smearcount.classifier import Classifier, name_thresholds
 from smearcount.config import Settings
 from smearcount.detector import PixelSource
 from smearcount.errors import ConfigError
@@ -83,9 +83,7 @@ class Namer:
             columns = np.array([self.codes.index(code) for code in each.card.codes], np.intp)
             probs[np.ix_(rows, columns)] = self._heard(each, source, found.boxes[rows], um_per_px)
             moved = self._kinds[probs[rows].argmax(axis=1)] != found.kinds[rows]
-            thresholds[rows] = np.where(
-                moved, max(each.min_label_score, each.card.min_move_score), each.min_label_score
-            )
+            thresholds[rows] = name_thresholds(each.min_label_score, each.card.min_move_score, moved)
         return Labels(probs, self.codes), thresholds
 
     def _heard(self, classifier: Classifier, source: PixelSource, boxes: FloatArray, um_per_px: float) -> FloatArray:

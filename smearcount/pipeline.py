@@ -5,6 +5,7 @@ picture -> even light -> scale -> Detections -> Labels -> names -> Counts -> rep
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -176,6 +177,7 @@ class Pipeline:
                 "edge_rule": settings.edge_rule,
                 "min_score": self.detector.min_score,
                 "min_label_score": {each.card.id: each.min_label_score for each in self.namer.classifiers},
+                "min_move_score": {each.card.id: each.card.min_move_score for each in self.namer.classifiers},
                 "experts": {expert.card.id: margin for expert, margin in self.namer.experts},
                 "nms_iou": self.detector.card.nms_iou,
                 "um_per_px": settings.um_per_px,
@@ -185,7 +187,9 @@ class Pipeline:
         )
 
     @classmethod
-    def load(cls, settings: Settings | Path | str | None = None, *, weights: Path | str | None = None) -> Pipeline:
+    def load(
+        cls, settings: Settings | os.PathLike[str] | str | None = None, *, weights: os.PathLike[str] | str | None = None
+    ) -> Pipeline:
         """A pipeline with the shipped models.
 
         Args:
@@ -198,7 +202,7 @@ class Pipeline:
             ModelError: a model file is missing or damaged.
             RuntimeMissingError: the runtime asked for is not installed.
         """
-        if isinstance(settings, Path | str):
+        if isinstance(settings, os.PathLike | str):
             settings = read_model(Settings, Path(settings))
         if not isinstance(settings, Settings | None):
             raise TypeError(f"settings: expected Settings or a YAML file, got {type(settings).__name__}")
@@ -289,6 +293,7 @@ class Pipeline:
             counted_area_um2=frame.area_um2,
             quality=replace(quality, shares=frame.shares, warnings=(*quality.warnings, *frame.notes)),
             provenance=self._provenance,
+            found_as=None if np.array_equal(found.kinds, kinds) else found.kinds,
             reading=source.notes,
         )
         return result, frame.squares

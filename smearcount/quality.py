@@ -109,7 +109,7 @@ def warnings_of(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:
 def remarks(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:
     """What the models used can't tell."""
     red, white = (names_kind(result.labels, kind, taxonomy) for kind in ("rbc", "wbc"))
-    words = [] if red or white else ["no classifier installed: types are unclassified"]
+    words = [] if red or white else ["no classifier used: types are unclassified"]
     if kind_totals(result.counts, result.labels, taxonomy)["nrbc"] is None:
         words.append("nucleated red cells are among the white cells")
     told = f"{', '.join(NOT_RECOGNISED[:-1])} and {NOT_RECOGNISED[-1]} are not recognised"

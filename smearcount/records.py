@@ -221,6 +221,7 @@ class SmearResult:
         counted_area_um2: area that the counts refer to.
         quality: advice on countability.
         provenance: versions, models, settings.
+        found_as: `(N,)` kind of each cell before it had a name; None where no name changed a kind.
         reading: what was done to the stored pixels, and what of the file was not read.
     """
 
@@ -237,6 +238,7 @@ class SmearResult:
     counted_area_um2: float
     quality: Quality
     provenance: Provenance
+    found_as: npt.NDArray[np.str_] | None = None
     reading: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -352,11 +352,13 @@ def test_a_patch_of_another_side_is_seen_at_its_own_scale(tmp_path: Path) -> Non
     pixels = np.full((452, 452, 3), 214, np.uint8)
     pixels[100:352, 100:352] = (190, 90, 100)
     write_picture(tmp_path / "cell.png", pixels)
-    (tmp_path / "manifest.csv").write_text("file,kind,side_um,um_per_px\ncell.png,rbc,24,0.1\nother.png,wbc,12,0.2\n")
+    (tmp_path / "manifest.csv").write_text(
+        "file,kind,diameter_um,side_um,um_per_px\ncell.png,rbc,8,24,0.1\nother.png,wbc,14,12,0.2\n"
+    )
     listed = listed_patches([tmp_path / "cell.png", tmp_path / "elsewhere" / "cell.png"])
     assert listed == {
-        tmp_path / "cell.png": ListedPatch(PatchSizes(24.0, 0.1), "rbc"),
-        tmp_path / "other.png": ListedPatch(PatchSizes(12.0, 0.2), "wbc"),
+        tmp_path / "cell.png": ListedPatch(PatchSizes(24.0, 0.1), "rbc", 8.0),
+        tmp_path / "other.png": ListedPatch(PatchSizes(12.0, 0.2), "wbc", 14.0),
     }
     picture = open_image(tmp_path / "cell.png")
     classifier: Any = SimpleNamespace(card=SimpleNamespace(patch_um=12.0, input_px=96))
@@ -369,7 +371,7 @@ def test_a_patch_of_another_side_is_seen_at_its_own_scale(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("sizes", ["wide,0.1", "-3,0.1", "nan,0.1", "12,0"])
 def test_a_manifest_that_is_none_is_refused(sizes: str, tmp_path: Path) -> None:
-    (tmp_path / "manifest.csv").write_text(f"file,kind,side_um,um_per_px\na.png,rbc,{sizes}\n")
+    (tmp_path / "manifest.csv").write_text(f"file,kind,diameter_um,side_um,um_per_px\na.png,rbc,7,{sizes}\n")
     with pytest.raises(UsageError, match="manifest.csv: .* elsewhere"):
         listed_patches([tmp_path / "a.png"])
 
@@ -377,6 +379,30 @@ def test_a_manifest_that_is_none_is_refused(sizes: str, tmp_path: Path) -> None:
 def test_another_manifest_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("file,what\na.png,b\n")
     assert listed_patches([tmp_path / "a.png"]) == {}
+
+
+def test_crops_have_the_names_that_analyze_gave_them(tmp_path: Path) -> None:
+    """One white cell of this smear is left without a name: it is too unsure to be an erythroblast."""
+    write_crops(Pipeline.load(), [SPARSE], tmp_path)
+    with (tmp_path / "manifest.csv").open(newline="") as file:
+        listed = {str(tmp_path / row["file"]): row for row in csv.DictReader(file)}
+    white = {path: row for path, row in listed.items() if row["found_as"] == "wbc"}
+    assert len(white) >= 2
+    run_classify(ClassifyRun("white-cells"), [tmp_path], tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open(newline="") as file:
+        rows = {row["image"]: row for row in csv.DictReader(file)}
+    assert {path for path, row in rows.items() if row["status"] == "ok"} == set(white)
+    assert {path: rows[path]["label"] for path in white} == {path: row["label"] for path, row in white.items()}
+
+
+def test_a_cell_that_was_found_as_white_and_named_otherwise_is_asked_about(
+    classify: Run, draw_discs: Draw, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"), b=cell(draw_discs, "normocyte"))
+    head = "file,kind,found_as,diameter_um,side_um,um_per_px\n"
+    (folder / "manifest.csv").write_text(f"{head}a.png,nrbc,rbc,7,12,0.16\nb.png,rbc,wbc,7,12,0.16\n")
+    _, rows = classify(folder)
+    assert [row["status"] for row in rows] == ["ok", "skipped"]
 
 
 def test_crops_of_several_runs_share_one_folder(naming_pipeline: Callable[..., Pipeline], tmp_path: Path) -> None:
@@ -427,7 +453,9 @@ def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(
         b=cell(draw_discs, "normocyte"),
         c=cell(draw_discs, "normocyte"),
     )
-    (folder / "manifest.csv").write_text("file,kind,side_um,um_per_px\na.png,rbc,12,0.16\nb.png,wbc,12,0.16\n")
+    (folder / "manifest.csv").write_text(
+        "file,kind,diameter_um,side_um,um_per_px\na.png,rbc,7,12,0.16\nb.png,wbc,9,12,0.16\n"
+    )
     outcome, rows = classify(folder)
     assert [(row["status"], row["label"], row["um_per_px_source"]) for row in rows] == [
         ("ok", "normocyte", "manifest"),

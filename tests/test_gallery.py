@@ -169,7 +169,7 @@ def test_captions_are_those_of_the_table_of_cells(analysis_of, sheets_of):
     for sheet in sheets_of(analysis):
         for row, lines in zip(sheet.ids, sheet.captions, strict=True):
             entry = table[row]
-            assert lines[0][0] == f"#{row}" + ("" if entry["counted"] else " outside")
+            assert lines[0][0] == f"#{row}" + ("" if entry["counted"] else " not counted")
             if not entry["runner_up"]:
                 assert lines[1:] == [("found", f"{float(entry['score']):.2f}")]
                 continue
@@ -192,10 +192,10 @@ def test_a_cell_without_a_name_shows_both_candidates(analysis_of, sheets_of):
 def test_the_title_has_count_and_share_with_exact_limits(analysis_of, sheets_of):
     titles = {sheet.code: sheet.title for sheet in sheets_of(analysis_of(mixed()))}
     assert titles["normocyte"][:2] == ["Normocyte", "4 counted: 100.0 (39.8 - 100.0) % of the named red blood cells"]
-    assert titles["burr_cell"][:2] == ["Burr cell", "none counted; 1 outside the counting frame (dashed)"]
+    assert titles["burr_cell"][:2] == ["Burr cell", "none counted; 1 not counted (dashed)"]
     assert titles["unclassified_rbc"][1] == "1 counted: 20.0 (0.5 - 71.6) % of the red blood cells"
     assert titles["erythroblast"][1] == "1 counted: 12.5 (0.3 - 52.7) % of all cells"
-    found = "1 counted: 12.5 (0.3 - 52.7) % of all cells; 1 outside the counting frame (dashed)"
+    found = "1 counted: 12.5 (0.3 - 52.7) % of all cells; 1 not counted (dashed)"
     assert titles["platelet"][1:3] == [found, "all 2 shown, least certain first by the score of the detector"]
     assert "a tile is 24 µm wide" in titles["unclassified_wbc"][3]
     assert "a tile is 12 µm wide" in titles["normocyte"][3]
@@ -253,7 +253,7 @@ def test_tiles_neither_overlap_nor_touch_the_title(analysis_of, sheets_of):
 def test_captions_stay_under_their_tile_and_keep_number_and_figure():
     corners, side = [(10, 10), (10 + gallery._TILE_PX + gallery._GAP_PX, 10)], gallery._TILE_PX
     canvas = np.full((side + 60, 2 * side + 3 * gallery._GAP_PX, 3), PAPER, np.uint8)
-    long = [gallery._Caption("#1234567 outside", "1.00"), gallery._Caption("W" * 99, "0.00")]
+    long = [gallery._Caption("#1234567 not counted", "1.00"), gallery._Caption("W" * 99, "0.00")]
     drawn = gallery._write_captions(canvas, corners, [long, [gallery._Caption("#1")]])
     ink = np.any(drawn != PAPER, axis=2)
     assert ink[:, 10 : 10 + side].any()
@@ -261,7 +261,7 @@ def test_captions_stay_under_their_tile_and_keep_number_and_figure():
     assert not ink[: 10 + side].any()
     font = panel.face_for(gallery._CAPTION_PX, side).plain
     room = side - font.getlength("1.00") - 4
-    assert panel.wrap("#1234567 outside", font, room, 1)[0].startswith("#1234567")
+    assert panel.wrap("#1234567 not counted", font, room, 1)[0].startswith("#1234567")
 
 
 def test_no_cells_no_sheets_and_wrong_numbers_are_refused(analysis_of, cells, make_result):

@@ -250,7 +250,7 @@ def test_what_no_model_can_tell_is_empty_and_not_zero(found_only: SmearResult, t
     content = json.loads(report.json_report(found_only, taxonomy))
     assert (content["counts"]["n_nrbc"], content["counts"]["n_wbc"]) == (None, 5)
     assert content["rates"]["nrbc_per_100_wbc"] == {"value": None, "low": None, "high": None}
-    said = "no classifier installed: types are unclassified; nucleated red cells are among the white cells"
+    said = "no classifier used: types are unclassified; nucleated red cells are among the white cells"
     assert content["notes"] == [said]
     text = on_screen(found_only, taxonomy)
     assert text.count(said) == 1

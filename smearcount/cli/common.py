@@ -70,7 +70,11 @@ _SETTINGS: dict[str, Any] = {
         Path | None, typer.Option("--taxonomy", help="Codes and names instead of configs/taxonomy.yaml.")
     ],
     "min_label_score": Annotated[
-        float | None, typer.Option("--min-label-score", help="Below it a cell is unclassified, instead of the model's.")
+        float | None,
+        typer.Option(
+            "--min-label-score",
+            help="Below it a cell is unclassified, instead of the model's. A change of kind may need more.",
+        ),
     ],
     "config": Config,
 }

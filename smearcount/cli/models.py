@@ -10,7 +10,7 @@ import typer
 
 from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_model
 from smearcount.config import Settings
-from smearcount.errors import ModelError
+from smearcount.errors import ModelError, UsageError
 
 _DETECTOR = Settings().detector
 
@@ -210,7 +210,9 @@ def export(
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            exists=True, file_okay=False, help="Own pictures to calibrate INT8 on, instead of the collections."
+            exists=True,
+            file_okay=False,
+            help="Pictures to calibrate INT8 on instead of the collections; single cells for a classifier.",
         ),
     ] = None,
 ) -> None:
@@ -241,10 +243,13 @@ def _use_of(folder: Path, to: str) -> str:
 
 def _export_int8(model: str, calibrate: Path | None, out: Path) -> Path:
     from smearcount.cards import find_model
-    from smearcount.training.quantising import quantise, samples_in, samples_of
+    from smearcount.training.quantising import SINGLE_CELLS, quantise, samples_in, samples_of
 
+    found = find_model(model)
+    if calibrate is None and found.card.task == "classifier":
+        raise UsageError(f"{model}: give --calibrate a folder of {SINGLE_CELLS:,} or more pictures of single cells")
     samples = samples_in(calibrate) if calibrate else samples_of(("txl_pbc", "deepbionet", "iml_malaria"))
-    folder, agreements = quantise(find_model(model), samples, out)
+    folder, agreements = quantise(found, samples, out)
     for each in agreements:
         typer.echo(str(each))
     return folder

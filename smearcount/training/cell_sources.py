@@ -100,7 +100,8 @@ def folder_of(name: str, source: CellSource) -> Path:
         raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     folder = source.folder or Path(root or "", source.fields or name)
     if not folder.is_dir() and source.format != "boxes":
-        raise DatasetError(f"{folder}: no such folder, where the cells of {name} should be")
+        remedy = f"make or copy them, or leave {name} out"
+        raise DatasetError(f"{folder}: no such folder, where the cells of {name} should be; {remedy}")
     return folder
 
 

@@ -340,6 +340,10 @@ def _technical(card: Card) -> list[str]:
         f"- Sees a square of {card.patch_um:g} um around the cell at {card.input_px} x {card.input_px} px",
         f"- Temperature {card.temperature:.3g}; below a probability of {card.min_label_score:g} a cell is unclassified",
         *(
+            [f"- Below {card.min_move_score:g} no name moves a cell to another kind than it was found as"]
+            * bool(card.min_move_score)
+        ),
+        *(
             [f"- Below {card.second_look:g} it looks again, in four quarter turns, and takes the mean"]
             * bool(card.second_look)
         ),

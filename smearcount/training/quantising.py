@@ -48,6 +48,9 @@ ENOUGH_TO_MATCH = 50
 LEAST_CELLS = 200
 """With fewer cells to compare, one of them would decide."""
 
+SINGLE_CELLS = 5 * LEAST_CELLS
+"""Pictures that a classifier needs, of which every fifth is compared."""
+
 CALIBRATION, CHECK = 120, 100
 """Pictures: more make the ranges no better, and the counts of fewer say little."""
 
@@ -148,6 +151,11 @@ def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agre
         raise RuntimeMissingError("this processor has no instructions for INT8 (VNNI or AMX); use f32 or bf16")
     if model.card.precision == "int8":
         raise UsageError(f"{model.card.id}: is an INT8 version already; give the model that it was made of")
+    if isinstance(model.card, ClassifierCard) and len(samples.check) < LEAST_CELLS:
+        raise UsageError(
+            f"{len(samples.check)} single cells are too few to compare, expected {LEAST_CELLS}: give "
+            f"{SINGLE_CELLS:,} pictures or more"
+        )
     out.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".int8-", dir=out))
     try:
