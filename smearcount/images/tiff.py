@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from smearcount.images.pixels import sampled_range
 from smearcount.images.scale import PixelSize, from_density, from_description
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits, Rgb, check_region, file_sha256
 from smearcount.images.tiff_choice import choose_page
-from smearcount.images.tiff_page import StoredPage, stored_page
+from smearcount.images.tiff_page import Region, StoredPage, stored_page
 
 __all__ = ["TiffSource", "open_tiff", "scanner_of"]
 
@@ -81,7 +81,8 @@ class TiffSource:
         """
         check_region((x, y, w, h), self.size_wh)
         with _reading(self.path):
-            return self.stored.colour.to_rgb(self.stored.read(self.path, (x, y, w, h)), self.low_high)[0]
+            samples = self.stored.read(self.path, (x, y, w, h))
+        return self.stored.to_rgb(samples, (x, y, w, h), self.low_high)[0]
 
 
 def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource:
@@ -106,7 +107,8 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
         if by_region:
             return _by_region(path, stored, size, downsample, notes)
         samples = stored.read(path, (0, 0, width, height))
-        pixels, range_note = stored.colour.to_rgb(samples, _range(stored, samples))
+    low_high = _range(stored, lambda at: samples[at[1] : at[1] + at[3], at[0] : at[0] + at[2]])
+    pixels, range_note = stored.to_rgb(samples, (0, 0, width, height), low_high)
     notes = (*notes, range_note) if range_note else notes
     return ArraySource(pixels, size.um_per_px, path, size.origin, notes, file_sha256(path), downsample)
 
@@ -136,24 +138,15 @@ def scanner_of(path: Path) -> str:
 def _by_region(
     path: Path, stored: StoredPage, size: PixelSize, downsample: float, notes: tuple[str, ...]
 ) -> TiffSource:
-    if not stored.is_deep:
-        return TiffSource(path, stored, size.um_per_px, size.origin, notes, None, downsample)
-
-    def read(region_xywh: tuple[int, int, int, int]) -> npt.NDArray[Any]:
-        return stored.colour.of_colour(stored.read(path, region_xywh))
-
-    low_high = sampled_range(read, stored.upright_wh)
-    patch = stored.read(path, (0, 0, 1, 1))
-    note = stored.colour.to_rgb(patch, low_high)[1]
-    return TiffSource(path, stored, size.um_per_px, size.origin, (*notes, note), low_high, downsample)
+    low_high = _range(stored, partial(stored.read, path))
+    if low_high:
+        notes = (*notes, stored.to_rgb(stored.read(path, (0, 0, 1, 1)), (0, 0, 1, 1), low_high)[1])
+    return TiffSource(path, stored, size.um_per_px, size.origin, notes, low_high, downsample)
 
 
-def _range(stored: StoredPage, samples: npt.NDArray[Any]) -> tuple[float, float] | None:
-    """The range of a picture that is held: the same as if it were read by regions."""
-    if not stored.is_deep:
-        return None
-    colour = stored.colour.of_colour(samples)
-    return sampled_range(lambda at: colour[at[1] : at[1] + at[3], at[0] : at[0] + at[2]], stored.upright_wh)
+def _range(stored: StoredPage, read: Callable[[Region], npt.NDArray[Any]]) -> tuple[float, float] | None:
+    """The range of a picture of more than 8 bits: the same whether it is held or read by regions."""
+    return sampled_range(lambda at: stored.colours(read(at), at), stored.upright_wh) if stored.is_deep else None
 
 
 def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:

@@ -47,11 +47,6 @@ class Colour:
     palette: Rgb | None
     notes: tuple[str, ...]
 
-    @property
-    def blank(self) -> int:
-        """The stored value of white in 8 bits."""
-        return 0 if self.photometric in (_MIN_IS_WHITE, _CMYK) else 255
-
     def of_colour(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The samples that are colour, without alpha; a view."""
         return samples[..., self.first : self.first + self.base]
