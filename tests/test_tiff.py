@@ -94,3 +94,172 @@ def test_a_picture_of_empty_tiles_is_white(tmp_path: Path) -> None:
     data[tag.valueoffset : tag.valueoffset + tag.valuebytecount] = bytes(tag.valuebytecount)
     path.write_bytes(data)
     assert whole(open_image(path)).min() == 255
+
+
+# Pages, levels and planes
+
+
+def half(pixels: Pixels, step: int = 2) -> Pixels:
+    return pixels[::step, ::step].copy()
+
+
+def write_pages(path: Path, *pages: tuple[npt.NDArray[np.generic], dict[str, object]]) -> Path:
+    """A TIFF of pages in tiles, each with options of its own; grey where it has no colour axis."""
+    with tifffile.TiffWriter(path) as writer:
+        for pixels, options in pages:
+            meant = "rgb" if pixels.ndim == 3 else "minisblack"
+            writer.write(pixels, photometric=meant, tile=(32, 32), metadata=None, **options)
+    return path
+
+
+FLAGGED: dict[str, object] = {"subfiletype": 1}
+
+
+def ome(*pictures: str, head: str = "") -> dict[str, object]:
+    """OME-XML of pictures of 256 x 192 px, each given as attributes of `Pixels` and what is inside it."""
+    size = 'DimensionOrder="XYCZT" SizeX="256" SizeY="192"'
+    bodies = [f"<Image><Pixels {size} {each.replace('|', '>', 1)}</Pixels></Image>" for each in pictures]
+    return {"description": f'<?xml version="1.0"?><OME xmlns="x" {head}>{"".join(bodies)}</OME>'.encode()}
+
+
+def um(size: float) -> str:
+    return f'PhysicalSizeX="{size}" PhysicalSizeY="{size}"'
+
+
+ONE = 'SizeC="3" SizeZ="1" SizeT="1"'
+
+
+def test_each_picture_of_an_ome_tiff_has_its_own_scale(tmp_path: Path) -> None:
+    text = ome(
+        *(f'{ONE} {um(0.1)} | <TiffData IFD="0"/>', f'{ONE} {um(0.2)} | <TiffData IFD="1" PlaneCount="1"/>'),
+        f'{ONE} | <TiffData IFD="2"/>',
+    )
+    pages = [scene(192, 256, seed) for seed in range(3)]
+    path = write_pages(tmp_path / "a.ome.tif", (pages[0], text), (pages[1], {}), (pages[2], {}))
+    assert [open_image(path, page=n).um_per_px for n in (1, 2, 3)] == [0.1, 0.2, None]
+    assert open_image(path).um_per_px == 0.1
+
+
+def test_ome_attributes_in_single_quotes_are_read(tmp_path: Path) -> None:
+    text = str(ome(f"{ONE} {um(0.1)} | <TiffData/>")["description"], "ascii").replace('"', "'")
+    path = write_pages(tmp_path / "a.ome.tif", (scene(192, 256), {"description": text}))
+    assert (open_image(path).um_per_px, open_image(path).scale_origin) == (0.1, "OME")
+
+
+def test_a_smaller_page_of_a_slide_has_the_scale_times_the_reduction(tmp_path: Path) -> None:
+    full, said = scene(256, 384), "Aperio Image Library v11\r\n384x256 (32x32) {}JPEG/RGB Q=70|AppMag = 40|MPP = 0.1"
+    path = write_pages(
+        tmp_path / "a.svs",
+        (full, {"description": said.format("")}),
+        (half(full, 3), {"description": said.format("-> 128x86 ")}),
+        (half(full), {"description": "Aperio Image Library v11\r\n384x256 -> 192x128 "}),
+        (half(full, 4), {}),
+        (scene(100, 120), {}),
+    )
+    assert [open_image(path, page=n).um_per_px for n in range(1, 6)] == pytest.approx([0.1, 0.3, 0.2, 0.4, None])
+
+
+def test_another_page_does_not_take_the_scale_of_the_first(tmp_path: Path) -> None:
+    told = {"resolution": (50_000, 50_000), "resolutionunit": "CENTIMETER"}
+    path = write_pages(tmp_path / "a.tif", (scene(), told), (scene(seed=1), {}), (scene(100, 200), {}))
+    assert [open_image(path, page=n).um_per_px for n in (1, 2, 3)] == [pytest.approx(0.2), None, None]
+
+
+def test_the_levels_of_two_pictures_are_told_apart(tmp_path: Path) -> None:
+    a, b = scene(192, 256, 0), scene(192, 256, 1)
+    path = write_pages(tmp_path / "a.tif", (a, {}), (half(a), FLAGGED), (b, {}), (half(b), FLAGGED))
+    for page, pixels in ((None, a), (1, a), (3, b)):
+        assert np.array_equal(whole(open_image(path, page=page, level=1)), half(pixels))
+        with pytest.raises(ImageError, match="level 2 was asked for, it has 2"):
+            open_image(path, page=page, level=2)
+    together = write_pages(tmp_path / "b.tif", (a, {}), (b, {}), (half(a), FLAGGED), (half(b), FLAGGED))
+    assert np.array_equal(whole(open_image(together, page=2, level=1)), half(b))
+    for rest in ([(b, {}), (half(b), FLAGGED)], [(half(a), FLAGGED), (half(b), FLAGGED)]):
+        path = write_pages(tmp_path / "c.tif", (a, {}), *rest)
+        assert np.array_equal(whole(open_image(path)), a)
+        with pytest.raises(ImageError, match="can't be told which page of its size it is; name that with --page N"):
+            open_image(path, level=1)
+
+
+def test_the_levels_of_channels_on_pages_are_told_apart(tmp_path: Path) -> None:
+    planes = [scene(192, 256, seed)[..., 0] for seed in range(3)]
+    text = ome(f'SizeC="3" SizeZ="1" SizeT="1" {um(0.1)} | <TiffData/>')
+    options = [{**text}, {}, {}]
+    path = write_pages(
+        tmp_path / "a.ome.tif",
+        *zip(planes, options, strict=True),
+        *((half(each), FLAGGED) for each in planes),
+        *((half(each, 4), FLAGGED) for each in planes),
+    )
+    for channel in (1, 2, 3):
+        for level in (0, 1, 2):
+            source = open_image(path, channel=channel, level=level)
+            assert np.array_equal(whole(source)[..., 0], half(planes[channel - 1], 2**level))
+            assert source.um_per_px == pytest.approx(0.1 * 2**level)
+
+
+def test_planes_are_where_ome_says(tmp_path: Path) -> None:
+    planes = [scene(192, 256, seed)[..., 0] for seed in range(3)]
+    at = "".join(f'<TiffData FirstC="{c}" IFD="{2 - c}" PlaneCount="1"/>' for c in range(3))
+    channels = ome(f'SizeC="3" SizeZ="1" SizeT="1" | {at}')
+    path = write_pages(tmp_path / "a.ome.tif", (planes[0], channels), (planes[1], {}), (planes[2], {}))
+    for channel in (1, 2, 3):
+        assert np.array_equal(whole(open_image(path, channel=channel))[..., 0], planes[3 - channel])
+    at = '<TiffData FirstZ="1" IFD="0" PlaneCount="2"/><TiffData FirstZ="0" IFD="2"/>'
+    focus = ome(f'SizeC="1" SizeZ="3" SizeT="1" | {at}')
+    path = write_pages(tmp_path / "b.ome.tif", (planes[0], focus), (planes[1], {}), (planes[2], {}))
+    assert np.array_equal(whole(open_image(path))[..., 0], planes[0])
+    assert open_image(path).notes == ("middle focus plane, 2 of 3, read",)
+    last = ome('SizeC="1" SizeZ="1" SizeT="1" | <TiffData IFD="1"/>')
+    path = write_pages(tmp_path / "c.ome.tif", (planes[0], last), (planes[1], {}))
+    assert np.array_equal(whole(open_image(path))[..., 0], planes[1])
+
+
+@pytest.mark.parametrize("known_by", ["name", "uuid"])
+def test_planes_in_other_files_are_named(tmp_path: Path, known_by: str) -> None:
+    at = "".join(
+        f'<TiffData FirstC="{c}" IFD="0" PlaneCount="1"><UUID FileName="c{c}.ome.tif">urn:uuid:{c}</UUID></TiffData>'
+        for c in range(3)
+    )
+    name = {"name": "c1.ome.tif", "uuid": "renamed.ome.tif"}[known_by]
+    head = {"name": "", "uuid": 'UUID="urn:uuid:1"'}[known_by]
+    grey = scene(192, 256)[..., 0]
+    path = write_pages(tmp_path / name, (grey, ome(f'SizeC="3" SizeZ="1" SizeT="1" {um(0.1)} | {at}', head=head)))
+    with pytest.raises(ImageError, match="3 channels on separate pages"):
+        open_image(path)
+    source = open_image(path, channel=2)
+    assert (source.um_per_px, source.notes) == (0.1, ("channel 2 of 3 read",))
+    assert np.array_equal(whole(source)[..., 0], grey)
+    with pytest.raises(ImageError, match=r"channel 3 of 3 is in the file c2\.ome\.tif; give that one"):
+        open_image(path, channel=3)
+    assert open_image(path, page=1).um_per_px == 0.1
+
+
+def test_the_one_file_that_ome_names_is_this_one(tmp_path: Path) -> None:
+    at = '<TiffData IFD="0" PlaneCount="1"><UUID FileName="before.ome.tif">urn:uuid:1</UUID></TiffData>'
+    path = write_pages(tmp_path / "after.ome.tif", (scene(192, 256), ome(f"{ONE} {um(0.1)} | {at}")))
+    assert (open_image(path).um_per_px, open_image(path).notes) == (0.1, ())
+
+
+def test_a_stack_with_one_page_says_so(tmp_path: Path) -> None:
+    planes = np.stack([scene(seed=seed)[..., 0] for seed in range(3)])
+    tifffile.imwrite(tmp_path / "z.tif", planes, imagej=True, metadata={"axes": "ZYX"}, truncate=True)
+    source = open_image(tmp_path / "z.tif")
+    assert source.notes == ("page 1 of 1 read: the middle one of 3 planes is no page of this file",)
+    assert np.array_equal(whole(source)[..., 0], planes[0])
+    tifffile.imwrite(tmp_path / "c.tif", planes, imagej=True, metadata={"axes": "CYX"}, truncate=True)
+    with pytest.raises(ImageError, match="3 channels on separate pages"):
+        open_image(tmp_path / "c.tif")
+    assert np.array_equal(whole(open_image(tmp_path / "c.tif", channel=1))[..., 0], planes[0])
+    with pytest.raises(ImageError, match="channel 2 of 3 is on no page of its own; save"):
+        open_image(tmp_path / "c.tif", channel=2)
+
+
+def test_an_ome_text_of_nonsense_is_only_text(tmp_path: Path) -> None:
+    for nonsense in (
+        'SizeT="99999999999" SizeZ="99999999999" | <TiffData PlaneCount="99999999999"/>',
+        'SizeC="-1" SizeZ="x" SizeT="" | <TiffData IFD="-3" FirstC="9"/>',
+        'SizeZ="2" | <TiffData IFD="99999999999" PlaneCount="2"/>',
+    ):
+        path = write_pages(tmp_path / "a.ome.tif", (scene(192, 256), ome(nonsense)))
+        assert np.array_equal(whole(open_image(path)), scene(192, 256))

@@ -22,10 +22,12 @@ from smearcount.errors import ImageError
 from smearcount.images.choice import PageChoice
 from smearcount.images.headers import DamagedError, UnsupportedError
 from smearcount.images.pixels import sampled_range
-from smearcount.images.scale import PixelSize, from_density, from_description
+from smearcount.images.scale import PixelSize
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits, Rgb, check_region, file_sha256
 from smearcount.images.tiff_choice import choose_page
 from smearcount.images.tiff_page import Region, StoredPage, stored_page
+from smearcount.images.tiff_scale import pixel_size
+from smearcount.images.tiff_stack import stacks_of
 
 __all__ = ["TiffSource", "open_tiff", "scanner_of"]
 
@@ -154,10 +156,13 @@ def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float
         with _heard() as messages, tifffile.TiffFile(path, _multifile=False) as file:
             pages = [each for each in file.pages if isinstance(each, tifffile.TiffPage)]
             unread = _unread_tags(messages)
-            chosen = choose_page(pages, choice)
+            if not pages:
+                raise DamagedError("is corrupt: a TIFF without a page")
+            stacks = stacks_of(pages)
+            chosen = choose_page(pages, choice, stacks)
             stored = stored_page(chosen.page, file.filehandle.size, chosen.channel)
             downsample = chosen.full.imagewidth / chosen.page.imagewidth
-            size = _pixel_size(pages[0], chosen.full).times(downsample)
+            size = pixel_size(pages, chosen.full, stacks).times(downsample)
             return stored, size, downsample, (*chosen.notes, *unread)
     except (DamagedError, UnsupportedError) as error:
         raise _named(path, error) from error
@@ -180,22 +185,6 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _named(path: Path, error: DamagedError | UnsupportedError) -> ImageError:
     return ImageError(f"{path}: {error}; {_AGAIN}" if isinstance(error, DamagedError) else f"{path}: {error}")
-
-
-def _pixel_size(first: tifffile.TiffPage, chosen: tifffile.TiffPage) -> PixelSize:
-    page = chosen if 282 in chosen.tags else first
-    density = tuple(_ratio(page.tags.valueof(tag)) for tag in (282, 283))
-    told = from_description(chosen.description or first.description, (density[0], density[1]))
-    if told.origin or told.note:
-        return told
-    unit = {2: "inch", 3: "cm"}.get(int(page.tags.valueof(296, default=2)), "")
-    return from_density(density[0], density[1], unit, "TIFF resolution")
-
-
-def _ratio(value: object) -> float:
-    if isinstance(value, tuple) and len(value) == 2 and value[1]:
-        return float(value[0]) / float(value[1])
-    return 0.0
 
 
 @contextmanager
