@@ -96,6 +96,22 @@ def test_a_picture_of_empty_tiles_is_white(tmp_path: Path) -> None:
     assert whole(open_image(path)).min() == 255
 
 
+@pytest.mark.parametrize("limits", [ReadLimits(), ReadLimits(max_megapixels=0.002)], ids=["held", "by region"])
+@pytest.mark.parametrize("alpha_bits", [12, 16])
+def test_alpha_has_as_many_bits_as_it_uses(tmp_path: Path, alpha_bits: int, limits: ReadLimits) -> None:
+    pixels = scene()
+    cover = np.tile(np.linspace(0, 1, 64), (96, 1))
+    samples = np.dstack([np.rint(pixels * (4095 / 255)), np.rint(cover * (2**alpha_bits - 1))]).astype(np.uint16)
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", samples, **options)
+    cv2.imwrite(str(tmp_path / "a.png"), samples[..., [2, 1, 0, 3]])
+    expected = pixels * cover[..., None] + 255 * (1 - cover[..., None])
+    source = open_image(tmp_path / "a.tif", limits)
+    assert np.abs(whole(source) - expected).max() <= 2
+    assert np.abs(whole(open_image(tmp_path / "a.png")) - expected).max() <= 2
+    assert np.array_equal(source.read(10, 20, 30, 40), whole(source)[20:60, 10:40])
+
+
 # Pages, levels and planes
 
 

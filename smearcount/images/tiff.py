@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import tifffile
 
 from smearcount.errors import ImageError
 from smearcount.images.choice import PageChoice
 from smearcount.images.headers import DamagedError, UnsupportedError
-from smearcount.images.pixels import sampled_range
 from smearcount.images.scale import PixelSize
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits, Rgb, check_region, file_sha256
 from smearcount.images.tiff_choice import choose_page
-from smearcount.images.tiff_page import Region, StoredPage, stored_page
+from smearcount.images.tiff_colour import SampleRange
+from smearcount.images.tiff_page import StoredPage, stored_page
 from smearcount.images.tiff_scale import pixel_size
 from smearcount.images.tiff_stack import stacks_of
 
@@ -52,7 +50,7 @@ class TiffSource:
         um_per_px: micrometres a pixel from the metadata.
         scale_origin: where the scale was found.
         notes: what is done to the stored pixels.
-        low_high: stored values that become 0 and 255, where they have more than 8 bits.
+        within: range of the stored values, where they have more than 8 bits.
         downsample: pixels of the full resolution a pixel.
     """
 
@@ -61,7 +59,7 @@ class TiffSource:
     um_per_px: float | None
     scale_origin: str
     notes: tuple[str, ...]
-    low_high: tuple[float, float] | None = None
+    within: SampleRange | None = None
     downsample: float = 1.0
 
     @property
@@ -84,7 +82,7 @@ class TiffSource:
         check_region((x, y, w, h), self.size_wh)
         with _reading(self.path):
             samples = self.stored.read(self.path, (x, y, w, h))
-        return self.stored.to_rgb(samples, (x, y, w, h), self.low_high)[0]
+        return self.stored.to_rgb(samples, (x, y, w, h), self.within)[0]
 
 
 def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource:
@@ -109,8 +107,8 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
         if by_region:
             return _by_region(path, stored, size, downsample, notes)
         samples = stored.read(path, (0, 0, width, height))
-    low_high = _range(stored, lambda at: samples[at[1] : at[1] + at[3], at[0] : at[0] + at[2]])
-    pixels, range_note = stored.to_rgb(samples, (0, 0, width, height), low_high)
+    within = stored.range_of(lambda at: samples[at[1] : at[1] + at[3], at[0] : at[0] + at[2]])
+    pixels, range_note = stored.to_rgb(samples, (0, 0, width, height), within)
     notes = (*notes, range_note) if range_note else notes
     return ArraySource(pixels, size.um_per_px, path, size.origin, notes, file_sha256(path), downsample)
 
@@ -140,15 +138,9 @@ def scanner_of(path: Path) -> str:
 def _by_region(
     path: Path, stored: StoredPage, size: PixelSize, downsample: float, notes: tuple[str, ...]
 ) -> TiffSource:
-    low_high = _range(stored, partial(stored.read, path))
-    if low_high:
-        notes = (*notes, stored.to_rgb(stored.read(path, (0, 0, 1, 1)), (0, 0, 1, 1), low_high)[1])
-    return TiffSource(path, stored, size.um_per_px, size.origin, notes, low_high, downsample)
-
-
-def _range(stored: StoredPage, read: Callable[[Region], npt.NDArray[Any]]) -> tuple[float, float] | None:
-    """The range of a picture of more than 8 bits: the same whether it is held or read by regions."""
-    return sampled_range(lambda at: stored.colours(read(at), at), stored.upright_wh) if stored.is_deep else None
+    if within := stored.range_of(partial(stored.read, path)):
+        notes = (*notes, stored.to_rgb(stored.read(path, (0, 0, 1, 1)), (0, 0, 1, 1), within)[1])
+    return TiffSource(path, stored, size.um_per_px, size.origin, notes, within, downsample)
 
 
 def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:

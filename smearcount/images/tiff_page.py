@@ -17,11 +17,11 @@ import tifffile
 
 from smearcount.images.damage import block_fault
 from smearcount.images.headers import DamagedError, UnsupportedError
-from smearcount.images.pixels import ORIENTATIONS, orient, stored_region
+from smearcount.images.pixels import ORIENTATIONS, orient, sample_of, stored_region
 from smearcount.images.source import Rgb
-from smearcount.images.tiff_colour import Colour, colour_of
+from smearcount.images.tiff_colour import Colour, SampleRange, colour_of
 
-__all__ = ["Region", "StoredPage", "stored_page"]
+__all__ = ["StoredPage", "stored_page"]
 
 Region = tuple[int, int, int, int]
 
@@ -131,24 +131,27 @@ class StoredPage:
         return notes if self.orientation == 1 else (*notes, f"EXIF orientation {self.orientation} applied")
 
     def to_rgb(
-        self, samples: npt.NDArray[Any], region_xywh: Region, low_high: tuple[float, float] | None = None
+        self, samples: npt.NDArray[Any], region_xywh: Region, within: SampleRange | None = None
     ) -> tuple[Rgb, str]:
         """RGB of the samples of a rectangle, white where there are none, and a note on their range.
 
         Args:
             samples: `(h, w, s)` as read.
             region_xywh: the rectangle of the upright picture.
-            low_high: range of the whole picture, where it has more than 8 bits.
+            within: range of the whole picture, where it has more than 8 bits.
         """
-        rgb, note = self.colour.to_rgb(samples, low_high)
+        rgb, note = self.colour.to_rgb(samples, within)
         if self._empty:
             rgb[~self._filled(region_xywh)] = 255
         return rgb, note
 
-    def colours(self, samples: npt.NDArray[Any], region_xywh: Region) -> npt.NDArray[Any]:
-        """The samples of a rectangle that are colour and stored in the file: without alpha, and without empty tiles."""
-        colour = self.colour.of_colour(samples)
-        return colour[self._filled(region_xywh)] if self._empty else colour
+    def range_of(self, read: Callable[[Region], npt.NDArray[Any]]) -> SampleRange | None:
+        """The range of a picture of more than 8 bits by its tiles that are not empty, however `read` gets them."""
+
+        def filled(at: Region) -> npt.NDArray[Any]:
+            return read(at)[self._filled(at)] if self._empty else read(at)
+
+        return self.colour.range_of(sample_of(filled, self.upright_wh)) if self.is_deep else None
 
     def read(self, path: Path, region_xywh: Region) -> npt.NDArray[Any]:
         """The samples `(h, w, s)` of a rectangle of the upright picture, as stored; 0 in empty tiles.
