@@ -180,6 +180,12 @@ def test_levels(tmp_path: Path, name: str) -> None:
         refused(path, f"level {level} was asked for, it has 3; give 0 to 2", level=level)
 
 
+def test_a_level_too_coarse_to_count_is_refused(tmp_path: Path) -> None:
+    path = tiled(tmp_path / "a.svs", noise(), description=APERIO.replace("0.2498", "0.7"))
+    assert open_image(path, level=1).um_per_px == pytest.approx(1.4)
+    refused(path, "level 2 is 2.8 um a pixel, too coarse to count; give a finer --level", level=2)
+
+
 def test_a_slide_has_no_channels(tmp_path: Path) -> None:
     path = svs(tmp_path / "a.svs", noise())
     refused(path, "channel 1 was asked for, but a slide by Aperio is read in colour; leave the channel out", channel=1)

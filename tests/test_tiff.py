@@ -14,6 +14,7 @@ import tifffile
 
 from smearcount.errors import ImageError
 from smearcount.images import ImageSource, ReadLimits, open_image
+from smearcount.images.pixels import orient
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -179,6 +180,32 @@ def test_another_page_does_not_take_the_scale_of_the_first(tmp_path: Path) -> No
     told = {"resolution": (50_000, 50_000), "resolutionunit": "CENTIMETER"}
     path = write_pages(tmp_path / "a.tif", (scene(), told), (scene(seed=1), {}), (scene(100, 200), {}))
     assert [open_image(path, page=n).um_per_px for n in (1, 2, 3)] == [pytest.approx(0.2), None, None]
+
+
+def test_what_is_too_coarse_to_count_is_refused(tmp_path: Path) -> None:
+    full = scene(512, 768)
+    told = {"resolution": (12_500, 12_500), "resolutionunit": "CENTIMETER"}
+    path = write_pages(tmp_path / "a.tif", (full, told), *((half(full, step), FLAGGED) for step in (2, 4)))
+    assert open_image(path, level=1).um_per_px == pytest.approx(1.6)
+    assert open_image(path, page=2).um_per_px == pytest.approx(1.6)
+    with pytest.raises(ImageError, match=r"level 2 is 3\.2 um a pixel, too coarse to count; give a finer --level"):
+        open_image(path, level=2)
+    with pytest.raises(ImageError, match=r"page 3 is 3\.2 um a pixel, too coarse to count; give a finer --page"):
+        open_image(path, page=3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_level_is_turned_as_the_full_resolution(tmp_path: Path, orientation: int) -> None:
+    turned = {"extratags": [(274, "H", 1, orientation, True)]}
+    upright = scene(192, 256)
+    stored = [orient(each, orientation) for each in (upright, half(upright), half(upright, 4))]
+    if orientation in (6, 8):  # a quarter turn is undone by the one the other way
+        stored = [orient(each, 14 - orientation) for each in (upright, half(upright), half(upright, 4))]
+    pages = zip(stored, (turned, FLAGGED, {**FLAGGED, "extratags": [(274, "H", 1, 1, True)]}), strict=True)
+    path = write_pages(tmp_path / "a.tif", *((pixels.copy(), options) for pixels, options in pages))
+    assert np.array_equal(whole(open_image(path)), upright)
+    assert np.array_equal(whole(open_image(path, level=1)), half(upright))
+    assert np.array_equal(whole(open_image(path, level=2)), stored[2])
 
 
 def test_the_levels_of_two_pictures_are_told_apart(tmp_path: Path) -> None:

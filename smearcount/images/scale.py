@@ -71,6 +71,13 @@ class PixelSize:
         """The size of a pixel of the same picture reduced by `factor`."""
         return self if self.um_per_px is None else replace(self, um_per_px=self.um_per_px * factor)
 
+    @property
+    def too_coarse(self) -> str:
+        """Why a level or a smaller page can't be counted, the second half of a sentence; empty where it can."""
+        if self.um_per_px is None or self.um_per_px <= MAX_UM_PER_PX:
+            return ""
+        return f"is {self.um_per_px:.3g} um a pixel, too coarse to count"
+
 
 def from_sizes(x_um: float, y_um: float, origin: str) -> PixelSize:
     """The size of a pixel of `x_um` by `y_um` micrometres, if it is plausible and square."""

@@ -164,6 +164,8 @@ def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, level: int) -> S
     size_wh = (min(int(width / factor), stored[0]), min(int(height / factor), stored[1]))
     limits.check_side(path, size_wh)
     size = _pixel_size(slide.properties).times(factor)
+    if size.too_coarse:
+        raise ImageError(f"{path}: level {level} {size.too_coarse}; give a finer --level")
     notes = [f"read with OpenSlide as {slide.properties.get('openslide.vendor', 'slide')}"]
     if levels > 1:
         notes.append(f"level {level} of 0 to {levels - 1} read" if level else "full resolution of the slide read")

@@ -152,9 +152,12 @@ def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float
                 raise DamagedError("is corrupt: a TIFF without a page")
             stacks = stacks_of(pages)
             chosen = choose_page(pages, choice, stacks)
-            stored = stored_page(chosen.page, file.filehandle.size, chosen.channel)
+            stored = stored_page(chosen.page, chosen.full, file.filehandle.size, chosen.channel)
             downsample = chosen.full.imagewidth / chosen.page.imagewidth
             size = pixel_size(pages, chosen.full, stacks).times(downsample)
+            if size.too_coarse:
+                name = "level" if choice.level else "page"
+                raise UnsupportedError(f"{name} {getattr(choice, name)} {size.too_coarse}; give a finer --{name}")
             return stored, size, downsample, (*chosen.notes, *unread)
     except (DamagedError, UnsupportedError) as error:
         raise _named(path, error) from error

@@ -241,11 +241,14 @@ def _paste(out: npt.NDArray[Any], corner_xy: tuple[int, int], block: _Block) -> 
     out[rows, columns, block.plane : block.plane + inner.shape[2]] = inner
 
 
-def stored_page(page: tifffile.TiffPage, file_bytes: int, channel: int | None = None) -> StoredPage:
+def stored_page(
+    page: tifffile.TiffPage, full: tifffile.TiffPage, file_bytes: int, channel: int | None = None
+) -> StoredPage:
     """A page whose structure was checked: every tile lies inside a file of `file_bytes`.
 
     Args:
         page: of an open file.
+        full: the same picture at full resolution, turned as its smaller levels where these don't say otherwise.
         file_bytes: size of the file.
         channel: sample to show grey, from 0; None for all colours.
 
@@ -257,7 +260,7 @@ def stored_page(page: tifffile.TiffPage, file_bytes: int, channel: int | None = 
         raise UnsupportedError("is a volume; save one of its planes as a picture")
     if min(page.imagewidth, page.imagelength) < 1:
         raise DamagedError("is corrupt: its header holds no picture")
-    orientation = page.tags.valueof(274, default=1)
+    orientation = page.tags.valueof(274, default=full.tags.valueof(274, default=1))
     orientation = orientation if orientation in ORIENTATIONS else 1
     blocks = _Blocks(_TILES_HELD if page.is_tiled else _STRIPS_HELD)
     stored = StoredPage(page, page.decode, colour_of(page, channel), orientation, _is_bare(page), blocks)
