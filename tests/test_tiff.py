@@ -113,6 +113,14 @@ def test_alpha_has_as_many_bits_as_it_uses(tmp_path: Path, alpha_bits: int, limi
     assert np.array_equal(source.read(10, 20, 30, 40), whole(source)[20:60, 10:40])
 
 
+def test_a_channel_of_ink_is_not_shown_alone(tmp_path: Path) -> None:
+    ink = np.dstack([scene(), scene(seed=1)[..., 0]])
+    tifffile.imwrite(tmp_path / "a.tif", ink, photometric="separated", metadata=None)
+    assert open_image(tmp_path / "a.tif").notes == ("CMYK converted without a colour profile",)
+    with pytest.raises(ImageError, match=r"has channels of ink \(CMYK\), which are not shown alone; leave"):
+        open_image(tmp_path / "a.tif", channel=2)
+
+
 # Pages, levels and planes
 
 

@@ -114,7 +114,7 @@ def colour_of(page: tifffile.TiffPage, channel: int | None = None) -> Colour:
     """How the samples of a page are meant; `channel`, from 0, is shown grey instead of all of them.
 
     Raises:
-        UnsupportedError: the samples are no grey, RGB, palette or CMYK picture.
+        UnsupportedError: the samples are no grey, RGB, palette or CMYK picture, or the channel is one of CMYK.
     """
     photometric, samples, bits = (int(page.photometric), int(page.samplesperpixel), int(page.bitspersample))
     base = _BASE_SAMPLES.get(photometric, 0)
@@ -122,6 +122,8 @@ def colour_of(page: tifffile.TiffPage, channel: int | None = None) -> Colour:
     if channel is not None and photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR) and _is_number(page):
         note = f"channel {channel + 1} of {samples} shown grey"
         return Colour(min(photometric, _MIN_IS_BLACK), 1, channel, "", bits, None, (note,))
+    if channel is not None and photometric == _CMYK:
+        raise UnsupportedError("has channels of ink (CMYK), which are not shown alone; leave the channel out")
     if not base or not base <= samples <= base + 1 or not _is_number(page):
         raise UnsupportedError(
             f"has {samples} channels of {bits} bits, photometric {photometric}; expected grey, RGB, RGBA or CMYK: "
