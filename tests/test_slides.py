@@ -308,6 +308,7 @@ def test_only_a_plausible_size_of_pixels_is_believed(opened: Any, mpp: tuple[str
     source = opened(told, np.full((64, 64, 4), 255, np.uint8))
     assert source.um_per_px == expected
     assert ("OpenSlide mpp ignored: pixels of 0.25 x 0.3 um are not square" in source.notes) == (mpp[1] == "0.3")
+    assert ("OpenSlide mpp 25 um a pixel not believed" in source.notes) == (mpp[1] == "25")
 
 
 # Memory and threads

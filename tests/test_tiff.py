@@ -171,6 +171,39 @@ def test_ome_attributes_in_single_quotes_are_read(tmp_path: Path) -> None:
     assert (open_image(path).um_per_px, open_image(path).scale_origin) == (0.1, "OME")
 
 
+@pytest.mark.parametrize(
+    ("told", "note"),
+    [
+        (um(2.5), "OME 2.5 um a pixel not believed"),
+        (um(0.01), "OME 0.01 um a pixel not believed"),
+        (um(0.1) + ' PhysicalSizeXUnit="nm" PhysicalSizeYUnit="nm"', "OME 0.0001 um a pixel not believed"),
+        (um(0.1) + ' PhysicalSizeXUnit="parsec" PhysicalSizeYUnit="parsec"', "OME ignored: unknown unit 'parsec'"),
+        ('PhysicalSizeX="0.1"', "OME ignored: it tells only one side of a pixel"),
+        (um(0.1) + ' PhysicalSizeXUnit="pixel" PhysicalSizeYUnit="pixel"', ""),
+        ("", ""),
+    ],
+)
+def test_a_size_in_ome_that_is_not_believed_is_noted(tmp_path: Path, told: str, note: str) -> None:
+    source = open_image(write_pages(tmp_path / "a.tif", (scene(192, 256), ome(f"{ONE} {told} | <TiffData/>"))))
+    assert (source.um_per_px, source.notes) == (None, (note,) if note else ())
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_unit", "expected", "note"),
+    [
+        *((name, 5.0, 0.2, "") for name in ("micrometers", "micrometre", "Micrometres", "micrometer")),
+        ("cubits", 5.0, None, "ImageJ ignored: unknown unit 'cubits'"),
+        ("micron", 0.2, None, "ImageJ 5 um a pixel not believed"),
+        *((name, 72.0, None, "") for name in ("pixel", "inch", "")),
+    ],
+)
+def test_units_of_imagej(tmp_path: Path, unit: str, per_unit: float, expected: float | None, note: str) -> None:
+    told = {"resolution": (per_unit, per_unit), "metadata": {"unit": unit}}
+    tifffile.imwrite(tmp_path / "a.tif", scene(), imagej=True, **told)
+    source = open_image(tmp_path / "a.tif")
+    assert (source.um_per_px, source.notes) == (pytest.approx(expected), (note,) if note else ())
+
+
 def test_a_smaller_page_of_a_slide_has_the_scale_times_the_reduction(tmp_path: Path) -> None:
     full, said = scene(256, 384), "Aperio Image Library v11\r\n384x256 (32x32) {}JPEG/RGB Q=70|AppMag = 40|MPP = 0.1"
     path = write_pages(

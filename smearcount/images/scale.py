@@ -40,7 +40,7 @@ _UM_PER_UNIT = {
     "\u03bcm": 1.0,
     "micron": 1.0,
     "microns": 1.0,
-    "micrometer": 1.0,
+    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
     "mm": 1e3,
     "millimeter": 1e3,
     "cm": 1e4,
@@ -80,22 +80,27 @@ class PixelSize:
 
 
 def from_sizes(x_um: float, y_um: float, origin: str) -> PixelSize:
-    """The size of a pixel of `x_um` by `y_um` micrometres, if it is plausible and square."""
-    if not (math.isfinite(x_um) and math.isfinite(y_um) and x_um > 0 and y_um > 0):
+    """The size of a pixel that metadata say is `x_um` by `y_um` micrometres, if it is plausible and square."""
+    if not all(math.isfinite(size) and size > 0 for size in (x_um, y_um)):
         return PixelSize()
     size = (x_um + y_um) / 2
     if not MIN_UM_PER_PX <= size <= MAX_UM_PER_PX:
-        return PixelSize()
+        return PixelSize(note=f"{origin} {size:.4g} um a pixel not believed")
     if abs(x_um - y_um) > _MAX_ANISOTROPY * size:
         return PixelSize(note=f"{origin} ignored: pixels of {x_um:.4g} x {y_um:.4g} um are not square")
     return PixelSize(size, origin)
 
 
 def from_density(x_per_unit: float, y_per_unit: float, unit: str, origin: str) -> PixelSize:
-    """The size of a pixel from pixels a `unit` (`inch`, `cm`, `m`, `um` and so on); an unknown unit says nothing."""
+    """The size of a pixel from pixels a `unit` (`inch`, `cm`, `m`, `um` and so on); an unknown unit says nothing.
+
+    A density is that of a print or a screen far more often than of a microscope, so one out of range says nothing.
+    """
     if not (x_per_unit > 0 and y_per_unit > 0):
         return PixelSize()
-    return from_sizes(um_per(unit) / x_per_unit, um_per(unit) / y_per_unit, origin)
+    sizes = um_per(unit) / x_per_unit, um_per(unit) / y_per_unit
+    size = sum(sizes) / 2
+    return from_sizes(*sizes, origin) if MIN_UM_PER_PX <= size <= MAX_UM_PER_PX else PixelSize()
 
 
 def um_per(unit: str) -> float:

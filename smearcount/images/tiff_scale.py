@@ -5,6 +5,7 @@ Sources: TIFF 6.0 (XResolution, ResolutionUnit), OME-XML 2016-06 (PhysicalSizeX)
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -47,17 +48,31 @@ def _told(pages: Sequence[tifffile.TiffPage], page: tifffile.TiffPage, stacks: S
 
 
 def _from_ome(pixels: dict[str, str]) -> PixelSize:
-    x_um, y_um = (
-        _number(pixels.get(f"PhysicalSize{axis}", "")) * um_per(pixels.get(f"PhysicalSize{axis}Unit", "um"))
-        for axis in "XY"
-    )
+    sizes = [_number(pixels.get(f"PhysicalSize{axis}", "")) for axis in "XY"]
+    units = [pixels.get(f"PhysicalSize{axis}Unit", "um") for axis in "XY"]
+    if (sizes[0] > 0) != (sizes[1] > 0):
+        return PixelSize(note="OME ignored: it tells only one side of a pixel")
+    if sizes[0] > 0 and (unknown := _unknown(*units)):
+        return PixelSize(note=f"OME ignored: unknown unit {unknown!r}")
+    x_um, y_um = (size * um_per(unit) for size, unit in zip(sizes, units, strict=True))
     return from_sizes(x_um, y_um, "OME")
 
 
 def _from_imagej(text: str, density_xy: tuple[float, float]) -> PixelSize:
-    unit = re.search(r"^unit=(.{1,40})$", text, re.MULTILINE)
-    name = unit.group(1).strip().replace("\\u00B5", "\u00b5") if unit else ""
-    return from_density(*density_xy, name, "ImageJ")
+    found = re.search(r"^unit=(.{1,40})$", text, re.MULTILINE)
+    unit = found.group(1).strip().replace("\\u00B5", "\u00b5") if found else ""
+    if unknown := _unknown(unit):
+        return PixelSize(note=f"ImageJ ignored: unknown unit {unknown!r}")
+    if unit.lower() in ("in", "inch", "cm"):
+        return from_density(*density_xy, unit, "ImageJ")
+    x_um, y_um = (um_per(unit) / density if density > 0 else 0.0 for density in density_xy)
+    return from_sizes(x_um, y_um, "ImageJ")
+
+
+def _unknown(*units: str) -> str:
+    """The first unit that is neither known nor none: pixels have no length."""
+    none = ("", "pixel", "pixels")
+    return next((each for each in units if each.lower() not in none and math.isnan(um_per(each))), "")
 
 
 def _from_aperio(text: str) -> PixelSize:
