@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -119,6 +120,20 @@ def test_a_channel_of_ink_is_not_shown_alone(tmp_path: Path) -> None:
     assert open_image(tmp_path / "a.tif").notes == ("CMYK converted without a colour profile",)
     with pytest.raises(ImageError, match=r"has channels of ink \(CMYK\), which are not shown alone; leave"):
         open_image(tmp_path / "a.tif", channel=2)
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
+@pytest.mark.parametrize("compression", [33003, 33005])
+def test_jpeg_2000_by_aperio_has_the_colours_of_its_compression(
+    tmp_path: Path, compression: int, photometric: str
+) -> None:
+    pixels = scene(64, 96)
+    ycbcr = cv2.cvtColor(pixels, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+    stored = ycbcr if compression == 33003 else pixels
+    tile = imagecodecs.jpeg2k_encode(stored.copy(), codecformat="j2k", reversible=True, mct=False, level=0)
+    given = {"shape": stored.shape, "dtype": np.uint8, "tile": (64, 96), "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", iter([tile]), photometric=photometric, compression=compression, **given)
+    assert np.abs(whole(open_image(tmp_path / "a.tif")).astype(int) - pixels).max() <= 2
 
 
 # Pages, levels and planes

@@ -31,6 +31,8 @@ _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _BASE_SAMPLES = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _DECODED_AS_RGB = frozenset({6, 7, 33007, 34892, 50001, 50002, 52546})
 """Compressions whose decoder undoes YCbCr itself: JPEG, WebP and JPEG XL."""
+_BY_COMPRESSION = {33003: _YCBCR, 33005: _RGB}
+"""Aperio's JPEG 2000: the compression says how colours are stored, whatever the photometric (openslide.org/formats)."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def colour_of(page: tifffile.TiffPage, channel: int | None = None) -> Colour:
         UnsupportedError: the samples are no grey, RGB, palette or CMYK picture, or the channel is one of CMYK.
     """
     photometric, samples, bits = (int(page.photometric), int(page.samplesperpixel), int(page.bitspersample))
+    if samples == 3:
+        photometric = _BY_COMPRESSION.get(int(page.compression), photometric)
     base = _BASE_SAMPLES.get(photometric, 0)
     extra = tuple(int(value) for value in page.extrasamples)
     if channel is not None and photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR) and _is_number(page):
