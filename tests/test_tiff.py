@@ -14,7 +14,7 @@ import pytest
 import tifffile
 
 from smearcount.errors import ImageError
-from smearcount.images import ImageSource, ReadLimits, open_image
+from smearcount.images import ImageSource, ReadLimits, open_image, tiff
 from smearcount.images.pixels import orient
 
 Pixels = npt.NDArray[np.uint8]
@@ -134,6 +134,33 @@ def test_jpeg_2000_by_aperio_has_the_colours_of_its_compression(
     given = {"shape": stored.shape, "dtype": np.uint8, "tile": (64, 96), "metadata": None}
     tifffile.imwrite(tmp_path / "a.tif", iter([tile]), photometric=photometric, compression=compression, **given)
     assert np.abs(whole(open_image(tmp_path / "a.tif")).astype(int) - pixels).max() <= 2
+
+
+def test_the_colours_of_a_palette_are_kept(tmp_path: Path) -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(32, 8).repeat(4, axis=1)
+    for step in (256, 257):
+        colours = np.tile(np.arange(256) * step, (3, 1)).astype(np.uint16)
+        tifffile.imwrite(tmp_path / "a.tif", levels, photometric="palette", colormap=colours, metadata=None)
+        assert np.array_equal(whole(open_image(tmp_path / "a.tif"))[..., 1], levels)
+
+
+def test_a_small_limit_is_compared_with_more_than_whole_megapixels(tmp_path: Path) -> None:
+    options = {"photometric": "rgb", "compression": "deflate", "rowsperstrip": 700, "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", scene(700, 900), **options)
+    with pytest.raises(ImageError, match=r"are 0\.63 megapixels, more than the limit of 0\.5; allow it with .* 1"):
+        open_image(tmp_path / "a.tif", ReadLimits(max_megapixels=0.5))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("rows", "by_region"), [(96, False), (16, True)])
+def test_a_picture_in_one_strip_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, rows: int, by_region: bool
+) -> None:
+    monkeypatch.setattr(tiff, "_HELD_MEGAPIXELS", 0.001)
+    turned = {"extratags": [(274, "H", 1, orientation, True)]}
+    options = {"photometric": "rgb", "compression": "deflate", "rowsperstrip": rows, "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", scene(), **options, **turned)
+    assert isinstance(open_image(tmp_path / "a.tif"), tiff.TiffSource) == by_region
 
 
 # Pages, levels and planes

@@ -100,7 +100,7 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
     limits.check_side(path, stored.upright_wh)
     width, height = stored.upright_wh
     large = width * height > min(_HELD_MEGAPIXELS, limits.max_megapixels) * 1e6
-    by_region = stored.is_light or (large and stored.least_wh != stored.upright_wh)
+    by_region = stored.is_light or (large and stored.least_wh != stored.stored_wh)
     limits.check_area(path, stored.least_wh if by_region else stored.upright_wh)
     notes = (*notes, *stored.notes, *((size.note,) if size.note else ()))
     with _reading(path):

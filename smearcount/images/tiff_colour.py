@@ -153,5 +153,5 @@ def _palette(page: tifffile.TiffPage, bits: int) -> Rgb:
     if table is None or bits > 8 or table.shape != (3, 2**bits):
         raise UnsupportedError(f"is a palette picture of {bits} bits without a fitting palette; save it as RGB")
     # Entries are 16 bit by the standard; some writers store 8-bit values.
-    scaled = table if table.max() <= 255 else table // 257
+    scaled = table if table.max() <= 255 else table >> 8
     return np.ascontiguousarray(scaled.T.astype(np.uint8))

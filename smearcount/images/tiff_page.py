@@ -91,8 +91,12 @@ class StoredPage:
     @property
     def upright_wh(self) -> tuple[int, int]:
         """Width and height after the orientation was applied."""
-        stored = (self.page.imagewidth, self.page.imagelength)
-        return stored[::-1] if self.orientation >= 5 else stored
+        return self.stored_wh[::-1] if self.orientation >= 5 else self.stored_wh
+
+    @property
+    def stored_wh(self) -> tuple[int, int]:
+        """Width and height as in the file."""
+        return self.page.imagewidth, self.page.imagelength
 
     @property
     def dtype(self) -> np.dtype[Any]:
