@@ -311,6 +311,17 @@ def test_only_a_plausible_size_of_pixels_is_believed(opened: Any, mpp: tuple[str
     assert ("OpenSlide mpp 25 um a pixel not believed" in source.notes) == (mpp[1] == "25")
 
 
+@pytest.mark.parametrize(("width", "fits"), [(256, True), (33_554_688, False)])
+def test_a_slide_of_absurd_tiles_is_corrupt(opened: Any, width: int, fits: bool) -> None:
+    told = {"openslide.level[0].tile-width": str(width), "openslide.level[0].tile-height": "256"}
+    rgba = np.full((64, 64, 4), 255, np.uint8)
+    if fits:
+        assert opened(told, rgba).size_wh == (64, 64)
+    else:
+        with pytest.raises(ImageError, match="is corrupt: its tiles have 33554688 x 256 px; copy"):
+            opened(told, rgba)
+
+
 # Memory and threads
 
 

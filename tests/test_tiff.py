@@ -49,6 +49,16 @@ def test_a_header_with_two_predictors_is_corrupt(tmp_path: Path) -> None:
         open_image(path)
 
 
+def test_a_header_of_many_tile_widths_is_no_fault_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "a.svs"
+    said = "Aperio Image Library v11\r\n64x96 (32x32) JPEG/RGB Q=70|MPP = 0.1"
+    tifffile.imwrite(path, scene(), photometric="rgb", tile=(32, 32), metadata=None, description=said)
+    one, many = struct.pack("<HHI", 322, 4, 1), struct.pack("<HHI", 322, 4, 2000)
+    path.write_bytes(path.read_bytes().replace(one, many))
+    with pytest.raises(ImageError, match=r"a\.svs: "):
+        open_image(path)
+
+
 def sparse(path: Path, samples: npt.NDArray[np.generic], **options: object) -> Path:
     """A TIFF in tiles of 32 px; the second of them takes no bytes."""
     height, width = samples.shape[:2]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["SlideSource", "content_sha256", "is_mirax", "open_slide", "slide_vendor"]
 
 _AGAIN = "copy it again with all its parts, or export it again from the scanner as a tiled TIFF"
+_MAX_TILE_PIXELS = 64_000_000
 _BLOCK = 512
 """Side in pixels of what is read at once: OpenSlide gives four bytes a pixel."""
 
@@ -177,6 +178,10 @@ def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, level: int) -> S
     levels = slide.level_count
     if not 0 <= level < levels:
         raise ImageError(f"{path}: level {level} was asked for, it has {levels}; give 0 to {levels - 1}")
+    tile_wh = [_number(slide.properties.get(f"openslide.level[{level}].tile-{side}")) for side in ("width", "height")]
+    if math.prod(tile_wh) > _MAX_TILE_PIXELS:
+        # OpenSlide ends the process where it can't have the memory for one tile.
+        raise ImageError(f"{path}: is corrupt: its tiles have {tile_wh[0]:.0f} x {tile_wh[1]:.0f} px; {_AGAIN}")
     left, top, width, height = _bounds(slide)
     factor = slide.level_downsamples[level]
     stored = slide.level_dimensions[level]

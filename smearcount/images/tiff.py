@@ -129,10 +129,10 @@ def scanner_of(path: Path) -> str:
                 "Ventana": page.is_bif,
                 "Trestle": page.software.startswith("MedScan"),
             }
+            return next((name for name, is_so in scanners.items() if is_so), "")
     except Exception:
         # Whatever is wrong with the file, reading it as a TIFF says so.
         return ""
-    return next((name for name, is_so in scanners.items() if is_so), "")
 
 
 def _by_region(
