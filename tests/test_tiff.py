@@ -256,6 +256,12 @@ def test_units_of_imagej(tmp_path: Path, unit: str, per_unit: float, expected: f
     assert (source.um_per_px, source.notes) == (pytest.approx(expected), (note,) if note else ())
 
 
+def test_all_planes_of_an_imagej_stack_have_the_scale_of_the_first(tmp_path: Path) -> None:
+    told = {"description": "ImageJ=1.54f\nimages=3\nslices=3\nunit=micron\n", "resolution": (5.0, 5.0)}
+    path = write_pages(tmp_path / "a.tif", *((scene(seed=n), {} if n else told) for n in range(3)))
+    assert [open_image(path, page=n).um_per_px for n in (None, 1, 2, 3)] == pytest.approx([0.2] * 4)
+
+
 def test_a_smaller_page_of_a_slide_has_the_scale_times_the_reduction(tmp_path: Path) -> None:
     full, said = scene(256, 384), "Aperio Image Library v11\r\n384x256 (32x32) {}JPEG/RGB Q=70|AppMag = 40|MPP = 0.1"
     path = write_pages(

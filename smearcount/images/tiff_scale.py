@@ -33,18 +33,18 @@ def pixel_size(pages: Sequence[tifffile.TiffPage], page: tifffile.TiffPage, stac
 
 
 def _told(pages: Sequence[tifffile.TiffPage], page: tifffile.TiffPage, stacks: Sequence[Stack]) -> PixelSize:
-    density_xy = _ratio(page, 282), _ratio(page, 283)
     stack = next((each for each in stacks if each.has_page(pages.index(page))), None)
-    if stack is None:
-        told = _from_aperio(page.description[:MAX_DESCRIPTION])
-    elif stack.pixels:
+    if stack and stack.pixels:
         told = _from_ome(stack.pixels)
+    elif stack:
+        page = pages[0]
+        told = _from_imagej(page.description[:MAX_DESCRIPTION], _density_xy(page))
     else:
-        told = _from_imagej(pages[0].description[:MAX_DESCRIPTION], density_xy)
+        told = _from_aperio(page.description[:MAX_DESCRIPTION])
     if told.origin or told.note:
         return told
     unit = {2: "inch", 3: "cm"}.get(int(page.tags.valueof(296, default=2)), "")
-    return from_density(*density_xy, unit, "TIFF resolution")
+    return from_density(*_density_xy(page), unit, "TIFF resolution")
 
 
 def _from_ome(pixels: dict[str, str]) -> PixelSize:
@@ -84,8 +84,11 @@ def _from_aperio(text: str) -> PixelSize:
     return from_sizes(size, size, "Aperio MPP")
 
 
-def _ratio(page: tifffile.TiffPage, tag: int) -> float:
-    value = page.tags.valueof(tag)
+def _density_xy(page: tifffile.TiffPage) -> tuple[float, float]:
+    return _ratio(page.tags.valueof(282)), _ratio(page.tags.valueof(283))
+
+
+def _ratio(value: object) -> float:
     if isinstance(value, tuple) and len(value) == 2 and value[1]:
         return float(value[0]) / float(value[1])
     return 0.0
