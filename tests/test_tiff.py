@@ -59,6 +59,20 @@ def test_a_header_of_many_tile_widths_is_no_fault_of_ours(tmp_path: Path) -> Non
         open_image(path)
 
 
+def test_pages_in_a_circle_are_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for seed in range(2):
+            writer.write(scene(seed=seed), photometric="rgb", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        first, last = file.pages[0].offset, file.pages[1].offset + 2 + 12 * len(file.pages[1].tags)
+    data = bytearray(path.read_bytes())
+    data[last : last + 4] = struct.pack("<I", first)
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="is corrupt: one of its pages is followed by an earlier one"):
+        open_image(path)
+
+
 def sparse(path: Path, samples: npt.NDArray[np.generic], **options: object) -> Path:
     """A TIFF in tiles of 32 px; the second of them takes no bytes."""
     height, width = samples.shape[:2]

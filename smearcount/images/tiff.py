@@ -146,10 +146,8 @@ def _by_region(
 def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:
     try:
         with _heard() as messages, tifffile.TiffFile(path, _multifile=False) as file:
-            pages = [each for each in file.pages if isinstance(each, tifffile.TiffPage)]
+            pages = _pages_of(file)
             unread = _unread_tags(messages)
-            if not pages:
-                raise DamagedError("is corrupt: a TIFF without a page")
             stacks = stacks_of(pages)
             chosen = choose_page(pages, choice, stacks)
             stored = stored_page(chosen.page, chosen.full, file.filehandle.size, chosen.channel)
@@ -164,6 +162,18 @@ def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float
     except Exception as error:
         # A damaged header can fail anywhere inside the parser, with any exception.
         raise ImageError(f"{path}: is corrupt or no TIFF ({error}); {_AGAIN}") from error
+
+
+def _pages_of(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    pages: dict[int, tifffile.TiffPage] = {}
+    for each in file.pages:
+        if each.offset in pages:
+            raise DamagedError("is corrupt: one of its pages is followed by an earlier one")
+        if isinstance(each, tifffile.TiffPage):
+            pages[each.offset] = each
+    if not pages:
+        raise DamagedError("is corrupt: a TIFF without a page")
+    return list(pages.values())
 
 
 @contextmanager
