@@ -1,6 +1,6 @@
 """The size of a pixel from metadata: believed only where it can be a microscope's.
 
-Sources: TIFF 6.0 (XResolution, ResolutionUnit), OME-TIFF 6.x (PhysicalSizeX), ImageJ (unit), Aperio (MPP).
+Sources: TIFF 6.0 (XResolution, ResolutionUnit), OME-XML 2016-06 (units of length).
 """
 
 from __future__ import annotations

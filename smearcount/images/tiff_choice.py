@@ -1,6 +1,6 @@
 """Which page of a TIFF is read: the full resolution of the first picture, unless another one is named.
 
-Sources: TIFF 6.0 (NewSubfileType), Adobe TIFF Technical Note 1 (SubIFDs), OME-XML 2016-06 (Pixels), ImageJ's TIFF.
+Sources: TIFF 6.0 (NewSubfileType), Adobe TIFF Technical Note 1 (SubIFDs).
 """
 
 from __future__ import annotations
