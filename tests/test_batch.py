@@ -201,6 +201,10 @@ def test_a_fault_of_ours_costs_only_its_picture(tmp_path: Path) -> None:
     outcome = run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv"))
     assert (outcome.done, len(outcome.failed)) == (2, 1)
     assert "odd.png: unexpected ZeroDivisionError: a fault" in outcome.failed[0][1]
+    paths = sorted(folder.iterdir())
+    found = dict(analyze_each(DiscMaker().load(1), paths, lambda path: (path.name, ""), lambda *_: "done"))
+    reason = f"{paths[1]}: unexpected ZeroDivisionError: a fault; please report it as a fault"
+    assert found == {paths[0]: "done", paths[1]: Failure(reason), paths[2]: "done"}
 
 
 def test_a_stopped_batch_keeps_the_finished_rows(tmp_path: Path, pipeline: Any) -> None:

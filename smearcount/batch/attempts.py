@@ -61,14 +61,14 @@ def analyze_each(
 def attempt(
     path: Path, analyze: Callable[[Path], Found], finish: Callable[[Path, Found], Finished]
 ) -> Finished | Failure:
-    """What `finish` made of the analysis of one picture, or why there is none."""
+    """What `finish` made of the analysis of one picture, or why there is none: one of thousands costs no other."""
     analysis: Found | None = None
     try:
         analysis = analyze(path)
         return finish(path, analysis)
-    except (SmearcountError, MemoryError, OSError, cv2.error) as error:
-        transient = isinstance(error, MemoryError | OSError) or _no_memory(error)
-        return Failure(_reason(path, error), lasting=analysis is None and not transient)
+    except Exception as error:
+        at_fault = isinstance(error, SmearcountError | cv2.error) and not _no_memory(error)
+        return Failure(_reason(path, error), lasting=analysis is None and at_fault)
 
 
 def _no_memory(error: Exception) -> bool:
@@ -82,4 +82,6 @@ def _reason(path: Path, error: Exception) -> str:
         return f"{path}: not enough memory for this picture; analyse it on a larger machine or lower its size"
     if isinstance(error, OSError):
         return f"{path}: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}; check the disk"
-    return f"{path}: can't be processed ({getattr(error, 'err', '') or error}); save it as PNG or TIFF and try again"
+    if isinstance(error, cv2.error):
+        return f"{path}: can't be processed ({error.err or error}); save it as PNG or TIFF and try again"
+    return f"{path}: unexpected {type(error).__name__}: {error}; please report it as a fault"

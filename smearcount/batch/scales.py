@@ -50,7 +50,7 @@ def measure_one(pipeline: Pipeline, path: Path) -> Measure | None:
         if not isinstance(found, Failure):
             return found
         return Measure(content_sha256(path)) if found.lasting and path.is_file() else None
-    except Exception:  # the analysis of the same picture says what is wrong with it
+    except (ImageError, OSError):  # the analysis of the same picture says what is wrong with it
         return None
 
 

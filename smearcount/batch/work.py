@@ -168,12 +168,8 @@ class BatchWork:
 def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
     """Everything the journal keeps of one picture; one that fails is a record with the reason."""
     start = time.perf_counter()
-    record: Record | Failure
-    try:
-        analyze = partial(pipeline.analyze, image_id=task.image_id, slide_id=task.slide_id, slide_scales=task.scales)
-        record = attempt(task.path, analyze, partial(_record, wishes, task))
-    except Exception as error:  # one picture of thousands must not cost the others, whatever is wrong with it
-        record = Failure(f"{task.path}: unexpected {type(error).__name__}: {error}; please report it as a fault")
+    analyze = partial(pipeline.analyze, image_id=task.image_id, slide_id=task.slide_id, slide_scales=task.scales)
+    record = attempt(task.path, analyze, partial(_record, wishes, task))
     if isinstance(record, Failure):
         record = failed_record(task, record, pipeline.taxonomy)
     return replace(

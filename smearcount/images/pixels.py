@@ -17,9 +17,10 @@ __all__ = [
     "cmyk_to_rgb",
     "composite_on_white",
     "grey_to_rgb",
+    "opaque_of",
     "orient",
     "range_of",
-    "sampled_range",
+    "sample_of",
     "stored_region",
     "to_uint8",
 ]
@@ -127,13 +128,24 @@ def to_uint8(
     return out, f"{kind} range scaled from {low:g} to {high:g}{without}"
 
 
-def alpha_to_uint8(alpha: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Alpha `(H, W)` of any number type as uint8: opaque is the end of an integer type, and 1 in floating point."""
-    if alpha.dtype == np.uint8:
+def alpha_to_uint8(alpha: npt.NDArray[Any], opaque: float) -> npt.NDArray[np.uint8]:
+    """Alpha `(H, W)` of any number type as uint8; `opaque` becomes 255: see `opaque_of`."""
+    if alpha.dtype == np.uint8 and opaque == _OPAQUE:
         return cast("npt.NDArray[np.uint8]", alpha)
-    opaque = 1.0 if alpha.dtype.kind in "fb" else float(np.iinfo(alpha.dtype).max)
     share = np.clip(np.nan_to_num(alpha.astype(np.float32)) / opaque, 0, 1)
     return cast("npt.NDArray[np.uint8]", np.rint(share * 255).astype(np.uint8))
+
+
+def opaque_of(alpha: npt.NDArray[Any], low_high: tuple[float, float]) -> float:
+    """The alpha that is opaque: the end of its number type, which is 1 in floating point, or that of the colours.
+
+    A camera of 12 bits in a file of 16 may have an alpha of 12 bits, so the least of them that alpha never exceeds.
+    """
+    end = 1.0 if alpha.dtype.kind in "fb" else float(np.iinfo(alpha.dtype).max)
+    low, high = low_high
+    ends = sorted((end, high if low == 0 else end))
+    most = float(np.nan_to_num(alpha).max(initial=0))
+    return next((each for each in ends if most <= each), end)
 
 
 def _exact(samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -158,10 +170,10 @@ def range_of(samples: npt.NDArray[Any]) -> tuple[float, float]:
     return low, high if high > low else low + max(1.0, abs(low))
 
 
-def sampled_range(
+def sample_of(
     read: Callable[[tuple[int, int, int, int]], npt.NDArray[Any]], size_wh: tuple[int, int]
-) -> tuple[float, float]:
-    """The range of a picture from 8 x 8 patches of it, or from all of a small one.
+) -> npt.NDArray[Any]:
+    """Samples `(..., s)` that stand for a picture: 8 x 8 patches of it, or all of a small one.
 
     The patches lie at fixed places, so that a picture has one range, however it is read.
 
@@ -170,8 +182,9 @@ def sampled_range(
         size_wh: width and height of the picture.
     """
     if size_wh[0] * size_wh[1] <= _PATCHES**2 * _PATCH_SIDE**2:
-        return range_of(read((0, 0, *size_wh)))
+        return read((0, 0, *size_wh))
     w, h = (min(_PATCH_SIDE, side) for side in size_wh)
     places = ((np.arange(_PATCHES) + 0.5) / _PATCHES).tolist()
     corners = [(int((size_wh[0] - w) * at_x), int((size_wh[1] - h) * at_y)) for at_y in places for at_x in places]
-    return range_of(np.concatenate([read((x, y, w, h)).reshape(-1) for x, y in corners]))
+    patches = [read((x, y, w, h)) for x, y in corners]
+    return np.concatenate([patch.reshape(-1, patch.shape[-1]) for patch in patches])

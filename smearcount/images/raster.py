@@ -15,7 +15,16 @@ import numpy.typing as npt
 from smearcount.errors import ImageError
 from smearcount.images.damage import decoders_heard, fault_in, jpeg_fault, webp_fault
 from smearcount.images.headers import DamagedError, Header, UnsupportedError, read_header
-from smearcount.images.pixels import alpha_to_uint8, cmyk_to_rgb, composite_on_white, grey_to_rgb, orient, to_uint8
+from smearcount.images.pixels import (
+    alpha_to_uint8,
+    cmyk_to_rgb,
+    composite_on_white,
+    grey_to_rgb,
+    opaque_of,
+    orient,
+    range_of,
+    to_uint8,
+)
 from smearcount.images.source import ArraySource, ReadLimits, Rgb
 
 __all__ = ["open_raster"]
@@ -79,7 +88,8 @@ def _flatten(samples: npt.NDArray[Any]) -> tuple[Rgb, tuple[str, str]]:
     rgb = np.ascontiguousarray(colour[..., ::-1])
     if samples.shape[2] == 3:
         return rgb, (range_note, "")
-    alpha = alpha_to_uint8(samples[..., 3])
+    opaque = 255 if samples.dtype == np.uint8 else opaque_of(samples[..., 3], range_of(samples[..., :3]))
+    alpha = alpha_to_uint8(samples[..., 3], opaque)
     if alpha.min() == 255:
         return rgb, (range_note, "")
     return composite_on_white(rgb, alpha), (range_note, "alpha composited on white")

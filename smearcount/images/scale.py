@@ -1,6 +1,6 @@
 """The size of a pixel from metadata: believed only where it can be a microscope's.
 
-Sources: TIFF 6.0 (XResolution, ResolutionUnit), OME-TIFF 6.x (PhysicalSizeX), ImageJ (unit), Aperio (MPP).
+Sources: TIFF 6.0 (XResolution, ResolutionUnit), OME-XML 2016-06 (units of length).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = [
     "MAX_UM_PER_PX",
     "MIN_UM_PER_PX",
     "PixelSize",
+    "attributes_of",
     "from_density",
-    "from_description",
     "from_sizes",
-    "ome_pixels",
+    "um_per",
 ]
 
 MIN_UM_PER_PX = 0.02
@@ -40,7 +40,7 @@ _UM_PER_UNIT = {
     "\u03bcm": 1.0,
     "micron": 1.0,
     "microns": 1.0,
-    "micrometer": 1.0,
+    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1.0),
     "mm": 1e3,
     "millimeter": 1e3,
     "cm": 1e4,
@@ -71,70 +71,44 @@ class PixelSize:
         """The size of a pixel of the same picture reduced by `factor`."""
         return self if self.um_per_px is None else replace(self, um_per_px=self.um_per_px * factor)
 
+    @property
+    def too_coarse(self) -> str:
+        """Why a level or a smaller page can't be counted, the second half of a sentence; empty where it can."""
+        if self.um_per_px is None or self.um_per_px <= MAX_UM_PER_PX:
+            return ""
+        return f"is {self.um_per_px:.3g} um a pixel, too coarse to count"
+
 
 def from_sizes(x_um: float, y_um: float, origin: str) -> PixelSize:
-    """The size of a pixel of `x_um` by `y_um` micrometres, if it is plausible and square."""
-    if not (math.isfinite(x_um) and math.isfinite(y_um) and x_um > 0 and y_um > 0):
+    """The size of a pixel that metadata say is `x_um` by `y_um` micrometres, if it is plausible and square."""
+    if not all(math.isfinite(size) and size > 0 for size in (x_um, y_um)):
         return PixelSize()
     size = (x_um + y_um) / 2
     if not MIN_UM_PER_PX <= size <= MAX_UM_PER_PX:
-        return PixelSize()
+        return PixelSize(note=f"{origin} {size:.4g} um a pixel not believed")
     if abs(x_um - y_um) > _MAX_ANISOTROPY * size:
         return PixelSize(note=f"{origin} ignored: pixels of {x_um:.4g} x {y_um:.4g} um are not square")
     return PixelSize(size, origin)
 
 
 def from_density(x_per_unit: float, y_per_unit: float, unit: str, origin: str) -> PixelSize:
-    """The size of a pixel from pixels a `unit` (`inch`, `cm`, `m`, `um` and so on); an unknown unit says nothing."""
-    scale = _UM_PER_UNIT.get(unit.strip().lower())
-    if scale is None or not (x_per_unit > 0 and y_per_unit > 0):
-        return PixelSize()
-    return from_sizes(scale / x_per_unit, scale / y_per_unit, origin)
+    """The size of a pixel from pixels a `unit` (`inch`, `cm`, `m`, `um` and so on); an unknown unit says nothing.
 
-
-def from_description(text: str, density_xy: tuple[float, float]) -> PixelSize:
-    """The size of a pixel from a TIFF's ImageDescription: OME-XML, Aperio or ImageJ.
-
-    The text is searched, never parsed as XML: entities in it are not expanded and nothing outside it is fetched.
-
-    Args:
-        text: the description.
-        density_xy: XResolution and YResolution, which ImageJ gives in pixels a unit of its description.
+    A density is that of a print or a screen far more often than of a microscope, so one out of range says nothing.
     """
-    text = text[:MAX_DESCRIPTION]
-    if pixels := ome_pixels(text):
-        return _from_ome(pixels)
-    if mpp := re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]{1,30})", text):
-        size = _number(mpp.group(1))
-        return from_sizes(size, size, "Aperio MPP")
-    if text.startswith("ImageJ="):
-        unit = re.search(r"^unit=(.{1,40})$", text, re.MULTILINE)
-        name = unit.group(1).strip().replace("\\u00B5", "\u00b5") if unit else ""
-        return from_density(*density_xy, name, "ImageJ")
-    return PixelSize()
+    if not (x_per_unit > 0 and y_per_unit > 0):
+        return PixelSize()
+    sizes = um_per(unit) / x_per_unit, um_per(unit) / y_per_unit
+    size = sum(sizes) / 2
+    return from_sizes(*sizes, origin) if MIN_UM_PER_PX <= size <= MAX_UM_PER_PX else PixelSize()
 
 
-def ome_pixels(text: str) -> dict[str, str]:
-    """Attributes of the first `Pixels` of an OME-XML text; nothing where there is none."""
-    found = re.search(r"<(?:\w{1,20}:)?Pixels\s[^<>]{0,4000}", text[:MAX_DESCRIPTION])
-    pairs = re.findall(r"(\w+)\s*=\s*\"([^\"]{0,60})\"", found.group()) if found else []
-    return {key: html.unescape(value) for key, value in pairs}
+def um_per(unit: str) -> float:
+    """Micrometres a unit of length by its name or sign; no number where it is unknown."""
+    return _UM_PER_UNIT.get(unit.strip(), _UM_PER_UNIT.get(unit.strip().lower(), math.nan))
 
 
-def _from_ome(values: dict[str, str]) -> PixelSize:
-    x_um, y_um = (
-        _number(values.get(f"PhysicalSize{axis}", "")) * _unit_um(values.get(f"PhysicalSize{axis}Unit", "um"))
-        for axis in "XY"
-    )
-    return from_sizes(x_um, y_um, "OME")
-
-
-def _unit_um(name: str) -> float:
-    return _UM_PER_UNIT.get(name.strip(), _UM_PER_UNIT.get(name.strip().lower(), math.nan))
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def attributes_of(tag: str) -> dict[str, str]:
+    """Attributes of an opening tag of XML, as text."""
+    pairs = re.findall(r"(\w+)\s*=\s*(?:\"([^\"]{0,200})\"|'([^']{0,200})')", tag)
+    return {key: html.unescape(double or single) for key, double, single in pairs}

@@ -8,7 +8,9 @@ for by number is a TIFF's page, so it is read there, too.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["SlideSource", "content_sha256", "is_mirax", "open_slide", "slide_vendor"]
 
 _AGAIN = "copy it again with all its parts, or export it again from the scanner as a tiled TIFF"
-_PIXELS_AT_ONCE = 4_000_000
-"""OpenSlide gives four bytes a pixel; more than this is read in bands."""
+_MAX_TILE_PIXELS = 64_000_000
+_BLOCK = 512
+"""Side in pixels of what is read at once: OpenSlide gives four bytes a pixel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +80,34 @@ class SlideSource:
         """
         check_region((x, y, w, h), self.size_wh)
         out = np.empty((h, w, 3), np.uint8)
-        rows = max(1, _PIXELS_AT_ONCE // w)
-        factor = self.slide.level_downsamples[self.level]
-        for top in range(0, h, rows):
-            corner = (self.corner_xy[0] + round(x * factor), self.corner_xy[1] + round((y + top) * factor))
-            try:
-                part = self.slide.read_region(corner, self.level, (w, min(rows, h - top)))
-            except _errors() as error:
-                raise ImageError(f"{self.path}: is corrupt or truncated ({error}); {_AGAIN}") from error
-            rgba = np.asarray(part)
-            out[top : top + rows] = composite_on_white(rgba[..., :3], rgba[..., 3])
+        for (left, right), (top, bottom) in itertools.product(_spans(x, w), _spans(y, h)):
+            out[top - y : bottom - y, left - x : right - x] = self._within_block(left, top, right, bottom)
         return out
+
+    def _within_block(self, left: int, top: int, right: int, bottom: int) -> Rgb:
+        """A rectangle that lies in one block.
+
+        OpenSlide takes a corner in whole pixels of level 0. Where these are no whole number to a pixel, it shifts what
+        it shows by a part of a pixel, so that the whole block is read from its own corner: a pixel has one value.
+        """
+        factor = self.downsample
+        start_x, start_y = (at if factor.is_integer() else at - at % _BLOCK for at in (left, top))
+        corner = (self.corner_xy[0] + round(start_x * factor), self.corner_xy[1] + round(start_y * factor))
+        try:
+            part = self.slide.read_region(corner, self.level, (right - start_x, bottom - start_y))
+        except _errors() as error:
+            raise ImageError(f"{self.path}: is corrupt or truncated ({error}); {_AGAIN}") from error
+        rgba = np.asarray(part)[top - start_y :, left - start_x :]
+        return composite_on_white(rgba[..., :3], rgba[..., 3])
+
+
+def _spans(start: int, length: int) -> Iterator[tuple[int, int]]:
+    """A side of a rectangle, cut where blocks end."""
+    end = start + length
+    while start < end:
+        stop = min(start - start % _BLOCK + _BLOCK, end)
+        yield start, stop
+        start = stop
 
 
 def is_mirax(path: Path) -> bool:
@@ -158,16 +178,23 @@ def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, level: int) -> S
     levels = slide.level_count
     if not 0 <= level < levels:
         raise ImageError(f"{path}: level {level} was asked for, it has {levels}; give 0 to {levels - 1}")
+    tile_wh = [_number(slide.properties.get(f"openslide.level[{level}].tile-{side}")) for side in ("width", "height")]
+    if math.prod(tile_wh) > _MAX_TILE_PIXELS:
+        # OpenSlide ends the process where it can't have the memory for one tile.
+        raise ImageError(f"{path}: is corrupt: its tiles have {tile_wh[0]:.0f} x {tile_wh[1]:.0f} px; {_AGAIN}")
     left, top, width, height = _bounds(slide)
     factor = slide.level_downsamples[level]
     stored = slide.level_dimensions[level]
-    size_wh = (min(int(width / factor), stored[0]), min(int(height / factor), stored[1]))
+    is_whole = (width, height) == slide.dimensions
+    size_wh = stored if is_whole else (min(int(width / factor), stored[0]), min(int(height / factor), stored[1]))
     limits.check_side(path, size_wh)
     size = _pixel_size(slide.properties).times(factor)
+    if size.too_coarse:
+        raise ImageError(f"{path}: level {level} {size.too_coarse}; give a finer --level")
     notes = [f"read with OpenSlide as {slide.properties.get('openslide.vendor', 'slide')}"]
     if levels > 1:
         notes.append(f"level {level} of 0 to {levels - 1} read" if level else "full resolution of the slide read")
-    if (width, height) != slide.dimensions:
+    if not is_whole:
         notes.append(f"scanned part of {width} x {height} px at {left}, {top} read")
     notes += [size.note] if size.note else []
     return SlideSource(path, slide, level, (left, top), size_wh, size.um_per_px, size.origin, tuple(notes))

@@ -51,8 +51,9 @@ class ReadLimits:
         """
         megapixels = size_wh[0] * size_wh[1] / 1e6
         if megapixels > self.max_megapixels:
+            shown = f"{megapixels:.2g}" if megapixels < 10 else f"{megapixels:.0f}"
             raise ImageError(
-                f"{path}: {size_wh[0]} x {size_wh[1]} px are {megapixels:.0f} megapixels, more than the limit of "
+                f"{path}: {size_wh[0]} x {size_wh[1]} px are {shown} megapixels, more than the limit of "
                 f"{self.max_megapixels:g}; allow it with --max-megapixels {int(megapixels) + 1}, "
                 "or save it as a tiled TIFF, which is read region by region"
             )

@@ -11,21 +11,21 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 import tifffile
 
 from smearcount.errors import ImageError
 from smearcount.images.choice import PageChoice
 from smearcount.images.headers import DamagedError, UnsupportedError
-from smearcount.images.pixels import sampled_range
-from smearcount.images.scale import PixelSize, from_density, from_description
+from smearcount.images.scale import PixelSize
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits, Rgb, check_region, file_sha256
 from smearcount.images.tiff_choice import choose_page
+from smearcount.images.tiff_colour import SampleRange
 from smearcount.images.tiff_page import StoredPage, stored_page
+from smearcount.images.tiff_scale import pixel_size
+from smearcount.images.tiff_stack import stacks_of
 
 __all__ = ["TiffSource", "open_tiff", "scanner_of"]
 
@@ -50,7 +50,7 @@ class TiffSource:
         um_per_px: micrometres a pixel from the metadata.
         scale_origin: where the scale was found.
         notes: what is done to the stored pixels.
-        low_high: stored values that become 0 and 255, where they have more than 8 bits.
+        within: range of the stored values, where they have more than 8 bits.
         downsample: pixels of the full resolution a pixel.
     """
 
@@ -59,7 +59,7 @@ class TiffSource:
     um_per_px: float | None
     scale_origin: str
     notes: tuple[str, ...]
-    low_high: tuple[float, float] | None = None
+    within: SampleRange | None = None
     downsample: float = 1.0
 
     @property
@@ -81,7 +81,8 @@ class TiffSource:
         """
         check_region((x, y, w, h), self.size_wh)
         with _reading(self.path):
-            return self.stored.colour.to_rgb(self.stored.read(self.path, (x, y, w, h)), self.low_high)[0]
+            samples = self.stored.read(self.path, (x, y, w, h))
+        return self.stored.to_rgb(samples, (x, y, w, h), self.within)[0]
 
 
 def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource:
@@ -99,14 +100,15 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
     limits.check_side(path, stored.upright_wh)
     width, height = stored.upright_wh
     large = width * height > min(_HELD_MEGAPIXELS, limits.max_megapixels) * 1e6
-    by_region = stored.is_light or (large and stored.least_wh != stored.upright_wh)
+    by_region = stored.is_light or (large and stored.least_wh != stored.stored_wh)
     limits.check_area(path, stored.least_wh if by_region else stored.upright_wh)
     notes = (*notes, *stored.notes, *((size.note,) if size.note else ()))
     with _reading(path):
         if by_region:
             return _by_region(path, stored, size, downsample, notes)
         samples = stored.read(path, (0, 0, width, height))
-        pixels, range_note = stored.colour.to_rgb(samples, _range(stored, samples))
+    within = stored.range_of(lambda at: samples[at[1] : at[1] + at[3], at[0] : at[0] + at[2]])
+    pixels, range_note = stored.to_rgb(samples, (0, 0, width, height), within)
     notes = (*notes, range_note) if range_note else notes
     return ArraySource(pixels, size.um_per_px, path, size.origin, notes, file_sha256(path), downsample)
 
@@ -127,50 +129,51 @@ def scanner_of(path: Path) -> str:
                 "Ventana": page.is_bif,
                 "Trestle": page.software.startswith("MedScan"),
             }
+            return next((name for name, is_so in scanners.items() if is_so), "")
     except Exception:
         # Whatever is wrong with the file, reading it as a TIFF says so.
         return ""
-    return next((name for name, is_so in scanners.items() if is_so), "")
 
 
 def _by_region(
     path: Path, stored: StoredPage, size: PixelSize, downsample: float, notes: tuple[str, ...]
 ) -> TiffSource:
-    if not stored.is_deep:
-        return TiffSource(path, stored, size.um_per_px, size.origin, notes, None, downsample)
-
-    def read(region_xywh: tuple[int, int, int, int]) -> npt.NDArray[Any]:
-        return stored.colour.of_colour(stored.read(path, region_xywh))
-
-    low_high = sampled_range(read, stored.upright_wh)
-    patch = stored.read(path, (0, 0, 1, 1))
-    note = stored.colour.to_rgb(patch, low_high)[1]
-    return TiffSource(path, stored, size.um_per_px, size.origin, (*notes, note), low_high, downsample)
-
-
-def _range(stored: StoredPage, samples: npt.NDArray[Any]) -> tuple[float, float] | None:
-    """The range of a picture that is held: the same as if it were read by regions."""
-    if not stored.is_deep:
-        return None
-    colour = stored.colour.of_colour(samples)
-    return sampled_range(lambda at: colour[at[1] : at[1] + at[3], at[0] : at[0] + at[2]], stored.upright_wh)
+    if within := stored.range_of(partial(stored.read, path)):
+        notes = (*notes, stored.to_rgb(stored.read(path, (0, 0, 1, 1)), (0, 0, 1, 1), within)[1])
+    return TiffSource(path, stored, size.um_per_px, size.origin, notes, within, downsample)
 
 
 def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:
     try:
         with _heard() as messages, tifffile.TiffFile(path, _multifile=False) as file:
-            pages = [each for each in file.pages if isinstance(each, tifffile.TiffPage)]
+            pages = _pages_of(file)
             unread = _unread_tags(messages)
-            chosen = choose_page(pages, choice)
-            stored = stored_page(chosen.page, file.filehandle.size, chosen.channel)
+            stacks = stacks_of(pages)
+            chosen = choose_page(pages, choice, stacks)
+            stored = stored_page(chosen.page, chosen.full, file.filehandle.size, chosen.channel)
             downsample = chosen.full.imagewidth / chosen.page.imagewidth
-            size = _pixel_size(pages[0], chosen.full).times(downsample)
+            size = pixel_size(pages, chosen.full, stacks).times(downsample)
+            if size.too_coarse:
+                name = "level" if choice.level else "page"
+                raise UnsupportedError(f"{name} {getattr(choice, name)} {size.too_coarse}; give a finer --{name}")
             return stored, size, downsample, (*chosen.notes, *unread)
     except (DamagedError, UnsupportedError) as error:
         raise _named(path, error) from error
     except Exception as error:
         # A damaged header can fail anywhere inside the parser, with any exception.
         raise ImageError(f"{path}: is corrupt or no TIFF ({error}); {_AGAIN}") from error
+
+
+def _pages_of(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    pages: dict[int, tifffile.TiffPage] = {}
+    for each in file.pages:
+        if each.offset in pages:
+            raise DamagedError("is corrupt: one of its pages is followed by an earlier one")
+        if isinstance(each, tifffile.TiffPage):
+            pages[each.offset] = each
+    if not pages:
+        raise DamagedError("is corrupt: a TIFF without a page")
+    return list(pages.values())
 
 
 @contextmanager
@@ -187,22 +190,6 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _named(path: Path, error: DamagedError | UnsupportedError) -> ImageError:
     return ImageError(f"{path}: {error}; {_AGAIN}" if isinstance(error, DamagedError) else f"{path}: {error}")
-
-
-def _pixel_size(first: tifffile.TiffPage, chosen: tifffile.TiffPage) -> PixelSize:
-    page = chosen if 282 in chosen.tags else first
-    density = tuple(_ratio(page.tags.valueof(tag)) for tag in (282, 283))
-    told = from_description(chosen.description or first.description, (density[0], density[1]))
-    if told.origin or told.note:
-        return told
-    unit = {2: "inch", 3: "cm"}.get(int(page.tags.valueof(296, default=2)), "")
-    return from_density(density[0], density[1], unit, "TIFF resolution")
-
-
-def _ratio(value: object) -> float:
-    if isinstance(value, tuple) and len(value) == 2 and value[1]:
-        return float(value[0]) / float(value[1])
-    return 0.0
 
 
 @contextmanager

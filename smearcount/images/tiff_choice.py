@@ -1,23 +1,21 @@
 """Which page of a TIFF is read: the full resolution of the first picture, unless another one is named.
 
-Sources: TIFF 6.0 (NewSubfileType), Adobe TIFF Technical Note 1 (SubIFDs), OME-XML 2016-06 (Pixels), ImageJ's TIFF.
+Sources: TIFF 6.0 (NewSubfileType), Adobe TIFF Technical Note 1 (SubIFDs).
 """
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tifffile
 
 from smearcount.images.choice import PageChoice
-from smearcount.images.headers import DamagedError, UnsupportedError
-from smearcount.images.scale import MAX_DESCRIPTION, ome_pixels
+from smearcount.images.headers import UnsupportedError
+from smearcount.images.tiff_stack import AXES, Stack
 
-__all__ = ["Chosen", "choose_page"]
-
-_AXES = ("C", "Z", "T")
+__all__ = ["Chosen", "choose_page", "levels_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,48 +35,30 @@ class Chosen:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Stack:
-    """Planes of one picture on pages of their own: how many there are, and which axis runs fastest."""
-
-    sizes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_AXES, 1))
-    order: str = "CZT"
-
-    def __len__(self) -> int:
-        return math.prod(self.sizes.values())
-
-    def page_of(self, at: dict[str, int]) -> int:
-        """Index of the page of a plane, whose places on the axes count from 0."""
-        index, step = 0, 1
-        for axis in self.order:
-            index += at[axis] * step
-            step *= self.sizes[axis]
-        return index
-
-
-def choose_page(pages: list[tifffile.TiffPage], choice: PageChoice) -> Chosen:
+def choose_page(pages: Sequence[tifffile.TiffPage], choice: PageChoice, stacks: Sequence[Stack]) -> Chosen:
     """The page to read.
 
+    Args:
+        pages: of the file, at least one.
+        choice: what was asked for.
+        stacks: pictures that the first page describes.
+
     Raises:
-        DamagedError: there is no page.
         UnsupportedError: the page, level or channel is not there, or a channel must be named.
     """
-    if not pages:
-        raise DamagedError("is corrupt: a TIFF without a page")
-    stack = _stack_of(pages[0])
+    stack = next((each for each in stacks if each.is_here), None)
+    in_plane = choice.channel
     if choice.page is not None:
         if not 1 <= choice.page <= len(pages):
             raise UnsupportedError(f"page {choice.page} was asked for, it has {len(pages)}; give 1 to {len(pages)}")
         full = pages[choice.page - 1]
         notes = [f"page {choice.page} of {len(pages)} read"] if len(pages) > 1 else []
-        in_plane = choice.channel
-    elif 1 < len(stack) <= len(pages):
+    elif stack and (stack.planes > 1 or not stack.has_page(0)):
         full, notes = _plane(pages, stack, choice.channel)
         in_plane = choice.channel if stack.sizes["C"] == 1 else None
     else:
         full, notes = _largest(pages)
-        in_plane = choice.channel
-    levels = _levels(pages, full)
+    levels = levels_of(pages, full)
     page = _at_level(levels, choice.level)
     if choice.level:
         notes.append(f"level {choice.level} of 0 to {len(levels) - 1} read")
@@ -87,23 +67,10 @@ def choose_page(pages: list[tifffile.TiffPage], choice: PageChoice) -> Chosen:
     return Chosen(page, full, _sample(page, in_plane), tuple(notes))
 
 
-def _stack_of(first: tifffile.TiffPage) -> _Stack:
-    text = first.description[:MAX_DESCRIPTION]
-    if text.startswith("ImageJ="):
-        told = dict(re.findall(r"^(channels|slices|frames)=(\d{1,6})$", text, re.MULTILINE))
-        sizes = {axis: told.get(name, "1") for axis, name in zip(_AXES, ("channels", "slices", "frames"), strict=True)}
-        order = "CZT"
-    else:
-        attributes = ome_pixels(text)
-        sizes = {axis: attributes.get(f"Size{axis}", "1") for axis in _AXES}
-        order = attributes.get("DimensionOrder", "XYCZT")[2:]
-    counts = {axis: max(1, int(n)) if n.isdecimal() else 1 for axis, n in sizes.items()}
-    counts["C"] = max(1, counts["C"] // int(first.samplesperpixel))
-    return _Stack(counts, order if sorted(order) == sorted(_AXES) else "CZT")
-
-
-def _plane(pages: list[tifffile.TiffPage], stack: _Stack, channel: int | None) -> tuple[tifffile.TiffPage, list[str]]:
-    channels, depth, times = (stack.sizes[axis] for axis in _AXES)
+def _plane(
+    pages: Sequence[tifffile.TiffPage], stack: Stack, channel: int | None
+) -> tuple[tifffile.TiffPage, list[str]]:
+    channels, depth, times = (stack.sizes[axis] for axis in AXES)
     if channels > 1 and channel is None:
         # Fluorescence channels as pages: the first of them alone is no bright-field picture.
         raise UnsupportedError(
@@ -113,13 +80,21 @@ def _plane(pages: list[tifffile.TiffPage], stack: _Stack, channel: int | None) -
     if channels > 1:
         _check_channel(channel, channels)
     at = {"C": (channel or 1) - 1 if channels > 1 else 0, "Z": (depth - 1) // 2, "T": 0}
+    file, index = stack.place_of(at)
     notes = [f"channel {channel} of {channels} read"] if channels > 1 else []
-    notes += [f"middle focus plane, {at['Z'] + 1} of {depth}, read"] if depth > 1 else []
-    notes += [f"time point 1 of {times} read"] if times > 1 else []
-    return pages[stack.page_of(at)], notes
+    if not file and index is not None and index < len(pages):
+        notes += [f"middle focus plane, {at['Z'] + 1} of {depth}, read"] if depth > 1 else []
+        notes += [f"time point 1 of {times} read"] if times > 1 else []
+        return pages[index], notes
+    if channels > 1:
+        where = f"in the file {file}; give that one" if file else "on no page of its own; save each channel as a page"
+        raise UnsupportedError(f"channel {channel} of {channels} is {where}")
+    full, _ = _largest(pages)
+    number = f"page {pages.index(full) + 1} of {len(pages)}"
+    return full, [f"{number} read: the middle one of {stack.planes} planes is no page of this file"]
 
 
-def _largest(pages: list[tifffile.TiffPage]) -> tuple[tifffile.TiffPage, list[str]]:
+def _largest(pages: Sequence[tifffile.TiffPage]) -> tuple[tifffile.TiffPage, list[str]]:
     first = next((each for each in pages if not each.is_reduced), pages[0])
     if first.is_reduced and first.subifds:
         raise UnsupportedError("holds only a preview outside its parts, as a camera's raw file; export it as TIFF")
@@ -129,19 +104,64 @@ def _largest(pages: list[tifffile.TiffPage]) -> tuple[tifffile.TiffPage, list[st
     return chosen, [f"page {pages.index(chosen) + 1} of {len(pages)} read"] if others else []
 
 
-def _levels(pages: list[tifffile.TiffPage], full: tifffile.TiffPage) -> list[tifffile.TiffPage]:
-    """The picture at each resolution, largest first: flagged as reduced, by size, or inside the page itself."""
+def levels_of(pages: Sequence[tifffile.TiffPage], full: tifffile.TiffPage) -> list[tifffile.TiffPage | None]:
+    """The picture at each resolution, largest first: inside the page itself, or among the pages after or before it.
+
+    None where it can't be told which of several pages shows this picture.
+    """
     inside = [each for each in (full.pages or ()) if isinstance(each, tifffile.TiffPage)] if full.subifds else []
-    beside = [each for each in pages if each is not full and (_same_picture(full, each) or _shrunk(full, each))]
-    smaller = [each for each in (*inside, *beside) if each.imagewidth < full.imagewidth]
-    return [full, *sorted(smaller, key=lambda each: -int(each.imagewidth))]
+    if smaller := [each for each in inside if each.imagewidth < full.imagewidth]:
+        return [full, *_one_a_size(full, smaller, 0, 1)]
+    at = next(index for index, each in enumerate(pages) if each is full)
+    others = {index for index, each in enumerate(pages) if each is full or _is_another(full, each)}
+    start, end = at, at + 1
+    while start - 1 in others:
+        start -= 1
+    while end in others:
+        end += 1
+    # Channels or focus planes follow each other at full size, and then in the same order at each other size.
+    planes = [each for each in pages[start:end] if _size(each) == _size(full)]
+    place = next(index for index, each in enumerate(planes) if each is full)
+    after = pages[end : min((index for index in others if index >= end), default=len(pages))]
+    before = pages[:start] if min(others) == start else []
+    for beside in (after, before):
+        if levels := [each for each in beside if _is_level(full, each)]:
+            return [full, *_one_a_size(full, levels, place, len(planes))]
+    return [full]
 
 
-def _at_level(levels: list[tifffile.TiffPage], level: int | None) -> tifffile.TiffPage:
+def _one_a_size(
+    full: tifffile.TiffPage, levels: list[tifffile.TiffPage], place: int, planes: int
+) -> list[tifffile.TiffPage | None]:
+    """The page at one place of those of each size, largest first; None unless there is one for each of the planes."""
+    sizes: dict[float, list[tifffile.TiffPage]] = {}
+    for each in levels:
+        sizes.setdefault(round(full.imagewidth / each.imagewidth, 1), []).append(each)
+    return [sizes[step][place] if len(sizes[step]) == planes else None for step in sorted(sizes)]
+
+
+def _size(page: tifffile.TiffPage) -> tuple[int, int]:
+    return page.imagewidth, page.imagelength
+
+
+def _is_another(full: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
+    """Whether a page is too large to be a level of another one: it has more than half the pixels."""
+    return not other.is_reduced and 2 * other.imagewidth * other.imagelength > full.imagewidth * full.imagelength
+
+
+def _is_level(full: tifffile.TiffPage, other: tifffile.TiffPage) -> bool:
+    return other.imagewidth < full.imagewidth and (_same_picture(full, other) or _shrunk(full, other))
+
+
+def _at_level(levels: list[tifffile.TiffPage | None], level: int | None) -> tifffile.TiffPage:
     if not 0 <= (level or 0) < len(levels):
         there = f"0 to {len(levels) - 1}" if len(levels) > 1 else "0, the full resolution"
         raise UnsupportedError(f"level {level} was asked for, it has {len(levels)}; give {there}")
-    return levels[level or 0]
+    if (page := levels[level or 0]) is None:
+        raise UnsupportedError(
+            f"level {level} was asked for, and it can't be told which page of its size it is; name that with --page N"
+        )
+    return page
 
 
 def _sample(page: tifffile.TiffPage, channel: int | None) -> int | None:

@@ -14,15 +14,38 @@ import numpy.typing as npt
 import tifffile
 
 from smearcount.images.headers import UnsupportedError
-from smearcount.images.pixels import alpha_to_uint8, cmyk_to_rgb, composite_on_white, grey_to_rgb, to_uint8
+from smearcount.images.pixels import (
+    alpha_to_uint8,
+    cmyk_to_rgb,
+    composite_on_white,
+    grey_to_rgb,
+    opaque_of,
+    range_of,
+    to_uint8,
+)
 from smearcount.images.source import Rgb
 
-__all__ = ["Colour", "colour_of"]
+__all__ = ["Colour", "SampleRange", "colour_of"]
 
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _BASE_SAMPLES = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _DECODED_AS_RGB = frozenset({6, 7, 33007, 34892, 50001, 50002, 52546})
 """Compressions whose decoder undoes YCbCr itself: JPEG, WebP and JPEG XL."""
+_BY_COMPRESSION = {33003: _YCBCR, 33005: _RGB}
+"""Aperio's JPEG 2000: the compression says how colours are stored, whatever the photometric (openslide.org/formats)."""
+
+
+@dataclass(frozen=True)
+class SampleRange:
+    """What the values of a picture of more than 8 bits mean.
+
+    Attributes:
+        low_high: that become 0 and 255.
+        opaque: alpha that hides the ground.
+    """
+
+    low_high: tuple[float, float]
+    opaque: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,31 +70,31 @@ class Colour:
     palette: Rgb | None
     notes: tuple[str, ...]
 
-    @property
-    def blank(self) -> int:
-        """The stored value of white in 8 bits."""
-        return 0 if self.photometric in (_MIN_IS_WHITE, _CMYK) else 255
-
     def of_colour(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The samples that are colour, without alpha; a view."""
         return samples[..., self.first : self.first + self.base]
 
-    def to_rgb(self, samples: npt.NDArray[Any], low_high: tuple[float, float] | None = None) -> tuple[Rgb, str]:
+    def range_of(self, samples: npt.NDArray[Any]) -> SampleRange:
+        """The range of samples `(..., s)` that stand for a whole picture of more than 8 bits."""
+        low_high = range_of(self.of_colour(samples))
+        return SampleRange(low_high, opaque_of(samples[..., self.base], low_high) if self.alpha else 0.0)
+
+    def to_rgb(self, samples: npt.NDArray[Any], within: SampleRange | None = None) -> tuple[Rgb, str]:
         """RGB of stored samples, and a note on their range.
 
         Args:
             samples: `(h, w, s)` as stored.
-            low_high: range of the whole picture, where it has more than 8 bits.
+            within: range of the whole picture, where it has more than 8 bits.
         """
         colour, note = self.of_colour(samples), ""
         if self.bits < 8:
             full = 1 if self.palette is not None else 255 / (2**self.bits - 1)
             colour = np.rint(colour * full).astype(np.uint8)
-        elif colour.dtype != np.uint8:
-            colour, note = to_uint8(colour, low_high)
+        elif within is not None:
+            colour, note = to_uint8(colour, within.low_high)
         rgb = self._convert(colour)
         if self.alpha:
-            cover = alpha_to_uint8(samples[..., self.base])
+            cover = alpha_to_uint8(samples[..., self.base], within.opaque if within else 2**self.bits - 1)
             rgb = composite_on_white(rgb, cover, self.alpha == "premultiplied")
         return rgb, note
 
@@ -93,14 +116,18 @@ def colour_of(page: tifffile.TiffPage, channel: int | None = None) -> Colour:
     """How the samples of a page are meant; `channel`, from 0, is shown grey instead of all of them.
 
     Raises:
-        UnsupportedError: the samples are no grey, RGB, palette or CMYK picture.
+        UnsupportedError: the samples are no grey, RGB, palette or CMYK picture, or the channel is one of CMYK.
     """
     photometric, samples, bits = (int(page.photometric), int(page.samplesperpixel), int(page.bitspersample))
+    if samples == 3:
+        photometric = _BY_COMPRESSION.get(int(page.compression), photometric)
     base = _BASE_SAMPLES.get(photometric, 0)
     extra = tuple(int(value) for value in page.extrasamples)
     if channel is not None and photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _YCBCR) and _is_number(page):
         note = f"channel {channel + 1} of {samples} shown grey"
         return Colour(min(photometric, _MIN_IS_BLACK), 1, channel, "", bits, None, (note,))
+    if channel is not None and photometric == _CMYK:
+        raise UnsupportedError("has channels of ink (CMYK), which are not shown alone; leave the channel out")
     if not base or not base <= samples <= base + 1 or not _is_number(page):
         raise UnsupportedError(
             f"has {samples} channels of {bits} bits, photometric {photometric}; expected grey, RGB, RGBA or CMYK: "
@@ -126,5 +153,5 @@ def _palette(page: tifffile.TiffPage, bits: int) -> Rgb:
     if table is None or bits > 8 or table.shape != (3, 2**bits):
         raise UnsupportedError(f"is a palette picture of {bits} bits without a fitting palette; save it as RGB")
     # Entries are 16 bit by the standard; some writers store 8-bit values.
-    scaled = table if table.max() <= 255 else table // 257
+    scaled = table if table.max() <= 255 else table >> 8
     return np.ascontiguousarray(scaled.T.astype(np.uint8))

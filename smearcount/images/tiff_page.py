@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,8 +17,9 @@ import tifffile
 
 from smearcount.images.damage import block_fault
 from smearcount.images.headers import DamagedError, UnsupportedError
-from smearcount.images.pixels import ORIENTATIONS, orient, stored_region
-from smearcount.images.tiff_colour import Colour, colour_of
+from smearcount.images.pixels import ORIENTATIONS, orient, sample_of, stored_region
+from smearcount.images.source import Rgb
+from smearcount.images.tiff_colour import Colour, SampleRange, colour_of
 
 __all__ = ["StoredPage", "stored_page"]
 
@@ -75,6 +77,7 @@ class StoredPage:
         decode: from the bytes of a tile or strip and its index to samples and their place.
         colour: what the samples mean.
         orientation: 1 to 8.
+        is_bare: whether the samples lie in the file as they are, row after row.
         blocks: those decoded last.
     """
 
@@ -82,13 +85,18 @@ class StoredPage:
     decode: Callable[..., Any]
     colour: Colour
     orientation: int
+    is_bare: bool
     blocks: _Blocks
 
     @property
     def upright_wh(self) -> tuple[int, int]:
         """Width and height after the orientation was applied."""
-        stored = (self.page.imagewidth, self.page.imagelength)
-        return stored[::-1] if self.orientation >= 5 else stored
+        return self.stored_wh[::-1] if self.orientation >= 5 else self.stored_wh
+
+    @property
+    def stored_wh(self) -> tuple[int, int]:
+        """Width and height as in the file."""
+        return self.page.imagewidth, self.page.imagelength
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -109,14 +117,6 @@ class StoredPage:
         return (self.block_wh[0], 1) if self.is_bare else self.block_wh
 
     @property
-    def is_bare(self) -> bool:
-        """Whether the samples lie in the file as they are, row after row."""
-        page = self.page
-        plain = int(page.compression) == 1 and int(page.predictor) == 1 and int(page.fillorder) == 1
-        whole_bytes = int(page.bitspersample) == 8 * self.dtype.itemsize and int(page.photometric) != _YCBCR
-        return plain and whole_bytes and not page.is_tiled
-
-    @property
     def is_light(self) -> bool:
         """Whether rectangles are as quick to read as from memory: tiles, whose samples are 8 bits or less."""
         return bool(self.page.is_tiled) and not self.is_deep
@@ -130,12 +130,35 @@ class StoredPage:
     def notes(self) -> tuple[str, ...]:
         """What is done to the stored samples."""
         notes = self.colour.notes
-        if empty := sum(count == 0 for count in self.page.databytecounts):
-            notes = (*notes, f"{empty} empty tiles shown white")
+        if self._empty:
+            notes = (*notes, f"{len(self._empty)} empty tiles shown white")
         return notes if self.orientation == 1 else (*notes, f"EXIF orientation {self.orientation} applied")
 
+    def to_rgb(
+        self, samples: npt.NDArray[Any], region_xywh: Region, within: SampleRange | None = None
+    ) -> tuple[Rgb, str]:
+        """RGB of the samples of a rectangle, white where there are none, and a note on their range.
+
+        Args:
+            samples: `(h, w, s)` as read.
+            region_xywh: the rectangle of the upright picture.
+            within: range of the whole picture, where it has more than 8 bits.
+        """
+        rgb, note = self.colour.to_rgb(samples, within)
+        if self._empty:
+            rgb[~self._filled(region_xywh)] = 255
+        return rgb, note
+
+    def range_of(self, read: Callable[[Region], npt.NDArray[Any]]) -> SampleRange | None:
+        """The range of a picture of more than 8 bits by its tiles that are not empty, however `read` gets them."""
+
+        def filled(at: Region) -> npt.NDArray[Any]:
+            return read(at)[self._filled(at)] if self._empty else read(at)
+
+        return self.colour.range_of(sample_of(filled, self.upright_wh)) if self.is_deep else None
+
     def read(self, path: Path, region_xywh: Region) -> npt.NDArray[Any]:
-        """The samples `(h, w, s)` of a rectangle of the upright picture, as stored.
+        """The samples `(h, w, s)` of a rectangle of the upright picture, as stored; 0 in empty tiles.
 
         Raises:
             DamagedError: a tile can't be decoded.
@@ -143,13 +166,13 @@ class StoredPage:
         """
         page = self.page
         x, y, w, h = stored_region(region_xywh, self.upright_wh, self.orientation)
-        out = np.full((h, w, page.samplesperpixel), self.colour.blank, self.dtype)
+        out = np.zeros((h, w, page.samplesperpixel), self.dtype)
         with path.open("rb", buffering=0) as file:
             if self.is_bare:
                 self._read_rows(file, out, (x, y))
             else:
-                for index in self._blocks_of(x, y, w, h):
-                    if page.databytecounts[index]:
+                for index, _ in self._blocks_of(x, y, w, h):
+                    if index not in self._empty:
                         _paste(out, (x, y), self.blocks.get(index) or self._decoded(file, index))
         return orient(out, self.orientation)
 
@@ -162,7 +185,7 @@ class StoredPage:
         for plane, row in np.ndindex(planes, len(out)):
             strip, within = divmod(y + row, self.block_wh[1])
             index = plane * strips + strip
-            if not page.databytecounts[index]:
+            if index in self._empty:
                 continue
             if page.databytecounts[index] < (within + 1) * row_bytes:
                 raise DamagedError(f"is corrupt: strip {index} is shorter than its rows")
@@ -174,13 +197,29 @@ class StoredPage:
             row_samples = np.frombuffer(data, stored).reshape(-1, samples)
             out[row, :, plane : plane + samples] = row_samples
 
-    def _blocks_of(self, x: int, y: int, w: int, h: int) -> Iterator[int]:
+    @cached_property
+    def _empty(self) -> frozenset[int]:
+        """Tiles or strips that take no bytes: nothing was scanned there."""
+        return frozenset(index for index, count in enumerate(self.page.databytecounts) if not count)
+
+    def _filled(self, region_xywh: Region) -> npt.NDArray[np.bool_]:
+        """Which pixels `(h, w)` of a rectangle of the upright picture are stored in the file."""
+        x, y, w, h = stored_region(region_xywh, self.upright_wh, self.orientation)
+        block_w, block_h = self.block_wh
+        filled = np.ones((h, w), np.bool_)
+        for index, (left, top) in self._blocks_of(x, y, w, h):
+            if index in self._empty:
+                filled[max(0, top - y) : top - y + block_h, max(0, left - x) : left - x + block_w] = False
+        return orient(filled, self.orientation)
+
+    def _blocks_of(self, x: int, y: int, w: int, h: int) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Index of each tile or strip that a rectangle of the stored picture touches, and its corner x, y."""
         columns, rows, planes = _grid(self)
         block_w, block_h = self.block_wh
         for plane in range(planes):
             for row in range(y // block_h, (y + h - 1) // block_h + 1):
                 for column in range(x // block_w, (x + w - 1) // block_w + 1):
-                    yield (plane * rows + row) * columns + column
+                    yield (plane * rows + row) * columns + column, (column * block_w, row * block_h)
 
     def _decoded(self, file: BinaryIO, index: int) -> _Block:
         file.seek(self.page.dataoffsets[index])
@@ -206,11 +245,14 @@ def _paste(out: npt.NDArray[Any], corner_xy: tuple[int, int], block: _Block) -> 
     out[rows, columns, block.plane : block.plane + inner.shape[2]] = inner
 
 
-def stored_page(page: tifffile.TiffPage, file_bytes: int, channel: int | None = None) -> StoredPage:
+def stored_page(
+    page: tifffile.TiffPage, full: tifffile.TiffPage, file_bytes: int, channel: int | None = None
+) -> StoredPage:
     """A page whose structure was checked: every tile lies inside a file of `file_bytes`.
 
     Args:
         page: of an open file.
+        full: the same picture at full resolution, turned as its smaller levels where these don't say otherwise.
         file_bytes: size of the file.
         channel: sample to show grey, from 0; None for all colours.
 
@@ -222,10 +264,10 @@ def stored_page(page: tifffile.TiffPage, file_bytes: int, channel: int | None = 
         raise UnsupportedError("is a volume; save one of its planes as a picture")
     if min(page.imagewidth, page.imagelength) < 1:
         raise DamagedError("is corrupt: its header holds no picture")
-    orientation = page.tags.valueof(274, default=1)
+    orientation = page.tags.valueof(274, default=full.tags.valueof(274, default=1))
     orientation = orientation if orientation in ORIENTATIONS else 1
     blocks = _Blocks(_TILES_HELD if page.is_tiled else _STRIPS_HELD)
-    stored = StoredPage(page, page.decode, colour_of(page, channel), orientation, blocks)
+    stored = StoredPage(page, page.decode, colour_of(page, channel), orientation, _is_bare(page), blocks)
     expected = math.prod(_grid(stored))
     if min(len(page.dataoffsets), len(page.databytecounts)) < expected:
         raise DamagedError(f"is corrupt: {len(page.dataoffsets)} of {expected} tiles or strips are listed")
@@ -233,6 +275,12 @@ def stored_page(page: tifffile.TiffPage, file_bytes: int, channel: int | None = 
     if end > file_bytes:
         raise DamagedError(f"is truncated: {file_bytes} of {end} bytes are there")
     return stored
+
+
+def _is_bare(page: tifffile.TiffPage) -> bool:
+    plain = int(page.compression) == 1 and int(page.predictor) == 1 and int(page.fillorder) == 1
+    whole_bytes = int(page.bitspersample) == 8 * np.dtype(page.dtype).itemsize and int(page.photometric) != _YCBCR
+    return plain and whole_bytes and not page.is_tiled
 
 
 def _grid(stored: StoredPage) -> tuple[int, int, int]:
