@@ -31,6 +31,9 @@ _NUDGE_XY = (2.0**-20, 2.0**-21)
 point on the common edge of two regions to one of them. Far below the steps of `float32` in a picture."""
 
 _REMEDY = "export the outline as GeoJSON polygons, as QuPath does, in pixels at full resolution"
+_LEAST_PX = 64.0
+"""Square pixels of a region: the smallest cell that is found has more."""
+
 _MOST_BYTES = 200_000_000
 _FARTHEST_PX = 1e9
 """No picture is that large; what is no number at all is not below it either."""
@@ -88,9 +91,14 @@ class Region:
         """The part that lies inside a picture of `size_wh`, with a note where that is not all of it.
 
         Raises:
-            ConfigError: nothing lies inside.
+            ConfigError: next to nothing lies inside.
         """
         inside = _polygons(shapely.box(0, 0, *size_wh).intersection(self.outline))
+        if inside is not None and inside.area < _LEAST_PX:
+            raise ConfigError(
+                f"{self.name} covers {inside.area:.3g} square pixels of a picture of {size_wh[0]} x {size_wh[1]} px, "
+                f"less than a cell: are its coordinates in another unit? {_REMEDY}"
+            )
         if inside is None:
             bounds = " ".join(f"{value:.0f}" for value in self.outline.bounds)
             raise ConfigError(

@@ -278,6 +278,12 @@ def test_what_is_no_region_is_refused_with_its_name_and_a_remedy(tmp_path: Path,
     assert message.endswith("; export the outline as GeoJSON polygons, as QuPath does, in pixels at full resolution")
 
 
+def test_a_region_in_shares_of_the_picture_is_refused() -> None:
+    shares = parse_region(polygon(rectangle(0, 0, 1, 1)), "roi.geojson")
+    with pytest.raises(ConfigError, match=r"the region of roi.geojson covers 1 square pixels .* another unit\?"):
+        shares.within((640, 480))
+
+
 def test_a_missing_file_and_a_wrong_outline(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.geojson: can't be read .*; check the path"):
         read_region(tmp_path / "absent.geojson")
