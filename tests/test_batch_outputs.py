@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from smearcount.batch.tables import number_type, write_table
 from smearcount.cli import app
 from smearcount.cli.batch import pace, progress
 from smearcount.counting import percentage
+from smearcount.engines import Engine, LocalPlan, run_here, run_local
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import open_image
 from smearcount.records import Labels
@@ -130,6 +132,35 @@ def test_a_folder_that_cannot_be_listed_is_a_row(tmp_path: Path, monkeypatch: py
     assert [(row["slide"], row["status"]) for row in rows_of(tmp_path / "s.csv")] == [("", "ok"), ("locked", "failed")]
     monkeypatch.undo()
     assert [row["image"] for row in batch_rows(folder, tmp_path)] == ["a.png", "locked/b.png", "z.png"]
+
+
+@pytest.mark.parametrize("engine", [run_here, partial(run_local, LocalPlan(1, 1))])
+def test_a_picture_that_cannot_be_asked_for_costs_only_itself(tmp_path: Path, engine: Engine) -> None:
+    folder = smears(tmp_path / "in", "a.png", "z.png")
+    long = "x" * 300 + ".png"
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"a.png\n{long}\nz.png\n")
+    run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv", listed=listed), engine)
+    rows = rows_of(tmp_path / "r.csv")
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert rows[1]["error"].startswith(f"{long}: can't be read (")
+    assert "File name too long" in rows[1]["error"]
+
+
+def test_a_picture_in_a_folder_without_entry_has_the_true_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = smears(tmp_path / "in", "a.png", "locked/b.png"), os.stat
+
+    def refuse(path: Any, *more: Any, **flags: Any) -> os.stat_result:
+        if "b.png" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *more, **flags)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    rows = batch_rows(folder, tmp_path)
+    assert [(row["image"], row["status"]) for row in rows] == [("a.png", "ok"), ("locked/b.png", "failed")]
+    assert rows[1]["error"].startswith("locked/b.png: no permission to read it")
 
 
 def test_long_and_strange_names_have_rows_and_overlays(tmp_path: Path) -> None:

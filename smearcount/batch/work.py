@@ -32,7 +32,17 @@ from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "file_digest", "scales_text"]
+__all__ = [
+    "BatchWork",
+    "PipelineMaker",
+    "Task",
+    "Wishes",
+    "analyze_one",
+    "failed_record",
+    "file_digest",
+    "picture_digest",
+    "scales_text",
+]
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
@@ -188,13 +198,16 @@ def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy) -> Record:
     """The record of a picture without a result; its reason names the picture as the report does."""
     reason = failure.reason.replace(str(task.path), task.image_id)
     row = report.failure_row(task.image_id, task.slide_id, reason, taxonomy)
-    sha256 = ""
-    if failure.lasting and task.path.is_file():
-        try:
-            sha256 = content_sha256(task.path)
-        except (ImageError, OSError):
-            return Record("", "failed", False, json.dumps(row))
+    sha256 = picture_digest(task.path) if failure.lasting else ""
     return Record(sha256, "failed", bool(sha256), json.dumps(row))
+
+
+def picture_digest(path: Path) -> str:
+    """SHA-256 of a picture; empty where it can't be read, or is no file: a pipe would be waited for without end."""
+    try:
+        return content_sha256(path) if path.is_file() else ""
+    except (ImageError, OSError):
+        return ""
 
 
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
