@@ -259,6 +259,21 @@ def test_no_output_replaces_another_or_a_picture(tmp_path: Path, pipeline: Any) 
             run(pipeline, job)
 
 
+def test_no_output_replaces_what_the_run_is_told_by(tmp_path: Path, pipeline: Any) -> None:
+    folder, told = pictures(tmp_path / "in", "a.jpg"), tmp_path / "told.csv"
+    told.write_text("a.jpg\n")
+    (tmp_path / "link.csv").symlink_to(told)
+    for job in (
+        BatchJob(folder, told, listed=told),
+        BatchJob(folder, tmp_path / "r.csv", tmp_path / "link.csv", listed=told),
+        BatchJob(folder, tmp_path / "link.csv", inputs=(told,)),
+    ):
+        with pytest.raises(UsageError, match=r"is read by this run; give --(out|cells) another name"):
+            run(pipeline, job)
+    assert told.read_text() == "a.jpg\n"
+    assert run(pipeline, BatchJob(folder, tmp_path / "r.csv", listed=told)).done == 1
+
+
 def test_a_second_run_does_not_count_the_outputs_of_the_first(tmp_path: Path) -> None:
     smears(tmp_path, "a.png", "sub/b.png")
     pictures(tmp_path, "notes.txt")

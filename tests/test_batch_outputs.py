@@ -330,9 +330,14 @@ def test_the_flags_reach_the_batch(tmp_path: Path) -> None:
         (["--engine", "abacus"], "--engine"),
         (["--workers", "-1"], "--workers"),
         (["--glob", "nothing"], "no pictures found"),
+        (["--region", "in/told.csv", "--cells", "in/told.csv"], "is read by this run; give --cells another name"),
+        (["--taxonomy", "in/told.csv", "--cells", "in/told.csv"], "is read by this run; give --cells another name"),
     ],
 )
-def test_wrong_flags_are_wrong_usage(tmp_path: Path, flags: list[str], hint: str) -> None:
+def test_wrong_flags_are_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = smears(tmp_path / "in", "a.png")
     result = call("batch", folder, "--out", tmp_path / "r.csv", *flags)
     assert result.exit_code == 2, result.output

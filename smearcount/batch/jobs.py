@@ -36,6 +36,7 @@ class BatchJob:
         fresh: begin a new journal instead of going on with an old one.
         summary: an HTML page about the whole batch, if wanted.
         slide_scale: where the scale is estimated, one for all pictures of a slide instead of one for each picture.
+        inputs: files that the settings name, which no output may replace.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class BatchJob:
     fresh: bool = False
     summary: Path | None = None
     slide_scale: bool = True
+    inputs: tuple[Path, ...] = ()
 
     @property
     def journal(self) -> Path:
@@ -144,10 +146,12 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         pictures: the real paths of the pictures to analyse.
 
     Raises:
-        UsageError: an output would replace another or a picture, or has an ending of another kind of file.
+        UsageError: an output would replace another, a picture or another input, or has an ending of another kind of
+            file.
         ImageError: an output can't be written.
     """
     taken: dict[str, str] = {}
+    inputs = {os.path.realpath(path) for path in (job.listed, *job.inputs) if path}
     for flag, path in job.files.items():
         endings = tuple(ENDINGS) if flag in job.tables else PAGE_ENDINGS
         if path.suffix.lower() not in endings:
@@ -157,6 +161,8 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
             raise UsageError(f"{path}: {taken[real]} and {flag} are one file; give them different names")
         if real in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
+        if real in inputs:
+            raise UsageError(f"{path}: is read by this run; give {flag} another name")
     for path in job.files.values():
         check_target(path)
     for folder in job.folders:

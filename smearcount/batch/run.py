@@ -47,7 +47,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
         watch: is told of every step.
 
     Raises:
-        UsageError: there is no picture, an output would replace another or a picture, another run is writing it, or
+        UsageError: there is no picture, an output would replace another or an input, another run is writing it, or
             the journal is of another version, or a worker uses another one or another runtime.
         ImageError: the folder can't be listed, or an output or the journal can't be written; what is finished stays.
         Interrupted: the user stopped it; what is finished is in the journal.
