@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -13,14 +14,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 from fake_batch import DiscMaker, smear, smears
 
 from smearcount.batch import BatchJob, Outcome, run_batch
-from smearcount.batch.files import locked, replacing
+from smearcount.batch.files import locked, replacing, sweep
 from smearcount.batch.journal import Journal, Measure, Record
 from smearcount.errors import ImageError, UsageError
 
@@ -441,15 +442,36 @@ def test_outputs_of_long_names_do_not_lock_each_other_out(tmp_path: Path) -> Non
     assert batch(folder, tmp_path / f"{long}1.csv", cells=tmp_path / f"{long}2.csv").done == 1
 
 
-def test_what_a_killed_run_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    folder = smears(tmp_path / "in", "a.png")
-    own, others = f".r.{'0' * 16}.part", (".r.csv.part", f".x.{'0' * 16}.part", "notes.part")
-    for name in (own, *others, f"o/s/.a.png.{'f' * 16}.part", "o/s/.a.part"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    batch(folder, tmp_path / "r.csv", overlays=tmp_path / "o")
-    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.part")}
-    assert left == {*others, "o/s/.a.part"}
+def test_what_a_killed_run_left_half_written_is_swept_away_and_nothing_of_others(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "s/b.png", "t/" + "long" * 20 + ".png")
+    own = ("r.csv", "s.csv", "p.html", "o/a.png.overlay", "o/s/b.png.overlay", f"o/t/{'long' * 10}")
+    own += ("g/a.png.gallery/rbc", "g/s/b.png.gallery/rbc.2")
+    others = ("r", "r.parquet", "r.day2.csv", "x", "o/r.csv", "o/x.csv", "o/other.png.overlay", "o/s/a.png.overlay")
+    others += ("o/s/t/b.png.overlay", "g/y.csv", "g/c.png.gallery/rbc", "in/a.png.overlay")
+    for number, name in enumerate((*own, *others)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f".{path.name}.{number:016x}.part").touch()
+        path.with_name(f".{path.name}.part").touch()
+    more = {"slide_report": tmp_path / "s.csv", "summary": tmp_path / "p.html"}
+    batch(folder, tmp_path / "r.csv", overlays=tmp_path / "o", galleries=tmp_path / "g", **more)
+    left = {path.relative_to(tmp_path) for path in tmp_path.rglob(".*.part")}
+    kept = {path for path in left if re.search(r"\.[0-9a-f]{16}\.part", path.name)}
+    assert {(path.parent / path.name[1:-22]).as_posix() for path in kept} == set(others)
+    assert len(left - kept) == len(own) + len(others)
+
+
+def test_half_written_files_are_known_by_their_whole_names(tmp_path: Path) -> None:
+    begun = {}
+    with ExitStack() as stack:
+        for name in ("r.csv", "r.parquet", "r.day2.csv", "x" * 230 + "1.csv", "x" * 230 + "2.csv"):
+            begun[name] = stack.enter_context(replacing(tmp_path / name))
+            begun[name].touch()
+        for name, temporary in begun.items():
+            sweep([tmp_path / name], [], [])
+            assert not temporary.exists()
+            temporary.touch()
+            assert all(each.exists() for each in begun.values())
 
 
 def test_a_run_refuses_another_process_and_the_lock_of_a_dead_one_is_none(tmp_path: Path) -> None:

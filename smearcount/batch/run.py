@@ -23,11 +23,12 @@ from smearcount.batch.files import locked, sweep
 from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, Stage, Watch, check_job
 from smearcount.batch.journal import Journal, Record
 from smearcount.batch.listing import Picture, list_pictures
+from smearcount.batch.names import place_of
 from smearcount.batch.scales import Measuring
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
-from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest, scales_text
+from smearcount.batch.work import OVERLAY, BatchWork, Maker, Task, Wishes, failed_record, file_digest, scales_text
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
 from smearcount.images import content_sha256
@@ -56,7 +57,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
     listing = list_pictures(job)
     check_job(job, {os.path.realpath(picture.path) for picture in listing.pictures})
     with locked((*job.files.values(), *job.folders)):
-        sweep(job.files.values(), job.folders)
+        _sweep(job, listing.pictures)
         with contextlib.closing(Journal(job.journal, maker.identity(), fresh=job.fresh)) as journal:
             batch = _Batch(maker, job, listing.pictures, journal, watch)
             try:
@@ -67,6 +68,12 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
     done = len(listing.pictures) - len(failed)
     left_out = (listing.overlays, listing.others, listing.unmatched, listing.linked)
     return Outcome(done, tuple(failed), *left_out, *told, reused, time.perf_counter() - start)
+
+
+def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
+    overlays = (place_of(job.overlays, each.image_id, OVERLAY) for each in pictures if job.overlays)
+    galleries = (place_of(job.galleries, each.image_id, ".gallery") for each in pictures if job.galleries)
+    sweep(job.files.values(), overlays, galleries)
 
 
 class _Batch:

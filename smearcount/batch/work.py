@@ -21,7 +21,7 @@ import smearcount
 from smearcount import report
 from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.journal import Record
-from smearcount.batch.names import shortened
+from smearcount.batch.names import place_of
 from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
@@ -33,6 +33,7 @@ from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = [
+    "OVERLAY",
     "BatchWork",
     "PipelineMaker",
     "Task",
@@ -43,6 +44,9 @@ __all__ = [
     "picture_digest",
     "scales_text",
 ]
+
+OVERLAY = ".overlay.jpg"
+"""What is added to the name of a picture for its annotated copy."""
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
@@ -212,15 +216,15 @@ def picture_digest(path: Path) -> str:
 
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     files: dict[str, dict[str, str]] = {}
-    name = shortened(Path(task.image_id).name)
     if wishes.overlays:
-        folder = make_folder(wishes.overlays / Path(task.image_id).parent)
-        files |= _kept(wishes.overlays, [write_picture(folder / f"{name}.overlay.jpg", analysis.overlay())])
+        overlay = place_of(wishes.overlays, task.image_id, OVERLAY)
+        make_folder(overlay.parent)
+        files |= _kept(wishes.overlays, [write_picture(overlay, analysis.overlay())])
     if wishes.galleries:
         from smearcount.gallery import write_gallery
 
-        folder = make_folder(wishes.galleries / Path(task.image_id).parent)
-        files |= _kept(wishes.galleries, write_gallery(analysis, folder, name))
+        gallery = place_of(wishes.galleries, task.image_id, "")
+        files |= _kept(wishes.galleries, write_gallery(analysis, make_folder(gallery.parent), gallery.name))
     return Record(
         sha256=analysis.result.image_sha256,
         status="ok",
