@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -399,6 +399,25 @@ def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
             batch(folder, disk / "r.csv", cells=disk / "c.csv")
         assert (disk / "r.csv").read_bytes() == before
         assert not list(disk.glob(".*.part"))
+
+
+def test_a_disk_that_is_full_from_the_start_is_said_with_the_remedy(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png")
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+            while ballast.write(bytes(4096)):
+                pass
+        with pytest.raises(ImageError, match="full.*; free some space"):
+            batch(folder, disk / "r.csv")
+        assert [path.name for path in disk.glob(".*")] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_a_lock_needs_no_room_on_the_disk(tmp_path: Path) -> None:
+    (tmp_path / ".r.csv.lock").symlink_to("/dev/full")
+    with locked([tmp_path / "r.csv"]), pytest.raises(UsageError, match="another run is writing it"):
+        batch(smears(tmp_path / "in", "a.png"), tmp_path / "r.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

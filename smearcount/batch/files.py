@@ -10,9 +10,9 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from smearcount.batch.names import shortened
 from smearcount.errors import ImageError, UsageError
@@ -38,14 +38,14 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    name = f".{shortened(target.name)}.lock"
+    name = f".{_key(target)}.lock"
     lock = target / ".smearcount.lock" if target.is_dir() else target.with_name(name)
     file = _take(lock, target)
     try:
         owner = {"process": os.getpid(), "machine": socket.gethostname()}
-        file.truncate(0)
-        file.write(json.dumps(owner).encode())
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock is held without these words as well
+            file.truncate(0)
+            file.write(json.dumps(owner).encode())
         yield
     finally:
         # Removed while it is held, so that nobody waits for a file that has no name any more.
@@ -54,10 +54,10 @@ def _locked(target: Path) -> Iterator[None]:
         file.close()
 
 
-def _take(lock: Path, target: Path) -> BinaryIO:
+def _take(lock: Path, target: Path) -> FileIO:
     while True:
         try:
-            file = lock.open("a+b")
+            file = lock.open("a+b", buffering=0)
         except OSError as error:
             raise ImageError(f"{lock}: can't be made ({error.strerror}); check the permissions") from error
         if not _hold(file, lock):
@@ -70,7 +70,7 @@ def _take(lock: Path, target: Path) -> BinaryIO:
         file.close()  # its owner removed it between the two calls
 
 
-def _hold(file: BinaryIO, lock: Path) -> bool:
+def _hold(file: FileIO, lock: Path) -> bool:
     """Take the lock, or say that somebody has it."""
     try:
         if sys.platform == "win32":
@@ -89,7 +89,7 @@ def _hold(file: BinaryIO, lock: Path) -> bool:
     return True
 
 
-def _owner(file: BinaryIO) -> str:
+def _owner(file: FileIO) -> str:
     try:
         file.seek(0)
         owner = json.loads(file.read(1000))
@@ -122,7 +122,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _key(path: Path) -> str:
-    """What the half-written files of a table, and of no other, begin with."""
+    """What the lock and the half-written files of an output, and of no other, begin with."""
     return shortened(path.name)
 
 
