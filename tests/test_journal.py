@@ -276,6 +276,30 @@ def test_failures_of_the_picture_last_and_others_are_tried_again(tmp_path: Path)
     assert batch(folder, report, DiscMaker(log)).done == 2
 
 
+def test_overlays_and_sheets_of_what_a_picture_was_go_when_it_fails(tmp_path: Path) -> None:
+    folder, report = smears(tmp_path / "in", "a.png", "s/b.png", "s/c.png"), tmp_path / "r.csv"
+    wanted = {"overlays": tmp_path / "o", "galleries": tmp_path / "g"}
+    batch(folder, report, **wanted)
+    for name in ("s/b.png", "s/c.png"):
+        (folder / name).write_text("no picture")
+    (tmp_path / "o" / "s" / "c.png.overlay.jpg").write_text("of somebody else")
+    assert batch(folder, report, **wanted).done == 1
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("[og]/**/*.jpg")}
+    assert {name for name in left if "a.png" not in name} == {"o/s/c.png.overlay.jpg"}
+    assert len(left) >= 3
+    assert not list((tmp_path / "g" / "s").iterdir())
+
+
+def test_overlays_and_sheets_may_share_a_folder(tmp_path: Path) -> None:
+    folder, both = smears(tmp_path / "in", "a.png"), tmp_path / "both"
+    batch(folder, tmp_path / "r.csv", overlays=both, galleries=both)
+    (both / "a.png.overlay.jpg").unlink()
+    assert batch(folder, tmp_path / "r.csv", overlays=both, galleries=both).reused == 0
+    (folder / "a.png").write_text("no picture")
+    batch(folder, tmp_path / "r.csv", overlays=both, galleries=both)
+    assert not list(both.iterdir())
+
+
 # ---- killed ----
 
 

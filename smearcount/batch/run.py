@@ -76,6 +76,10 @@ def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
     sweep(job.files.values(), overlays, galleries)
 
 
+def _unchanged(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_digest(path) == sha256
+
+
 class _Batch:
     """One run: its pictures, its journal, and what is wanted of them."""
 
@@ -157,13 +161,27 @@ class _Batch:
         written = files.get(str(wanted))
         if written is None:
             return False
-        return all((wanted / name).is_file() and file_digest(wanted / name) == sha for name, sha in written.items())
+        return all(_unchanged(wanted / name, sha256) for name, sha256 in written.items())
 
     def _named(self, tasks: Sequence[Task], found: Sequence[tuple[int, Any]]) -> Iterator[tuple[str, Record]]:
         for number, result in found:
             task = tasks[number]
             record = self._lost(task, result) if isinstance(result, Lost) else result
+            if record.status != "ok":
+                self._clear(task.image_id)
             yield task.image_id, record
+
+    def _clear(self, image_id: str) -> None:
+        """Remove what was written for a picture that has no result any more, unless somebody changed it."""
+        record = self.journal.find(image_id, cells=False)
+        with contextlib.suppress(ValueError, TypeError, OSError):
+            files = record.content()[2] if record else {}
+            for folder in filter(None, (self.wishes.overlays, self.wishes.galleries)):
+                for name, sha256 in files.get(str(folder), {}).items():
+                    if _unchanged(folder / name, sha256):
+                        (folder / name).unlink()
+            if self.wishes.galleries:
+                place_of(self.wishes.galleries, image_id, ".gallery").rmdir()
 
     def _lost(self, task: Task, lost: Lost) -> Record:
         reason = (

@@ -219,12 +219,12 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     if wishes.overlays:
         overlay = place_of(wishes.overlays, task.image_id, OVERLAY)
         make_folder(overlay.parent)
-        files |= _kept(wishes.overlays, [write_picture(overlay, analysis.overlay())])
+        _keep(files, wishes.overlays, [write_picture(overlay, analysis.overlay())])
     if wishes.galleries:
         from smearcount.gallery import write_gallery
 
         gallery = place_of(wishes.galleries, task.image_id, "")
-        files |= _kept(wishes.galleries, write_gallery(analysis, make_folder(gallery.parent), gallery.name))
+        _keep(files, wishes.galleries, write_gallery(analysis, make_folder(gallery.parent), gallery.name))
     return Record(
         sha256=analysis.result.image_sha256,
         status="ok",
@@ -243,8 +243,9 @@ def scales_text(scales: SlideScales) -> str:
     return json.dumps([[*size_wh, scale.um_per_px, scale.note] for size_wh, scale in sorted(scales.items())])
 
 
-def _kept(folder: Path, written: list[Path]) -> dict[str, dict[str, str]]:
-    return {str(folder): {path.relative_to(folder).as_posix(): file_digest(path) for path in written}}
+def _keep(files: dict[str, dict[str, str]], folder: Path, written: list[Path]) -> None:
+    digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in written}
+    files.setdefault(str(folder), {}).update(digests)
 
 
 def file_digest(path: Path) -> str:
