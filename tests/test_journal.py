@@ -300,6 +300,26 @@ def test_overlays_and_sheets_may_share_a_folder(tmp_path: Path) -> None:
     assert not list(both.iterdir())
 
 
+@pytest.mark.parametrize("um_per_px", [0.16, None])
+def test_a_finished_picture_that_became_a_pipe_is_not_waited_for(tmp_path: Path, um_per_px: float | None) -> None:
+    folder, report = smears(tmp_path / "in", "s/a.png", "s/b.png"), tmp_path / "r.csv"
+    batch(folder, report, DiscMaker(um_per_px=um_per_px))
+    (folder / "s" / "b.png").unlink()
+    os.mkfifo(folder / "s" / "b.png")
+
+    def waited(*_: object) -> None:
+        pytest.fail("waited for a pipe")
+
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(10)
+    try:
+        batch(folder, report, DiscMaker(um_per_px=um_per_px))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert status_of(report) == {"s/a.png": "ok", "s/b.png": "failed"}
+
+
 # ---- killed ----
 
 

@@ -28,10 +28,19 @@ from smearcount.batch.scales import Measuring
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
-from smearcount.batch.work import OVERLAY, BatchWork, Maker, Task, Wishes, failed_record, file_digest, scales_text
+from smearcount.batch.work import (
+    OVERLAY,
+    BatchWork,
+    Maker,
+    Task,
+    Wishes,
+    failed_record,
+    file_digest,
+    picture_digest,
+    scales_text,
+)
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
-from smearcount.images import content_sha256
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales
 
@@ -150,8 +159,8 @@ class _Batch:
                 complete &= record.scales == scales_text(self._scales_of(picture))
                 complete &= not (self.wishes.cells and record.cells is None)
                 complete &= all(self._has(folder, files) for folder in (self.wishes.overlays, self.wishes.galleries))
-            return complete and content_sha256(picture.path) == record.sha256
-        except (ValueError, TypeError, ImageError, OSError):
+            return complete and picture_digest(picture.path) == record.sha256
+        except (ValueError, TypeError, OSError):
             return False  # it is analysed, and the reason, if there still is one, becomes its row
 
     def _has(self, wanted: Path | None, files: Mapping[str, Mapping[str, str]]) -> bool:
