@@ -96,6 +96,7 @@ def _imported(address: str) -> Any:
     # Read when Ray is imported: no usage report, no log on the terminal, and a cluster of our own on the loopback only.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # all that is said of workers that died, on stdout
     if not address:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
