@@ -184,6 +184,32 @@ def test_a_damaged_journal_is_said_with_the_remedy(tmp_path: Path, change: str) 
     assert batch(folder, tmp_path / "r.csv", fresh=True, **wanted).done == 1
 
 
+@pytest.mark.parametrize(
+    "damage", [(b"TABLE pictures", b"TABL\xff pictures"), (b'"runtime": "a"', b'"runtime"\x01 "a"')]
+)
+def test_a_journal_of_broken_letters_is_said_with_the_remedy(tmp_path: Path, damage: tuple[bytes, bytes]) -> None:
+    def made_with(runtime: str) -> Record:
+        return Record("ab", "ok", True, "{}", provenance=f'{{"runtime": "{runtime}"}}')
+
+    path = tmp_path / "j"
+    with closing(Journal(path, {})) as journal:
+        journal.add([("a", made_with("a"))])
+    path.write_bytes(path.read_bytes().replace(*damage))
+    with pytest.raises(ImageError, match=r"j: the journal can't be used .*is damaged"):  # noqa: SIM117
+        with closing(Journal(path, {})) as journal:
+            journal.add([("b", made_with("b"))])
+
+
+def test_a_journal_that_another_program_has_open_is_said_with_the_remedy(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", {}).close()
+    with closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as viewer:
+        viewer.execute("PRAGMA journal_mode=DELETE")
+        viewer.execute("BEGIN")
+        viewer.execute("SELECT count(*) FROM pictures").fetchone()
+        with pytest.raises(ImageError, match="another program has it open; close it there, and run it again"):
+            Journal(tmp_path / "j", {})
+
+
 def test_timings_are_in_the_journal_and_nowhere_else(tmp_path: Path) -> None:
     folder = smears(tmp_path / "in", "a.png", "b.png")
     reports = []
