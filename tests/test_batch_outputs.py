@@ -134,6 +134,24 @@ def test_a_folder_that_cannot_be_listed_is_a_row(tmp_path: Path, monkeypatch: py
     assert [row["image"] for row in batch_rows(folder, tmp_path)] == ["a.png", "locked/b.png", "z.png"]
 
 
+def test_a_folder_that_cannot_be_listed_is_named_once_and_is_no_row_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(smears(tmp_path / "in", "a.png", "n/b.png"))
+    real = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "n":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for reused in (0, 1):
+        outcome = run_batch(DiscMaker(), BatchJob(Path(), tmp_path / "r.csv", recursive=True))
+        assert outcome.failed == (("n/", "n/: can't be listed (Permission denied); check the permissions"),)
+        assert (outcome.done, outcome.reused) == (1, reused)
+
+
 @pytest.mark.parametrize("engine", [run_here, partial(run_local, LocalPlan(1, 1))])
 def test_a_picture_that_cannot_be_asked_for_costs_only_itself(tmp_path: Path, engine: Engine) -> None:
     folder = smears(tmp_path / "in", "a.png", "z.png")

@@ -122,7 +122,7 @@ class _Batch:
                 self.watch(Stage("analysing", total - len(missing), total))
         if missing:
             raise RuntimeError(f"expected a result for each of {len(tasks)} pictures, {len(missing)} had none")
-        return total - len(tasks)
+        return total - len(tasks) - sum(bool(picture.fault) for picture in self.pictures)
 
     def _scales_of(self, picture: Picture) -> SlideScales:
         return self.scales.get(picture.slide_id, {})
@@ -137,8 +137,8 @@ class _Batch:
         for number, picture in enumerate(self.pictures):
             self.watch(Stage("checking", number, len(self.pictures)))
             if picture.fault:
-                task = Task(picture.path, picture.image_id, picture.slide_id)
-                record = failed_record(task, Failure(picture.fault), self.taxonomy)
+                task = Task(picture.path.absolute(), picture.image_id, picture.slide_id)
+                record = failed_record(task, Failure(f"{picture.image_id}: {picture.fault}"), self.taxonomy)
                 self.journal.add([(picture.image_id, record)])
             elif not self._reusable(picture):
                 waiting.append(picture)
