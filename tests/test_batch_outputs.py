@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import zipfile
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -292,15 +294,28 @@ def test_every_column_has_a_type(taxonomy: Taxonomy) -> None:
 
 def test_infinity_and_formulas_do_no_harm(tmp_path: Path) -> None:
     rows = [{"image": '=HYPERLINK("x")', "pct_a_high": "inf", "n_rbc": ""}]
-    rows += [{"image": "\x07", "pct_a_high": "", "n_rbc": 3}]
+    rows += [{"image": "\x07\r", "pct_a_high": "", "n_rbc": 3}, {"image": "#REF!", "pct_a_high": "", "n_rbc": 3}]
     write_table(tmp_path / "t.xlsx", ("image", "pct_a_high", "n_rbc"), iter(rows))
     write_table(tmp_path / "t.parquet", ("image", "pct_a_high", "n_rbc"), iter(rows))
     import openpyxl
 
     sheet = openpyxl.load_workbook(tmp_path / "t.xlsx").active
-    assert sheet["A2"].data_type == "s"
-    assert [[cell.value for cell in row] for row in sheet][1:] == [['=HYPERLINK("x")', "inf", None], ["?", None, 3]]
+    assert sheet["A2"].data_type == sheet["A4"].data_type == "s"
+    values = [['=HYPERLINK("x")', "inf", None], ["??", None, 3], ["#REF!", None, 3]]
+    assert [[cell.value for cell in row] for row in sheet][1:] == values
     assert pd.read_parquet(tmp_path / "t.parquet")["pct_a_high"].tolist()[0] == np.inf
+
+
+def test_a_sheet_of_excel_tells_nothing_of_when_it_was_written(tmp_path: Path) -> None:
+    import openpyxl
+
+    for name in ("a.xlsx", "b.xlsx"):
+        write_table(tmp_path / name, ("image", "n_rbc"), iter([{"image": "a", "n_rbc": 3}] * 3))
+    assert (tmp_path / "a.xlsx").read_bytes() == (tmp_path / "b.xlsx").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as parts:
+        assert {part.date_time for part in parts.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    told = openpyxl.load_workbook(tmp_path / "a.xlsx").properties
+    assert told.created == told.modified == datetime(1980, 1, 1)  # noqa: DTZ001
 
 
 def test_a_sheet_that_is_too_long_is_said_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
