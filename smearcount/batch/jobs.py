@@ -16,6 +16,9 @@ __all__ = ["BatchJob", "Interrupted", "Outcome", "Stage", "Watch", "check_job"]
 PAGE_ENDINGS = (".html", ".htm")
 """What the name of a page ends in."""
 
+_NAME_BYTES = 255
+"""Longest name that file systems take; that of a report leaves room for what SQLite puts beside its journal."""
+
 
 @dataclass(frozen=True)
 class BatchJob:
@@ -146,8 +149,8 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         pictures: the real paths of the pictures to analyse.
 
     Raises:
-        UsageError: an output would replace another, a picture or another input, or has an ending of another kind of
-            file.
+        UsageError: an output would replace another, a picture or another input, or its name is too long or has an
+            ending of another kind of file.
         ImageError: an output can't be written.
     """
     taken: dict[str, str] = {}
@@ -159,6 +162,9 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         real = os.path.realpath(path)  # unlike Path.resolve it takes links to themselves for names
         if taken.setdefault(real, flag) != flag:
             raise UsageError(f"{path}: {taken[real]} and {flag} are one file; give them different names")
+        longest = _NAME_BYTES - (len(".journal-journal") if path == job.report else 0)
+        if len(os.fsencode(path.name)) > longest:
+            raise UsageError(f"{path}: its name is too long; give {flag} a shorter name, of at most {longest} bytes")
         if real in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
         if real in inputs:
