@@ -132,6 +132,7 @@ def main() -> int:
     flags.add_argument("--estimate", action="store_true")
     flags.add_argument("--overlays", type=Path)
     given = flags.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command does
     if given.limit:
         import resource
 

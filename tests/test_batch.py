@@ -263,6 +263,34 @@ def test_no_output_replaces_another_or_a_picture(tmp_path: Path, pipeline: Any) 
             run(pipeline, job)
 
 
+def test_names_that_are_too_long_for_the_disk_are_found_before_the_first_picture(tmp_path: Path) -> None:
+    folder, log = smears(tmp_path / "in", "a.png"), tmp_path / "log"
+    fitting = tmp_path / ("r" * 235 + ".csv")
+    for job, words in (
+        (BatchJob(folder, tmp_path / ("r" * 236 + ".csv")), "--out a shorter name, of at most 239 bytes"),
+        (BatchJob(folder, fitting, tmp_path / ("c" * 252 + ".csv")), "--cells a shorter name, of at most 255 bytes"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            run_batch(DiscMaker(log), job)
+    assert not log.exists()
+    assert run_batch(DiscMaker(log), BatchJob(folder, fitting, tmp_path / ("c" * 251 + ".csv"))).done == 1
+
+
+def test_no_output_replaces_what_the_run_is_told_by(tmp_path: Path, pipeline: Any) -> None:
+    folder, told = pictures(tmp_path / "in", "a.jpg"), tmp_path / "told.csv"
+    told.write_text("a.jpg\n")
+    (tmp_path / "link.csv").symlink_to(told)
+    for job in (
+        BatchJob(folder, told, listed=told),
+        BatchJob(folder, tmp_path / "r.csv", tmp_path / "link.csv", listed=told),
+        BatchJob(folder, tmp_path / "link.csv", inputs=(told,)),
+    ):
+        with pytest.raises(UsageError, match=r"is read by this run; give --(out|cells) another name"):
+            run(pipeline, job)
+    assert told.read_text() == "a.jpg\n"
+    assert run(pipeline, BatchJob(folder, tmp_path / "r.csv", listed=told)).done == 1
+
+
 def test_a_second_run_does_not_count_the_outputs_of_the_first(tmp_path: Path) -> None:
     smears(tmp_path, "a.png", "sub/b.png")
     pictures(tmp_path, "notes.txt")

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import os
+import zipfile
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from smearcount.batch.tables import number_type, write_table
 from smearcount.cli import app
 from smearcount.cli.batch import pace, progress
 from smearcount.counting import percentage
+from smearcount.engines import Engine, LocalPlan, run_here, run_local
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import open_image
 from smearcount.records import Labels
@@ -130,6 +134,53 @@ def test_a_folder_that_cannot_be_listed_is_a_row(tmp_path: Path, monkeypatch: py
     assert [(row["slide"], row["status"]) for row in rows_of(tmp_path / "s.csv")] == [("", "ok"), ("locked", "failed")]
     monkeypatch.undo()
     assert [row["image"] for row in batch_rows(folder, tmp_path)] == ["a.png", "locked/b.png", "z.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named_once_and_is_no_row_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(smears(tmp_path / "in", "a.png", "n/b.png"))
+    real = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "n":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for reused in (0, 1):
+        outcome = run_batch(DiscMaker(), BatchJob(Path(), tmp_path / "r.csv", recursive=True))
+        assert outcome.failed == (("n/", "n/: can't be listed (Permission denied); check the permissions"),)
+        assert (outcome.done, outcome.reused) == (1, reused)
+
+
+@pytest.mark.parametrize("engine", [run_here, partial(run_local, LocalPlan(1, 1))])
+def test_a_picture_that_cannot_be_asked_for_costs_only_itself(tmp_path: Path, engine: Engine) -> None:
+    folder = smears(tmp_path / "in", "a.png", "z.png")
+    long = "x" * 300 + ".png"
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"a.png\n{long}\nz.png\n")
+    run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv", listed=listed), engine)
+    rows = rows_of(tmp_path / "r.csv")
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert rows[1]["error"].startswith(f"{long}: can't be read (")
+    assert "File name too long" in rows[1]["error"]
+
+
+def test_a_picture_in_a_folder_without_entry_has_the_true_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = smears(tmp_path / "in", "a.png", "locked/b.png"), os.stat
+
+    def refuse(path: Any, *more: Any, **flags: Any) -> os.stat_result:
+        if "b.png" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *more, **flags)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    rows = batch_rows(folder, tmp_path)
+    assert [(row["image"], row["status"]) for row in rows] == [("a.png", "ok"), ("locked/b.png", "failed")]
+    assert rows[1]["error"].startswith("locked/b.png: no permission to read it")
 
 
 def test_long_and_strange_names_have_rows_and_overlays(tmp_path: Path) -> None:
@@ -243,15 +294,28 @@ def test_every_column_has_a_type(taxonomy: Taxonomy) -> None:
 
 def test_infinity_and_formulas_do_no_harm(tmp_path: Path) -> None:
     rows = [{"image": '=HYPERLINK("x")', "pct_a_high": "inf", "n_rbc": ""}]
-    rows += [{"image": "\x07", "pct_a_high": "", "n_rbc": 3}]
+    rows += [{"image": "\x07\r", "pct_a_high": "", "n_rbc": 3}, {"image": "#REF!", "pct_a_high": "", "n_rbc": 3}]
     write_table(tmp_path / "t.xlsx", ("image", "pct_a_high", "n_rbc"), iter(rows))
     write_table(tmp_path / "t.parquet", ("image", "pct_a_high", "n_rbc"), iter(rows))
     import openpyxl
 
     sheet = openpyxl.load_workbook(tmp_path / "t.xlsx").active
-    assert sheet["A2"].data_type == "s"
-    assert [[cell.value for cell in row] for row in sheet][1:] == [['=HYPERLINK("x")', "inf", None], ["?", None, 3]]
+    assert sheet["A2"].data_type == sheet["A4"].data_type == "s"
+    values = [['=HYPERLINK("x")', "inf", None], ["??", None, 3], ["#REF!", None, 3]]
+    assert [[cell.value for cell in row] for row in sheet][1:] == values
     assert pd.read_parquet(tmp_path / "t.parquet")["pct_a_high"].tolist()[0] == np.inf
+
+
+def test_a_sheet_of_excel_tells_nothing_of_when_it_was_written(tmp_path: Path) -> None:
+    import openpyxl
+
+    for name in ("a.xlsx", "b.xlsx"):
+        write_table(tmp_path / name, ("image", "n_rbc"), iter([{"image": "a", "n_rbc": 3}] * 3))
+    assert (tmp_path / "a.xlsx").read_bytes() == (tmp_path / "b.xlsx").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as parts:
+        assert {part.date_time for part in parts.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    told = openpyxl.load_workbook(tmp_path / "a.xlsx").properties
+    assert told.created == told.modified == datetime(1980, 1, 1)  # noqa: DTZ001
 
 
 def test_a_sheet_that_is_too_long_is_said_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,9 +363,14 @@ def test_the_flags_reach_the_batch(tmp_path: Path) -> None:
         (["--engine", "abacus"], "--engine"),
         (["--workers", "-1"], "--workers"),
         (["--glob", "nothing"], "no pictures found"),
+        (["--region", "in/told.csv", "--cells", "in/told.csv"], "is read by this run; give --cells another name"),
+        (["--taxonomy", "in/told.csv", "--cells", "in/told.csv"], "is read by this run; give --cells another name"),
     ],
 )
-def test_wrong_flags_are_wrong_usage(tmp_path: Path, flags: list[str], hint: str) -> None:
+def test_wrong_flags_are_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = smears(tmp_path / "in", "a.png")
     result = call("batch", folder, "--out", tmp_path / "r.csv", *flags)
     assert result.exit_code == 2, result.output

@@ -304,7 +304,7 @@ def test_the_page_is_whole_or_absent(
 def test_a_batch_writes_its_summary(tmp_path: Path) -> None:
     folder = smears(tmp_path / "in", "x/a.png", "x/b.png", "y/a.png")
     (folder / "y" / "bad.png").write_bytes(b"no picture")
-    page, left = tmp_path / "s.html", tmp_path / f".s.{'0' * 16}.part"
+    page, left = tmp_path / "s.html", tmp_path / f".s.html.{'0' * 16}.part"
     left.touch()
     job = BatchJob(folder, tmp_path / "r.csv", recursive=True, summary=page)
     outcome = run_batch(DiscMaker(), job)

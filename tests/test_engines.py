@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -197,6 +198,7 @@ def test_ray_gives_the_bytes_of_the_local_engine_and_nothing_leaves_the_machine(
     places = os.pathsep.join((str(PROGRAM.parent), str(PROGRAM.parents[1])))
     done = subprocess.run(words, env=os.environ | {"PYTHONPATH": places}, check=False, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
+    assert not done.stdout  # it may be JSON that is read by a program
     assert (tmp_path / "log").read_text().split().count("kill.png") == 2
     files = sorted(path.relative_to(local) for path in local.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(ray) for path in ray.rglob("*") if path.is_file())
@@ -208,3 +210,20 @@ def test_ray_gives_the_bytes_of_the_local_engine_and_nothing_leaves_the_machine(
         reached = set(re.findall(r'inet_addr\("([^"]+)"|inet_pton\(AF_INET6, "([^"]+)"', calls))
         assert {v4 or v6.removeprefix("::ffff:") for v4, v6 in reached} <= {"127.0.0.1", "::1"}
         assert reached
+
+
+@RAY
+def test_a_scheduler_stops_a_run_on_ray_as_the_user_does(tmp_path: Path) -> None:
+    folder, log = smears(tmp_path / "in", *(f"{n:02}slow.png" for n in range(60))), tmp_path / "log"
+    words = [sys.executable, str(PROGRAM), str(folder), str(tmp_path / "r.csv"), "--ray", "1", "--log", str(log)]
+    places = os.pathsep.join((str(PROGRAM.parent), str(PROGRAM.parents[1])))
+    with subprocess.Popen(words, env=os.environ | {"PYTHONPATH": places}, stderr=subprocess.PIPE, text=True) as process:
+        while not log.exists() or len(log.read_text().split()) < 6:
+            time.sleep(0.02)
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate()
+    assert process.returncode == 130, told
+    assert "of 60 pictures done" in told
+    assert "Traceback" not in told
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "log", "r.csv.journal"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -13,14 +14,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from fake_batch import DiscMaker, smear, smears
 
 from smearcount.batch import BatchJob, Outcome, run_batch
-from smearcount.batch.files import locked, replacing
+from smearcount.batch.files import locked, replacing, sweep
 from smearcount.batch.journal import Journal, Measure, Record
 from smearcount.errors import ImageError, UsageError
 
@@ -183,6 +184,32 @@ def test_a_damaged_journal_is_said_with_the_remedy(tmp_path: Path, change: str) 
     assert batch(folder, tmp_path / "r.csv", fresh=True, **wanted).done == 1
 
 
+@pytest.mark.parametrize(
+    "damage", [(b"TABLE pictures", b"TABL\xff pictures"), (b'"runtime": "a"', b'"runtime"\x01 "a"')]
+)
+def test_a_journal_of_broken_letters_is_said_with_the_remedy(tmp_path: Path, damage: tuple[bytes, bytes]) -> None:
+    def made_with(runtime: str) -> Record:
+        return Record("ab", "ok", True, "{}", provenance=f'{{"runtime": "{runtime}"}}')
+
+    path = tmp_path / "j"
+    with closing(Journal(path, {})) as journal:
+        journal.add([("a", made_with("a"))])
+    path.write_bytes(path.read_bytes().replace(*damage))
+    with pytest.raises(ImageError, match=r"j: the journal can't be used .*is damaged"):  # noqa: SIM117
+        with closing(Journal(path, {})) as journal:
+            journal.add([("b", made_with("b"))])
+
+
+def test_a_journal_that_another_program_has_open_is_said_with_the_remedy(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", {}).close()
+    with closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as viewer:
+        viewer.execute("PRAGMA journal_mode=DELETE")
+        viewer.execute("BEGIN")
+        viewer.execute("SELECT count(*) FROM pictures").fetchone()
+        with pytest.raises(ImageError, match="another program has it open; close it there, and run it again"):
+            Journal(tmp_path / "j", {})
+
+
 def test_timings_are_in_the_journal_and_nowhere_else(tmp_path: Path) -> None:
     folder = smears(tmp_path / "in", "a.png", "b.png")
     reports = []
@@ -273,6 +300,50 @@ def test_failures_of_the_picture_last_and_others_are_tried_again(tmp_path: Path)
     assert log.read_text().split() == ["odd.png"]
     smear(folder / "text.png", 5)
     assert batch(folder, report, DiscMaker(log)).done == 2
+
+
+def test_overlays_and_sheets_of_what_a_picture_was_go_when_it_fails(tmp_path: Path) -> None:
+    folder, report = smears(tmp_path / "in", "a.png", "s/b.png", "s/c.png"), tmp_path / "r.csv"
+    wanted = {"overlays": tmp_path / "o", "galleries": tmp_path / "g"}
+    batch(folder, report, **wanted)
+    for name in ("s/b.png", "s/c.png"):
+        (folder / name).write_text("no picture")
+    (tmp_path / "o" / "s" / "c.png.overlay.jpg").write_text("of somebody else")
+    assert batch(folder, report, **wanted).done == 1
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("[og]/**/*.jpg")}
+    assert {name for name in left if "a.png" not in name} == {"o/s/c.png.overlay.jpg"}
+    assert len(left) >= 3
+    assert not list((tmp_path / "g" / "s").iterdir())
+
+
+def test_overlays_and_sheets_may_share_a_folder(tmp_path: Path) -> None:
+    folder, both = smears(tmp_path / "in", "a.png"), tmp_path / "both"
+    batch(folder, tmp_path / "r.csv", overlays=both, galleries=both)
+    (both / "a.png.overlay.jpg").unlink()
+    assert batch(folder, tmp_path / "r.csv", overlays=both, galleries=both).reused == 0
+    (folder / "a.png").write_text("no picture")
+    batch(folder, tmp_path / "r.csv", overlays=both, galleries=both)
+    assert not list(both.iterdir())
+
+
+@pytest.mark.parametrize("um_per_px", [0.16, None])
+def test_a_finished_picture_that_became_a_pipe_is_not_waited_for(tmp_path: Path, um_per_px: float | None) -> None:
+    folder, report = smears(tmp_path / "in", "s/a.png", "s/b.png"), tmp_path / "r.csv"
+    batch(folder, report, DiscMaker(um_per_px=um_per_px))
+    (folder / "s" / "b.png").unlink()
+    os.mkfifo(folder / "s" / "b.png")
+
+    def waited(*_: object) -> None:
+        pytest.fail("waited for a pipe")
+
+    before = signal.signal(signal.SIGALRM, waited)
+    signal.alarm(10)
+    try:
+        batch(folder, report, DiscMaker(um_per_px=um_per_px))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert status_of(report) == {"s/a.png": "ok", "s/b.png": "failed"}
 
 
 # ---- killed ----
@@ -400,6 +471,25 @@ def test_a_full_disk_stops_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
         assert not list(disk.glob(".*.part"))
 
 
+def test_a_disk_that_is_full_from_the_start_is_said_with_the_remedy(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png")
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        with (disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+            while ballast.write(bytes(4096)):
+                pass
+        with pytest.raises(ImageError, match="full.*; free some space"):
+            batch(folder, disk / "r.csv")
+        assert [path.name for path in disk.glob(".*")] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device")
+def test_a_lock_needs_no_room_on_the_disk(tmp_path: Path) -> None:
+    (tmp_path / ".r.csv.lock").symlink_to("/dev/full")
+    with locked([tmp_path / "r.csv"]), pytest.raises(UsageError, match="another run is writing it"):
+        batch(smears(tmp_path / "in", "a.png"), tmp_path / "r.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "r.csv"
     target.write_text("old")
@@ -441,15 +531,36 @@ def test_outputs_of_long_names_do_not_lock_each_other_out(tmp_path: Path) -> Non
     assert batch(folder, tmp_path / f"{long}1.csv", cells=tmp_path / f"{long}2.csv").done == 1
 
 
-def test_what_a_killed_run_left_half_written_is_swept_away(tmp_path: Path) -> None:
-    folder = smears(tmp_path / "in", "a.png")
-    own, others = f".r.{'0' * 16}.part", (".r.csv.part", f".x.{'0' * 16}.part", "notes.part")
-    for name in (own, *others, f"o/s/.a.png.{'f' * 16}.part", "o/s/.a.part"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    batch(folder, tmp_path / "r.csv", overlays=tmp_path / "o")
-    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.part")}
-    assert left == {*others, "o/s/.a.part"}
+def test_what_a_killed_run_left_half_written_is_swept_away_and_nothing_of_others(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "s/b.png", "t/" + "long" * 20 + ".png")
+    own = ("r.csv", "s.csv", "p.html", "o/a.png.overlay", "o/s/b.png.overlay", f"o/t/{'long' * 10}")
+    own += ("g/a.png.gallery/rbc", "g/s/b.png.gallery/rbc.2")
+    others = ("r", "r.parquet", "r.day2.csv", "x", "o/r.csv", "o/x.csv", "o/other.png.overlay", "o/s/a.png.overlay")
+    others += ("o/s/t/b.png.overlay", "g/y.csv", "g/c.png.gallery/rbc", "in/a.png.overlay")
+    for number, name in enumerate((*own, *others)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f".{path.name}.{number:016x}.part").touch()
+        path.with_name(f".{path.name}.part").touch()
+    more = {"slide_report": tmp_path / "s.csv", "summary": tmp_path / "p.html"}
+    batch(folder, tmp_path / "r.csv", overlays=tmp_path / "o", galleries=tmp_path / "g", **more)
+    left = {path.relative_to(tmp_path) for path in tmp_path.rglob(".*.part")}
+    kept = {path for path in left if re.search(r"\.[0-9a-f]{16}\.part", path.name)}
+    assert {(path.parent / path.name[1:-22]).as_posix() for path in kept} == set(others)
+    assert len(left - kept) == len(own) + len(others)
+
+
+def test_half_written_files_are_known_by_their_whole_names(tmp_path: Path) -> None:
+    begun = {}
+    with ExitStack() as stack:
+        for name in ("r.csv", "r.parquet", "r.day2.csv", "x" * 230 + "1.csv", "x" * 230 + "2.csv"):
+            begun[name] = stack.enter_context(replacing(tmp_path / name))
+            begun[name].touch()
+        for name, temporary in begun.items():
+            sweep([tmp_path / name], [], [])
+            assert not temporary.exists()
+            temporary.touch()
+            assert all(each.exists() for each in begun.values())
 
 
 def test_a_run_refuses_another_process_and_the_lock_of_a_dead_one_is_none(tmp_path: Path) -> None:

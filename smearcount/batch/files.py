@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import re
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 from smearcount.batch.names import shortened
 from smearcount.errors import ImageError, UsageError
 
 __all__ = ["locked", "replacing", "sweep"]
 
-_PART = re.compile(r"\..{0,40}\.[0-9a-f]{16}\.part", re.DOTALL)
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{16}\.part", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -39,14 +38,14 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    name = f".{shortened(target.name)}.lock"
+    name = f".{_key(target)}.lock"
     lock = target / ".smearcount.lock" if target.is_dir() else target.with_name(name)
     file = _take(lock, target)
     try:
         owner = {"process": os.getpid(), "machine": socket.gethostname()}
-        file.truncate(0)
-        file.write(json.dumps(owner).encode())
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: the lock is held without these words as well
+            file.truncate(0)
+            file.write(json.dumps(owner).encode())
         yield
     finally:
         # Removed while it is held, so that nobody waits for a file that has no name any more.
@@ -55,10 +54,10 @@ def _locked(target: Path) -> Iterator[None]:
         file.close()
 
 
-def _take(lock: Path, target: Path) -> BinaryIO:
+def _take(lock: Path, target: Path) -> FileIO:
     while True:
         try:
-            file = lock.open("a+b")
+            file = lock.open("a+b", buffering=0)
         except OSError as error:
             raise ImageError(f"{lock}: can't be made ({error.strerror}); check the permissions") from error
         if not _hold(file, lock):
@@ -71,7 +70,7 @@ def _take(lock: Path, target: Path) -> BinaryIO:
         file.close()  # its owner removed it between the two calls
 
 
-def _hold(file: BinaryIO, lock: Path) -> bool:
+def _hold(file: FileIO, lock: Path) -> bool:
     """Take the lock, or say that somebody has it."""
     try:
         if sys.platform == "win32":
@@ -90,7 +89,7 @@ def _hold(file: BinaryIO, lock: Path) -> bool:
     return True
 
 
-def _owner(file: BinaryIO) -> str:
+def _owner(file: FileIO) -> str:
     try:
         file.seek(0)
         owner = json.loads(file.read(1000))
@@ -106,7 +105,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ImageError: it can't be written; what was under `path` before is still there.
     """
-    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.part")
+    temporary = path.with_name(f".{_key(path)}.{secrets.token_hex(8)}.part")
     try:
         yield temporary
         _to_disk(temporary)
@@ -122,6 +121,11 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def _key(path: Path) -> str:
+    """What the lock and the half-written files of an output, and of no other, begin with."""
+    return shortened(path.name)
+
+
 def _to_disk(path: Path) -> None:
     if sys.platform == "win32" and path.is_dir():
         return  # folders can't be opened there
@@ -132,11 +136,29 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(tables: Iterable[Path], folders: Iterable[Path]) -> None:
-    """Remove what a run that was killed left half-written of these outputs; only while their locks are held."""
-    beside = (found for path in tables for found in path.parent.glob(f".{glob.escape(path.stem[:40])}.*.part"))
-    inside = (Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names)
-    for path in chain(beside, inside):
-        if _PART.fullmatch(path.name):
-            with contextlib.suppress(OSError):
-                path.unlink()
+def sweep(tables: Iterable[Path], overlays: Iterable[Path], galleries: Iterable[Path]) -> None:
+    """Remove what a run that was killed left half-written of these outputs; only while their locks are held.
+
+    What other runs are writing in the same folders stays.
+
+    Args:
+        tables: files that `replacing` writes.
+        overlays: pictures that `write_picture` writes.
+        galleries: folders of the sheets of one picture each.
+    """
+    keys: dict[Path, set[str]] = {}
+    for path, key in chain(((path, _key(path)) for path in tables), ((path, path.stem[:40]) for path in overlays)):
+        keys.setdefault(path.parent, set()).add(key)
+    for folder, own in keys.items():
+        _sweep(folder, own.__contains__)
+    for folder in galleries:
+        _sweep(folder, bool)
+
+
+def _sweep(folder: Path, own: Callable[[str], bool]) -> None:
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            found = _PART.fullmatch(path.name)
+            if found and own(found[1]):
+                with contextlib.suppress(OSError):
+                    path.unlink()

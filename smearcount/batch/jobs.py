@@ -16,6 +16,9 @@ __all__ = ["BatchJob", "Interrupted", "Outcome", "Stage", "Watch", "check_job"]
 PAGE_ENDINGS = (".html", ".htm")
 """What the name of a page ends in."""
 
+_NAME_BYTES = 255
+"""Longest name that file systems take; that of a report leaves room for what SQLite puts beside its journal."""
+
 
 @dataclass(frozen=True)
 class BatchJob:
@@ -36,6 +39,7 @@ class BatchJob:
         fresh: begin a new journal instead of going on with an old one.
         summary: an HTML page about the whole batch, if wanted.
         slide_scale: where the scale is estimated, one for all pictures of a slide instead of one for each picture.
+        inputs: files that the settings name, which no output may replace.
     """
 
     folder: Path
@@ -52,6 +56,7 @@ class BatchJob:
     fresh: bool = False
     summary: Path | None = None
     slide_scale: bool = True
+    inputs: tuple[Path, ...] = ()
 
     @property
     def journal(self) -> Path:
@@ -144,10 +149,12 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         pictures: the real paths of the pictures to analyse.
 
     Raises:
-        UsageError: an output would replace another or a picture, or has an ending of another kind of file.
+        UsageError: an output would replace another, a picture or another input, or its name is too long or has an
+            ending of another kind of file.
         ImageError: an output can't be written.
     """
     taken: dict[str, str] = {}
+    inputs = {os.path.realpath(path) for path in (job.listed, *job.inputs) if path}
     for flag, path in job.files.items():
         endings = tuple(ENDINGS) if flag in job.tables else PAGE_ENDINGS
         if path.suffix.lower() not in endings:
@@ -155,8 +162,13 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         real = os.path.realpath(path)  # unlike Path.resolve it takes links to themselves for names
         if taken.setdefault(real, flag) != flag:
             raise UsageError(f"{path}: {taken[real]} and {flag} are one file; give them different names")
+        longest = _NAME_BYTES - (len(".journal-journal") if path == job.report else 0)
+        if len(os.fsencode(path.name)) > longest:
+            raise UsageError(f"{path}: its name is too long; give {flag} a shorter name, of at most {longest} bytes")
         if real in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
+        if real in inputs:
+            raise UsageError(f"{path}: is read by this run; give {flag} another name")
     for path in job.files.values():
         check_target(path)
     for folder in job.folders:

@@ -293,7 +293,12 @@ class Journal:
     def _named(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_BUSY":
+                raise ImageError(
+                    f"{self.path}: another program has it open; close it there, and run it again: what is finished is "
+                    "kept"
+                ) from error
             raise ImageError(
                 f"{self.path}: the journal can't be used ({error}); free some space or check the permissions, and run "
                 "it again: what is finished is kept; where the file is damaged, move it away"

@@ -27,7 +27,7 @@ class Picture:
         path: the file.
         image_id: its name in the report, relative to the folder of the batch, with slashes.
         slide_id: the slide it belongs to; empty for none.
-        fault: why it can't be analysed, where that is known without opening it.
+        fault: why it can't be analysed, where that is known without opening it; without its name.
     """
 
     path: Path
@@ -168,7 +168,8 @@ def _walk(job: BatchJob, listing: Listing, faults: dict[Path, str]) -> Iterator[
         except (OSError, ImageError) as error:
             if folder == job.folder:
                 raise
-            faults[folder] = str(error) if isinstance(error, ImageError) else _unlisted(folder, error)
+            told = str(error) if isinstance(error, ImageError) else _unlisted(error)
+            faults[folder] = told.removeprefix(f"{folder}: ")
             yield folder
             continue
         if found:
@@ -191,5 +192,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _unlisted(folder: Path, error: OSError) -> str:
-    return f"{folder}: can't be listed ({error.strerror}); check the permissions"
+def _unlisted(error: OSError) -> str:
+    return f"can't be listed ({error.strerror}); check the permissions"

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import chain, count
 from pathlib import Path
 
-__all__ = ["shortened", "unique_stems"]
+__all__ = ["place_of", "shortened", "unique_stems"]
 
 _NAME_BYTES = 200
 """Longest stem in bytes: file systems take names of 255, and up to 50 are added to it."""
@@ -22,6 +22,11 @@ def shortened(name: str) -> str:
         return name
     digest = hashlib.sha256(encoded).hexdigest()[:12]
     return f"{encoded[: _NAME_BYTES - 13].decode('utf-8', 'ignore')}-{digest}"
+
+
+def place_of(folder: Path, image_id: str, ending: str) -> Path:
+    """Where an output about a picture stands in a folder: below the same sub-folders as the picture in its own."""
+    return folder / Path(image_id).parent / f"{shortened(Path(image_id).name)}{ending}"
 
 
 def unique_stems(paths: Iterable[Path], *, full: bool = False) -> dict[Path, str]:

@@ -23,14 +23,24 @@ from smearcount.batch.files import locked, sweep
 from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, Stage, Watch, check_job
 from smearcount.batch.journal import Journal, Record
 from smearcount.batch.listing import Picture, list_pictures
+from smearcount.batch.names import place_of
 from smearcount.batch.scales import Measuring
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
-from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest, scales_text
+from smearcount.batch.work import (
+    OVERLAY,
+    BatchWork,
+    Maker,
+    Task,
+    Wishes,
+    failed_record,
+    file_digest,
+    picture_digest,
+    scales_text,
+)
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
-from smearcount.images import content_sha256
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales
 
@@ -47,7 +57,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
         watch: is told of every step.
 
     Raises:
-        UsageError: there is no picture, an output would replace another or a picture, another run is writing it, or
+        UsageError: there is no picture, an output would replace another or an input, another run is writing it, or
             the journal is of another version, or a worker uses another one or another runtime.
         ImageError: the folder can't be listed, or an output or the journal can't be written; what is finished stays.
         Interrupted: the user stopped it; what is finished is in the journal.
@@ -56,7 +66,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
     listing = list_pictures(job)
     check_job(job, {os.path.realpath(picture.path) for picture in listing.pictures})
     with locked((*job.files.values(), *job.folders)):
-        sweep(job.files.values(), job.folders)
+        _sweep(job, listing.pictures)
         with contextlib.closing(Journal(job.journal, maker.identity(), fresh=job.fresh)) as journal:
             batch = _Batch(maker, job, listing.pictures, journal, watch)
             try:
@@ -67,6 +77,16 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
     done = len(listing.pictures) - len(failed)
     left_out = (listing.overlays, listing.others, listing.unmatched, listing.linked)
     return Outcome(done, tuple(failed), *left_out, *told, reused, time.perf_counter() - start)
+
+
+def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
+    overlays = (place_of(job.overlays, each.image_id, OVERLAY) for each in pictures if job.overlays)
+    galleries = (place_of(job.galleries, each.image_id, ".gallery") for each in pictures if job.galleries)
+    sweep(job.files.values(), overlays, galleries)
+
+
+def _unchanged(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_digest(path) == sha256
 
 
 class _Batch:
@@ -102,7 +122,7 @@ class _Batch:
                 self.watch(Stage("analysing", total - len(missing), total))
         if missing:
             raise RuntimeError(f"expected a result for each of {len(tasks)} pictures, {len(missing)} had none")
-        return total - len(tasks)
+        return total - len(tasks) - sum(bool(picture.fault) for picture in self.pictures)
 
     def _scales_of(self, picture: Picture) -> SlideScales:
         return self.scales.get(picture.slide_id, {})
@@ -117,8 +137,8 @@ class _Batch:
         for number, picture in enumerate(self.pictures):
             self.watch(Stage("checking", number, len(self.pictures)))
             if picture.fault:
-                task = Task(picture.path, picture.image_id, picture.slide_id)
-                record = failed_record(task, Failure(picture.fault), self.taxonomy)
+                task = Task(picture.path.absolute(), picture.image_id, picture.slide_id)
+                record = failed_record(task, Failure(f"{picture.image_id}: {picture.fault}"), self.taxonomy)
                 self.journal.add([(picture.image_id, record)])
             elif not self._reusable(picture):
                 waiting.append(picture)
@@ -139,8 +159,8 @@ class _Batch:
                 complete &= record.scales == scales_text(self._scales_of(picture))
                 complete &= not (self.wishes.cells and record.cells is None)
                 complete &= all(self._has(folder, files) for folder in (self.wishes.overlays, self.wishes.galleries))
-            return complete and content_sha256(picture.path) == record.sha256
-        except (ValueError, TypeError, ImageError, OSError):
+            return complete and picture_digest(picture.path) == record.sha256
+        except (ValueError, TypeError, OSError):
             return False  # it is analysed, and the reason, if there still is one, becomes its row
 
     def _has(self, wanted: Path | None, files: Mapping[str, Mapping[str, str]]) -> bool:
@@ -150,13 +170,27 @@ class _Batch:
         written = files.get(str(wanted))
         if written is None:
             return False
-        return all((wanted / name).is_file() and file_digest(wanted / name) == sha for name, sha in written.items())
+        return all(_unchanged(wanted / name, sha256) for name, sha256 in written.items())
 
     def _named(self, tasks: Sequence[Task], found: Sequence[tuple[int, Any]]) -> Iterator[tuple[str, Record]]:
         for number, result in found:
             task = tasks[number]
             record = self._lost(task, result) if isinstance(result, Lost) else result
+            if record.status != "ok":
+                self._clear(task.image_id)
             yield task.image_id, record
+
+    def _clear(self, image_id: str) -> None:
+        """Remove what was written for a picture that has no result any more, unless somebody changed it."""
+        record = self.journal.find(image_id, cells=False)
+        with contextlib.suppress(ValueError, TypeError, OSError):
+            files = record.content()[2] if record else {}
+            for folder in filter(None, (self.wishes.overlays, self.wishes.galleries)):
+                for name, sha256 in files.get(str(folder), {}).items():
+                    if _unchanged(folder / name, sha256):
+                        (folder / name).unlink()
+            if self.wishes.galleries:
+                place_of(self.wishes.galleries, image_id, ".gallery").rmdir()
 
     def _lost(self, task: Task, lost: Lost) -> Record:
         reason = (

@@ -19,11 +19,9 @@ from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.jobs import Stage, Watch
 from smearcount.batch.journal import Journal, Measure
 from smearcount.batch.listing import Picture
-from smearcount.batch.work import Maker
+from smearcount.batch.work import Maker, picture_digest
 from smearcount.engines import Engine
-from smearcount.errors import ImageError
 from smearcount.geometry import FloatArray
-from smearcount.images import content_sha256
 from smearcount.pipeline import Pipeline
 from smearcount.slide_scale import RedCells, Size, SlideScales, pooled_scales, spread_rows
 
@@ -45,13 +43,12 @@ class _MeasureWork:
 
 def measure_one(pipeline: Pipeline, path: Path) -> Measure | None:
     """What a picture tells of the scale of its slide; None where it may tell more the next time."""
-    try:
-        found = attempt(path, pipeline.measure, _plain)
-        if not isinstance(found, Failure):
-            return found
-        return Measure(content_sha256(path)) if found.lasting and path.is_file() else None
-    except (ImageError, OSError):  # the analysis of the same picture says what is wrong with it
-        return None
+    found = attempt(path, pipeline.measure, _plain)
+    if not isinstance(found, Failure):
+        return found
+    # The analysis of the same picture says what is wrong with it.
+    sha256 = picture_digest(path) if found.lasting else ""
+    return Measure(sha256) if sha256 else None
 
 
 def _plain(_: Path, found: RedCells) -> Measure:
@@ -112,9 +109,11 @@ class Measuring:
     def _known(self, picture: Picture) -> bool:
         """Whether the journal has what these bytes tell."""
         measure = self.journal.find_measure(picture.image_id)
+        if measure is None or not measure.sha256:
+            return False
         try:
-            return measure is not None and measure.red_px().ndim == 1 and content_sha256(picture.path) == measure.sha256
-        except (ValueError, TypeError, ImageError, OSError):
+            return measure.red_px().ndim == 1 and picture_digest(picture.path) == measure.sha256
+        except (ValueError, TypeError):
             return False
 
     def _measured(self, picture: Picture) -> tuple[Size, FloatArray]:

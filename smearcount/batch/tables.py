@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from smearcount.batch.files import replacing
 from smearcount.errors import ImageError
@@ -16,6 +20,9 @@ __all__ = ["ENDINGS", "number_type", "write_table"]
 _ROWS = 2000
 _SHEET_ROWS = 1_048_576
 """Rows of a sheet of Excel (ECMA-376 part 1, 18.3.1.73, as Excel reads it)."""
+
+_NO_DATE = (1980, 1, 1, 0, 0, 0)
+"""The first moment that a ZIP archive can name."""
 
 _ENDLESS = (float("inf"), float("-inf"))
 
@@ -78,6 +85,7 @@ def _parquet(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) ->
 
 def _xlsx(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
     from openpyxl import Workbook
+    from openpyxl.writer.excel import ExcelWriter
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet("smearcount")
@@ -85,13 +93,36 @@ def _xlsx(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> No
         _fill(sheet, columns, chunks)
     finally:
         sheet.close()
-    book.save(path)
+    book.properties.created = book.properties.modified = datetime(*_NO_DATE)
+    with _Undated(path, "x") as archive:
+        ExcelWriter(book, archive).save()
+
+
+class _Undated(ZipFile):
+    """An archive in which nothing says when it was written, so that the same content is the same bytes."""
+
+    def writestr(self, name: Any, data: Any, *_: Any) -> None:
+        """Add a file with this content."""
+        with self.open(_undated(name), "w") as target:
+            target.write(data.encode() if isinstance(data, str) else data)
+
+    def write(self, filename: Any, arcname: Any = None, *_: Any) -> None:
+        """Add a file of the disk."""
+        with open(filename, "rb") as source, self.open(_undated(arcname), "w", force_zip64=True) as target:
+            shutil.copyfileobj(source, target)
+
+
+def _undated(name: str) -> ZipInfo:
+    entry = ZipInfo(name, _NO_DATE)
+    entry.compress_type = ZIP_DEFLATED
+    return entry
 
 
 def _fill(sheet: Any, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
+    illegal = re.compile(rf"{ILLEGAL_CHARACTERS_RE.pattern}|\r")  # which a sheet would give back as a line feed
     sheet.append(list(columns))
     written = 1
     for rows in chunks:
@@ -100,11 +131,11 @@ def _fill(sheet: Any, columns: Sequence[str], chunks: Iterable[list[Row]]) -> No
             raise _TooLongError(f"a sheet of Excel has {_SHEET_ROWS:,} rows, which are too few; give .csv or .parquet")
         for row in rows:
             values = [_value(column, row[column]) for column in columns]
-            words = [ILLEGAL_CHARACTERS_RE.sub("?", each) if isinstance(each, str) else each for each in values]
+            words = [illegal.sub("?", each) if isinstance(each, str) else each for each in values]
             cells = [WriteOnlyCell(sheet, str(each) if each in _ENDLESS else each) for each in words]
             for cell in cells:
-                # A file name that begins with = is no formula.
-                cell.data_type = "s" if cell.data_type == "f" else cell.data_type
+                # A file name that begins with = is no formula, and one like #REF! no error.
+                cell.data_type = "s" if cell.data_type in ("f", "e") else cell.data_type
             sheet.append(cells)
 
 

@@ -21,7 +21,7 @@ import smearcount
 from smearcount import report
 from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.journal import Record
-from smearcount.batch.names import shortened
+from smearcount.batch.names import place_of
 from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
@@ -32,7 +32,21 @@ from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "file_digest", "scales_text"]
+__all__ = [
+    "OVERLAY",
+    "BatchWork",
+    "PipelineMaker",
+    "Task",
+    "Wishes",
+    "analyze_one",
+    "failed_record",
+    "file_digest",
+    "picture_digest",
+    "scales_text",
+]
+
+OVERLAY = ".overlay.jpg"
+"""What is added to the name of a picture for its annotated copy."""
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
@@ -184,26 +198,29 @@ def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy) -> Record:
     """The record of a picture without a result; its reason names the picture as the report does."""
     reason = failure.reason.replace(str(task.path), task.image_id)
     row = report.failure_row(task.image_id, task.slide_id, reason, taxonomy)
-    sha256 = ""
-    if failure.lasting and task.path.is_file():
-        try:
-            sha256 = content_sha256(task.path)
-        except (ImageError, OSError):
-            return Record("", "failed", False, json.dumps(row))
+    sha256 = picture_digest(task.path) if failure.lasting else ""
     return Record(sha256, "failed", bool(sha256), json.dumps(row))
+
+
+def picture_digest(path: Path) -> str:
+    """SHA-256 of a picture; empty where it can't be read, or is no file: a pipe would be waited for without end."""
+    try:
+        return content_sha256(path) if path.is_file() else ""
+    except (ImageError, OSError):
+        return ""
 
 
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     files: dict[str, dict[str, str]] = {}
-    name = shortened(Path(task.image_id).name)
     if wishes.overlays:
-        folder = make_folder(wishes.overlays / Path(task.image_id).parent)
-        files |= _kept(wishes.overlays, [write_picture(folder / f"{name}.overlay.jpg", analysis.overlay())])
+        overlay = place_of(wishes.overlays, task.image_id, OVERLAY)
+        make_folder(overlay.parent)
+        _keep(files, wishes.overlays, [write_picture(overlay, analysis.overlay())])
     if wishes.galleries:
         from smearcount.gallery import write_gallery
 
-        folder = make_folder(wishes.galleries / Path(task.image_id).parent)
-        files |= _kept(wishes.galleries, write_gallery(analysis, folder, name))
+        gallery = place_of(wishes.galleries, task.image_id, "")
+        _keep(files, wishes.galleries, write_gallery(analysis, make_folder(gallery.parent), gallery.name))
     return Record(
         sha256=analysis.result.image_sha256,
         status="ok",
@@ -222,8 +239,9 @@ def scales_text(scales: SlideScales) -> str:
     return json.dumps([[*size_wh, scale.um_per_px, scale.note] for size_wh, scale in sorted(scales.items())])
 
 
-def _kept(folder: Path, written: list[Path]) -> dict[str, dict[str, str]]:
-    return {str(folder): {path.relative_to(folder).as_posix(): file_digest(path) for path in written}}
+def _keep(files: dict[str, dict[str, str]], folder: Path, written: list[Path]) -> None:
+    digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in written}
+    files.setdefault(str(folder), {}).update(digests)
 
 
 def file_digest(path: Path) -> str:

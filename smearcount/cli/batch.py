@@ -64,6 +64,7 @@ def batch(
     job = BatchJob(folder, out, cells, overlays, recursive, slide_report, gallery)
     job = replace(job, globs=tuple(pattern or ()), excluded=tuple(exclude or ()))
     job = replace(job, listed=listed, slides=slides, fresh=fresh, summary=summary, slide_scale=slide_scale)
+    job = replace(job, inputs=tuple(path for path in (settings.region, settings.taxonomy) if path))
     try:
         with clear_errors(), progress(quiet or as_json) as watch:
             mapped = _engine(settings, engine, workers, ray_address)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import socket
+import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -94,6 +96,7 @@ def _imported(address: str) -> Any:
     # Read when Ray is imported: no usage report, no log on the terminal, and a cluster of our own on the loopback only.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # all that is said of workers that died, on stdout
     if not address:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
@@ -118,7 +121,7 @@ def _connect(ray: Any, plan: RayPlan, tasks: int) -> None:
         options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         _knock(plan.address)
-        with nullcontext() if plan.address else _offline():
+        with _unhandled(), nullcontext() if plan.address else _offline():
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"at {plan.address}" if plan.address else "on this machine"
@@ -133,6 +136,17 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), _PATIENCE_S).close()
+
+
+@contextmanager
+def _unhandled() -> Generator[None, None, None]:
+    """SIGTERM stays as the caller handles it: Ray, which takes it when it starts, would end the program at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
