@@ -29,8 +29,12 @@ CROP_PX = 1024
 """Least side of the crop whose red cells are measured in the end."""
 
 LARGEST_CROP_PX = 4096
-FIRST_GUESSES_PX = (30.0, 60.0, 120.0, 240.0, 480.0)
-"""Red-cell diameters in pixels of the scales tried first, those that fit the picture."""
+FIRST_GUESSES_PX = (60.0, 120.0, 30.0, 240.0, 480.0)
+"""Red-cell diameters in pixels of the scales tried, those that fit the picture, until one is beyond doubt."""
+
+CERTAIN_SCORE, CERTAIN_OCTAVES = 0.7, 0.5
+"""A scale is beyond doubt where its red cells have this score in the mean, and a median so near to the size sought. Of
+1,530 looks at 30 validation fields in 17 conditions none that was had a wrong one."""
 
 FINEST_PX = 15.0
 """Tried as well where the others find few red cells; taken where it finds more, since noise has specks of that size."""
@@ -196,8 +200,14 @@ def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, 
         crop = _Crop(source, side, place, view)
         return _Look(red_px, crop, crop.cells(detector, RED_CELL_UM / red_px))
 
-    largest = max(min(source.size_wh), FIRST_GUESSES_PX[0])
-    best = max((look(red_px) for red_px in FIRST_GUESSES_PX if red_px <= largest), key=_explained)
+    looks: list[_Look] = []
+    for red_px in (each for each in FIRST_GUESSES_PX if each <= max(min(source.size_wh), min(FIRST_GUESSES_PX))):
+        best = look(red_px)
+        looks.append(best)
+        if _is_certain(best):
+            break
+    else:
+        best = max(looks, key=_explained)
     if not _has_enough(best) and _has_enough(finest := look(FINEST_PX)):
         best = max(best, finest, key=_explained)
     wide = best.crop.is_whole or min(best.crop.size_wh) >= CROP_PX
@@ -246,6 +256,16 @@ def check_scale(scale: Scale, cells: Detections) -> Scale:
     red_um = median_px * scale.um_per_px
     note = "" if _plausible(red_um) else f"the scale given makes the median red cell {red_um:.1f} um: check it"
     return Scale(scale.um_per_px, "flag", median_px, note)
+
+
+def _is_certain(look: _Look) -> bool:
+    """Whether the red cells of a look are so many, so sure, and so near to the size sought that no other is needed."""
+    sizes, scores = isolated_red_diameters(look.cells), look.cells.scores[look.cells.kinds == "rbc"]
+    return (
+        len(sizes) >= ENOUGH_CELLS
+        and abs(math.log2(float(np.median(sizes)) / look.red_px)) <= CERTAIN_OCTAVES
+        and float(scores.mean()) >= CERTAIN_SCORE
+    )
 
 
 def _has_enough(look: _Look) -> bool:

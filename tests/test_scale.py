@@ -13,7 +13,7 @@ from smearcount.detector import Detector
 from smearcount.geometry import diameters, iou_matrix
 from smearcount.images import ArraySource
 from smearcount.records import Detections, Scale
-from smearcount.scale import _Crop, _explained, _Look, check_scale, isolated_red_diameters, settle_scale
+from smearcount.scale import _Crop, _explained, _is_certain, _Look, check_scale, isolated_red_diameters, settle_scale
 
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
@@ -151,6 +151,19 @@ def test_many_cells_of_an_implausible_size_weigh_less_than_a_few_good_ones(cells
     assert explained(white, 60) == pytest.approx(2 * 0.9 * 108 / 2)
     specks = cells([[0, 0, 15, 15]] * 16)
     assert explained(specks, 15) < explained(good, 60)
+
+
+def test_a_look_is_certain_by_number_size_and_score(cells: Cells) -> None:
+    crop = _Crop(ArraySource(np.zeros((900, 900, 3), np.uint8)), 1000)
+    x, y = (each.ravel() * 90.0 for each in np.meshgrid(np.arange(4), np.arange(3)))
+    found = cells(np.stack([x, y, x + 60, y + 60], axis=1))
+    assert _is_certain(_Look(60, crop, found))
+    assert _is_certain(_Look(44, crop, found))
+    assert not _is_certain(_Look(42, crop, found))
+    assert not _is_certain(_Look(60, crop, found.take(np.arange(12) < 9)))
+    unsure = Detections(found.boxes, np.full(12, 0.69, np.float32), found.kinds, found.at_edge)
+    assert not _is_certain(_Look(60, crop, unsure))
+    assert not _is_certain(_Look(60, crop, Detections.empty()))
 
 
 def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:
