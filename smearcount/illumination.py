@@ -106,9 +106,11 @@ def _glance(source: ImageSource) -> tuple[float, bool]:
     side = max(8, min(width, height) // 40)
     bands = [source.read(0, round((height - side) * share), width, side) for share in (0, 0.25, 0.5, 0.75, 1)]
     step = max(1, width // 100)
-    level = float(np.percentile(np.concatenate([band[::4, ::step] for band in bands]).max(axis=2), 95))
+    red, green, blue = np.concatenate([band[::4, ::step] for band in bands]).reshape(-1, 3).T
+    lightest = np.sort(np.maximum(np.maximum(red, green), blue))
+    level = float(lightest[int(0.95 * len(lightest))])
     corners = [part for band in (bands[0], bands[-1]) for part in (band[:, :side], band[:, -side:])]
-    return level, any(corner.max(axis=2).mean() < _BLACK * level for corner in corners)
+    return level, any(max(cv2.mean(corner)[:3]) < _BLACK * level for corner in corners)
 
 
 def _view(pixels: Rgb, level: float) -> shapely.Polygon | None:
