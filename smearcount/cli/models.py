@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from smearcount.config import Settings
 from smearcount.errors import ModelError, UsageError
 
 _DETECTOR = Settings().detector
+_LOOKS = "txl_pbc,deepbionet"
 
 ModelName = Annotated[str, typer.Option("--model", callback=known_model, help="Model id or folder.")]
 
@@ -157,41 +159,43 @@ def evaluate_detector(
         typer.echo(text)
 
 
+Compared = Annotated[str, typer.Option("--sources", help="Collections, comma-separated.")]
+Spread = Annotated[int, typer.Option("--fields", min=1, help="Number of fields, spread over the looks.")]
+
+
 @evaluate_app.command("magnification")
 def evaluate_magnification(
-    model: ModelName = _DETECTOR,
-    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet",
-    fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 40,
-    quiet: Quiet = False,
+    model: ModelName = _DETECTOR, sources: Compared = _LOOKS, fields: Spread = 40, quiet: Quiet = False
 ) -> None:
     """Counts of the same fields at a quarter to four times the magnification."""
-    from smearcount.robustness import MAGNIFICATIONS, across_changes, spread_fields
+    from smearcount.robustness import MAGNIFICATIONS
 
-    with clear_errors():
-        chosen = spread_fields(sources.split(","), fields)
-        typer.echo(json.dumps(across_changes(model, chosen, MAGNIFICATIONS, bar(quiet, "evaluating")), indent=2))
+    _show_changes(model, sources, fields, MAGNIFICATIONS, quiet=quiet)
 
 
 @evaluate_app.command("conditions")
 def evaluate_conditions(
-    model: ModelName = _DETECTOR,
-    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet",
-    fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 40,
-    quiet: Quiet = False,
+    model: ModelName = _DETECTOR, sources: Compared = _LOOKS, fields: Spread = 40, quiet: Quiet = False
 ) -> None:
     """Counts of the same fields in other light, focus, contrast, noise and compression."""
-    from smearcount.robustness import CONDITIONS, across_changes, spread_fields
+    from smearcount.robustness import CONDITIONS
+
+    _show_changes(model, sources, fields, CONDITIONS, quiet=quiet)
+
+
+def _show_changes(model: str, sources: str, fields: int, changes: Mapping[str, Any], *, quiet: bool) -> None:
+    from smearcount.robustness import across_changes, spread_fields
 
     with clear_errors():
         chosen = spread_fields(sources.split(","), fields)
-        typer.echo(json.dumps(across_changes(model, chosen, CONDITIONS, bar(quiet, "evaluating")), indent=2))
+        typer.echo(json.dumps(across_changes(model, chosen, changes, bar(quiet, "evaluating")), indent=2))
 
 
 @evaluate_app.command("runtimes")
 def evaluate_runtimes(
     model: ModelName = _DETECTOR,
-    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet,iml_malaria",
-    fields: Annotated[int, typer.Option(min=1, help="Number of fields, spread over the looks.")] = 100,
+    sources: Compared = f"{_LOOKS},iml_malaria",
+    fields: Spread = 100,
     quiet: Quiet = False,
 ) -> None:
     """Counts and boxes in every runtime and precision at hand against OpenVINO in float32."""
