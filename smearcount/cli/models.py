@@ -15,6 +15,7 @@ from smearcount.errors import ModelError, UsageError
 
 _DETECTOR = Settings().detector
 _LOOKS = "txl_pbc,deepbionet"
+_ALL = f"{_LOOKS},iml_malaria"
 
 ModelName = Annotated[str, typer.Option("--model", callback=known_model, help="Model id or folder.")]
 
@@ -134,7 +135,7 @@ def train_labels(
 @evaluate_app.command("detector")
 def evaluate_detector(
     model: ModelName = _DETECTOR,
-    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = "txl_pbc,deepbionet,iml_malaria",
+    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = _ALL,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
     scale: Annotated[str, typer.Option(help="labels (from the labelled red cells) or estimated.")] = "labels",
     card: Annotated[bool, typer.Option("--card", help="Write the figures on the model's card.")] = False,
@@ -252,7 +253,7 @@ def _export_int8(model: str, calibrate: Path | None, out: Path) -> Path:
     found = find_model(model)
     if calibrate is None and found.card.task == "classifier":
         raise UsageError(f"{model}: give --calibrate a folder of {SINGLE_CELLS:,} or more pictures of single cells")
-    samples = samples_in(calibrate) if calibrate else samples_of(("txl_pbc", "deepbionet", "iml_malaria"))
+    samples = samples_in(calibrate) if calibrate else samples_of(tuple(_ALL.split(",")))
     folder, agreements = quantise(found, samples, out)
     for each in agreements:
         typer.echo(str(each))
