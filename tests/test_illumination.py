@@ -124,6 +124,23 @@ def test_a_dark_picture_is_counted_like_a_bright_one(pipeline: Pipeline, share: 
         assert found[1].count(kind) == pytest.approx(found[0].count(kind), rel=0.01)
 
 
+@pytest.mark.parametrize("dark", [1.0, 0.5])
+def test_light_that_falls_to_the_corners_is_evened(pipeline: Pipeline, dark: float) -> None:
+    y, x = np.mgrid[: FIELD_WH[1], : FIELD_WH[0]]
+    from_middle = np.hypot(x - FIELD_WH[0] / 2, y - FIELD_WH[1] / 2) / np.hypot(*FIELD_WH) * 2
+    pixels = np.rint(field() * (dark * (1 - 0.65 * from_middle**2))[..., None]).astype(np.uint8)
+    lit = even_light(ArraySource(pixels))
+    assert "uneven light" in lit.source.notes[0]
+    assert (len(lit.source.notes) == 2) == (dark < 1)
+    assert lit.view is None
+    evened = lit.source.read(0, 0, *FIELD_WH)
+    corner, middle = (np.percentile(part.max(axis=2), 90) for part in (evened[:150, :150], evened[400:550, 500:700]))
+    assert corner == pytest.approx(middle, rel=0.12)
+    plain, found = (pipeline.analyze(each).result.detections.kinds.tolist() for each in (field(), pixels))
+    for kind in ("rbc", "wbc"):
+        assert found.count(kind) == pytest.approx(plain.count(kind), rel=0.02)
+
+
 def test_black_that_is_no_surround_is_left_alone() -> None:
     size = (900, 1200, 3)
     cross = np.full(size, 220, np.uint8)
