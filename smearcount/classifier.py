@@ -18,7 +18,7 @@ from smearcount.patches import Patch, PatchSizes, Pixels, sample_window, to_batc
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
-__all__ = ["Classifier", "Named", "calibrated", "fitted", "quarter_turns", "without_giants"]
+__all__ = ["Classifier", "Named", "calibrated", "fitted", "name_thresholds", "quarter_turns", "without_giants"]
 
 Batch = npt.NDArray[np.uint8] | FloatArray
 Bools = npt.NDArray[np.bool_]

@@ -90,14 +90,14 @@ def even_light(source: ImageSource) -> Lit:
     if level >= DIM and not dim_corner:
         return Lit(source)
     notes, pixels = list(source.notes), source.read(0, 0, width, height)
-    outline = _view(pixels, level) if black_corner else None
-    inside = np.ones((height, width), np.uint8) if outline is None else _mask(outline, (width, height))
+    view = _view(pixels, level) if black_corner else None
+    inside = np.ones((height, width), np.uint8) if view is None else view.mask((width, height))
     light = _light_over(pixels, inside)
     least, most = light.range_over(inside)
     if most > DARKEST and least < FALLEN * most:
         pixels = light.evened(pixels, most)
         notes.append(f"uneven light, falling to {max(least, 0) / most:.2f}, evened")
-    if outline is not None:
+    if view is not None:
         pixels = _filled(pixels, inside)
         notes.append("black around the field of view replaced by the colour of the glass")
     if DARKEST <= level < DIM:
@@ -108,10 +108,6 @@ def even_light(source: ImageSource) -> Lit:
     whole = ArraySource(
         pixels, source.um_per_px, source.path, source.scale_origin, tuple(notes), source.sha256, source.downsample
     )
-    if outline is None:
-        return Lit(whole)
-    told = f"{1 - outline.area / (width * height):.0%} of the picture lies outside the field stop and is left out"
-    view = Region(outline, (told,), "the field of view")
     return Lit(whole, view)
 
 
@@ -173,8 +169,7 @@ def _light_over(pixels: Rgb, inside: Rgb) -> _Light:
 
     Parts that are darker than the fit have cells on them and weigh less, as do those far from it.
     """
-    step = max(1, round(math.sqrt(inside.size / 250_000)))
-    lightest, seen = _lightest(pixels[::step, ::step]), inside[::step, ::step] != 0
+    lightest, seen = _lightest(_thinned(pixels)), _thinned(inside) != 0
     places, levels = [], []
     rows, columns = (np.linspace(0, n, _PARTS + 1).astype(int) for n in seen.shape)
     for i, j in product(range(_PARTS), range(_PARTS)):
@@ -193,20 +188,12 @@ def _light_over(pixels: Rgb, inside: Rgb) -> _Light:
     return _Light(terms)
 
 
-def _mask(outline: shapely.Polygon, size_wh: tuple[int, int]) -> Rgb:
-    """One inside a convex outline, zero outside, `(H, W)`."""
-    inside = np.zeros(size_wh[::-1], np.uint8)
-    corners = np.round((np.array(outline.exterior.coords) - 0.5) * 16).astype(np.int32)
-    cv2.fillConvexPoly(inside, corners, 1, shift=4)
-    return inside
-
-
-def _view(pixels: Rgb, level: float) -> shapely.Polygon | None:
+def _view(pixels: Rgb, level: float) -> Region | None:
     """The convex part of a picture that is not black, in pixels; None where the black is no surround."""
     height, width = pixels.shape[:2]
     factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
     small_wh = (-(-width // factor), -(-height // factor))
-    small: Rgb = cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA).max(axis=2).astype(np.uint8)
+    small = _lightest(cast(Rgb, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA)))
     _, parts = cv2.connectedComponents((small < _BLACK * level).astype(np.uint8))
     corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
     light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
@@ -223,7 +210,11 @@ def _view(pixels: Rgb, level: float) -> shapely.Polygon | None:
     outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
     enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
     seen = enlarged.intersection(shapely.box(0, 0, width, height))
-    return seen if isinstance(seen, shapely.Polygon) and 0 < seen.area < (1 - _LEAST_SHARE) * width * height else None
+    lost = 1 - seen.area / (width * height)
+    if not isinstance(seen, shapely.Polygon) or not _LEAST_SHARE < lost < 1:
+        return None
+    told = f"{lost:.0%} of the picture lies outside the field stop and is left out"
+    return Region(seen, (told,), "the field of view")
 
 
 def _convex_hull(mask: Rgb) -> cv2.typing.MatLike:
@@ -246,10 +237,15 @@ def _without_rim(small: Rgb, hull: cv2.typing.MatLike, level: float) -> Rgb:
     return kept
 
 
+def _thinned(array: Rgb) -> Rgb:
+    """About a quarter of a million of the pixels `(H, W, ...)`, evenly spaced."""
+    step = max(1, round(math.sqrt(array.shape[0] * array.shape[1] / 250_000)))
+    return array[::step, ::step]
+
+
 def _filled(pixels: Rgb, inside: Rgb) -> Rgb:
     """The picture, outside a mask in the colour of the glass: the median of the lightest quarter inside."""
-    step = max(1, round(math.sqrt(inside.size / 250_000)))
-    seen = pixels[::step, ::step][inside[::step, ::step] != 0]
+    seen = _thinned(pixels)[_thinned(inside) != 0]
     light = seen.sum(axis=1)
     filled: Rgb = pixels.copy()
     filled[inside == 0] = np.median(seen[light >= np.percentile(light, 75)], axis=0).astype(np.uint8)

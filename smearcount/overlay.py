@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 from smearcount.detector import PixelSource
 from smearcount.geometry import resize_rgb
@@ -170,15 +169,9 @@ def dim_outside(pixels: Pixels, region: Region, size_wh: tuple[int, int], streng
         size_wh: that size.
         strength: share of black, 0 to 1.
     """
-    height, width = pixels.shape[:2]
-    factors = np.divide((width, height), size_wh)
-    outside = np.ones((height, width), np.uint8)
-    for part in shapely.get_parts(region.outline):
-        for ring, value in ((part.exterior, 0), *((hole, 1) for hole in part.interiors)):
-            corners = np.round((shapely.get_coordinates(ring) * factors - 0.5) * 16).astype(np.int32)
-            cv2.fillPoly(outside, [corners], value, shift=4)
+    inside = region.mask((pixels.shape[1], pixels.shape[0]), size_wh)
     dimmed = cv2.convertScaleAbs(pixels, alpha=1 - strength)
-    return np.where(outside[..., None] != 0, dimmed, pixels).astype(np.uint8, copy=False)
+    return np.where(inside[..., None] != 0, pixels, dimmed).astype(np.uint8, copy=False)
 
 
 def scale_bar(um_per_px: float, room_px: float) -> tuple[float, int] | None:

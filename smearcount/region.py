@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
@@ -71,6 +72,15 @@ class Region:
             raise ValueError(f"points: expected (N, 2), got {points_xy.shape}")
         x, y = (points_xy.astype(np.float64) + _NUDGE_XY).T
         return cast(Bools, shapely.contains_xy(self.outline, x, y))
+
+    def mask(self, shape_wh: tuple[int, int], size_wh: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+        """One inside, zero outside, `(h, w)`: of a picture of `size_wh` shown at another size, if that is given."""
+        inside = np.zeros(shape_wh[::-1], np.uint8)
+        factors = np.divide(shape_wh, size_wh or shape_wh)
+        rings = [ring for part in shapely.get_parts(self.outline) for ring in (part.exterior, *part.interiors)]
+        corners = [np.round((shapely.get_coordinates(ring) * factors - 0.5) * 16).astype(np.int32) for ring in rings]
+        cv2.fillPoly(inside, corners, 1, shift=4)
+        return inside
 
     def area_px(self, size_wh: tuple[int, int]) -> float:
         """Exact area in square pixels of what lies inside a picture of `size_wh`."""

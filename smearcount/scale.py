@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,11 @@ from smearcount.region import Region, with_edge_of
 __all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale"]
 
 PLAUSIBLE_RED_UM = (5.0, 11.0)
-CROP_CELLS = 17
-"""A crop is so many red cells wide, so that every scale sees as much, and costs as much."""
-
 CROP_PX = 1024
 """Least side of the crop whose red cells are measured in the end."""
+
+CROP_CELLS = CROP_PX / 60
+"""A crop is so many red cells wide, so that every scale sees as much, and costs as much."""
 
 LARGEST_CROP_PX = 4096
 FIRST_GUESSES_PX = (60.0, 120.0, 30.0, 240.0, 480.0)
@@ -170,13 +171,14 @@ def _estimate(source: PixelSource, detector: Detector, doubt: str, view: Region 
     places = []
     for place in PLACES:
         look = _estimate_here(source, detector, place, view)
-        places.append((isolated_red_diameters(look.cells), look))
-        if len(places[-1][0]) >= ENOUGH_CELLS or look.crop.is_whole:
+        places.append(look)
+        if look.has_enough or look.crop.is_whole:
             break
-    sizes, look = max(places, key=lambda place: len(place[0]))
+    look = max(places, key=lambda place: len(place.sizes))
+    sizes = look.sizes
     cells, um_per_px = look.cells if look.crop.is_whole else None, RED_CELL_UM / look.red_px
-    note = doubt + (ESTIMATED_NOTE if len(sizes) >= ENOUGH_CELLS else ASSUMED_NOTE)
-    origin = "estimated" if len(sizes) >= ENOUGH_CELLS else "assumed"
+    note = doubt + (ESTIMATED_NOTE if look.has_enough else ASSUMED_NOTE)
+    origin = "estimated" if look.has_enough else "assumed"
     if not len(sizes):
         return ScaledCells(Scale(um_per_px, origin, note=note), cells)
     median_px = float(np.median(sizes))
@@ -191,6 +193,26 @@ class _Look:
     crop: _Crop
     cells: Detections
 
+    @cached_property
+    def sizes(self) -> FloatArray:
+        """Diameters in pixels of the isolated red cells."""
+        return isolated_red_diameters(self.cells)
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether there are enough of them for an estimate."""
+        return len(self.sizes) >= ENOUGH_CELLS
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the red cells are so many, so sure, and so near to the size sought that no other look is needed."""
+        scores = self.cells.scores[self.cells.kinds == "rbc"]
+        return (
+            self.has_enough
+            and abs(math.log2(float(np.median(self.sizes)) / self.red_px)) <= CERTAIN_OCTAVES
+            and float(scores.mean()) >= CERTAIN_SCORE
+        )
+
 
 def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, float], view: Region | None) -> _Look:
     """The last look at a place, at the scale at which its red cells have the size they were sought at."""
@@ -204,16 +226,15 @@ def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, 
     for red_px in (each for each in FIRST_GUESSES_PX if each <= max(min(source.size_wh), min(FIRST_GUESSES_PX))):
         best = look(red_px)
         looks.append(best)
-        if _is_certain(best):
+        if best.is_certain:
             break
     else:
         best = max(looks, key=_explained)
-    if not _has_enough(best) and _has_enough(finest := look(FINEST_PX)):
+    if not best.has_enough and (finest := look(FINEST_PX)).has_enough:
         best = max(best, finest, key=_explained)
-    wide = best.crop.is_whole or min(best.crop.size_wh) >= CROP_PX
+    wide = best.crop.is_whole or CROP_CELLS * best.red_px >= CROP_PX
     for _ in range(REFINEMENTS):
-        sizes = isolated_red_diameters(best.cells)
-        refined_px = float(np.median(sizes)) if len(sizes) else best.red_px
+        refined_px = float(np.median(best.sizes)) if len(best.sizes) else best.red_px
         if wide and abs(best.red_px / refined_px - 1) <= REUSE_WITHIN:
             break
         best, wide = look(refined_px, CROP_PX), True
@@ -256,20 +277,6 @@ def check_scale(scale: Scale, cells: Detections) -> Scale:
     red_um = median_px * scale.um_per_px
     note = "" if _plausible(red_um) else f"the scale given makes the median red cell {red_um:.1f} um: check it"
     return Scale(scale.um_per_px, "flag", median_px, note)
-
-
-def _is_certain(look: _Look) -> bool:
-    """Whether the red cells of a look are so many, so sure, and so near to the size sought that no other is needed."""
-    sizes, scores = isolated_red_diameters(look.cells), look.cells.scores[look.cells.kinds == "rbc"]
-    return (
-        len(sizes) >= ENOUGH_CELLS
-        and abs(math.log2(float(np.median(sizes)) / look.red_px)) <= CERTAIN_OCTAVES
-        and float(scores.mean()) >= CERTAIN_SCORE
-    )
-
-
-def _has_enough(look: _Look) -> bool:
-    return len(isolated_red_diameters(look.cells)) >= ENOUGH_CELLS
 
 
 def _explained(look: _Look) -> float:

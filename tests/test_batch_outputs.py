@@ -114,16 +114,21 @@ def batch_rows(folder: Path, out: Path, **wanted: Any) -> list[dict[str, str]]:
     return rows_of(out / "r.csv")
 
 
-def test_a_folder_that_cannot_be_listed_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = smears(tmp_path / "in", "a.png", "locked/b.png", "z.png")
+def lock(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Folders of this name can't be listed."""
     real = os.scandir
 
     def refuse(path: Any) -> Any:
-        if Path(path).name == "locked":
+        if Path(path).name == name:
             raise PermissionError(13, "Permission denied", str(path))
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = smears(tmp_path / "in", "a.png", "locked/b.png", "z.png")
+    lock(monkeypatch, "locked")
     rows = batch_rows(folder, tmp_path, slide_report=tmp_path / "s.csv")
     assert [(row["image"], row["slide"], row["status"]) for row in rows] == [
         ("a.png", "", "ok"),
@@ -140,14 +145,7 @@ def test_a_folder_that_cannot_be_listed_is_named_once_and_is_no_row_of_an_earlie
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(smears(tmp_path / "in", "a.png", "n/b.png"))
-    real = os.scandir
-
-    def refuse(path: Any) -> Any:
-        if Path(path).name == "n":
-            raise PermissionError(13, "Permission denied", str(path))
-        return real(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    lock(monkeypatch, "n")
     for reused in (0, 1):
         outcome = run_batch(DiscMaker(), BatchJob(Path(), tmp_path / "r.csv", recursive=True))
         assert outcome.failed == (("n/", "n/: can't be listed (Permission denied); check the permissions"),)

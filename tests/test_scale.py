@@ -13,7 +13,7 @@ from smearcount.detector import Detector
 from smearcount.geometry import diameters, iou_matrix
 from smearcount.images import ArraySource
 from smearcount.records import Detections, Scale
-from smearcount.scale import _Crop, _explained, _is_certain, _Look, check_scale, isolated_red_diameters, settle_scale
+from smearcount.scale import _Crop, _explained, _Look, check_scale, isolated_red_diameters, settle_scale
 
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
@@ -157,13 +157,13 @@ def test_a_look_is_certain_by_number_size_and_score(cells: Cells) -> None:
     crop = _Crop(ArraySource(np.zeros((900, 900, 3), np.uint8)), 1000)
     x, y = (each.ravel() * 90.0 for each in np.meshgrid(np.arange(4), np.arange(3)))
     found = cells(np.stack([x, y, x + 60, y + 60], axis=1))
-    assert _is_certain(_Look(60, crop, found))
-    assert _is_certain(_Look(44, crop, found))
-    assert not _is_certain(_Look(42, crop, found))
-    assert not _is_certain(_Look(60, crop, found.take(np.arange(12) < 9)))
+    assert _Look(60, crop, found).is_certain
+    assert _Look(44, crop, found).is_certain
+    assert not _Look(42, crop, found).is_certain
+    assert not _Look(60, crop, found.take(np.arange(12) < 9)).is_certain
     unsure = Detections(found.boxes, np.full(12, 0.69, np.float32), found.kinds, found.at_edge)
-    assert not _is_certain(_Look(60, crop, unsure))
-    assert not _is_certain(_Look(60, crop, Detections.empty()))
+    assert not _Look(60, crop, unsure).is_certain
+    assert not _Look(60, crop, Detections.empty()).is_certain
 
 
 def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:

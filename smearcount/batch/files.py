@@ -16,6 +16,7 @@ from pathlib import Path
 
 from smearcount.batch.names import shortened
 from smearcount.errors import ImageError, UsageError
+from smearcount.images import part_key
 
 __all__ = ["locked", "replacing", "sweep"]
 
@@ -147,7 +148,7 @@ def sweep(tables: Iterable[Path], overlays: Iterable[Path], galleries: Iterable[
         galleries: folders of the sheets of one picture each.
     """
     keys: dict[Path, set[str]] = {}
-    for path, key in chain(((path, _key(path)) for path in tables), ((path, path.stem[:40]) for path in overlays)):
+    for path, key in chain(((path, _key(path)) for path in tables), ((path, part_key(path)) for path in overlays)):
         keys.setdefault(path.parent, set()).add(key)
     for folder, own in keys.items():
         _sweep(folder, own.__contains__)

@@ -21,6 +21,7 @@ __all__ = [
     "check_target",
     "grow_text",
     "make_folder",
+    "part_key",
     "partial_path",
     "write_bytes_atomic",
     "write_picture",
@@ -177,8 +178,13 @@ def _replace(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def part_key(path: Path) -> str:
+    """What stands first in the name of a picture or text that is half-written."""
+    return path.stem[:40]
+
+
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}.part")
+    return path.with_name(f".{part_key(path)}.{secrets.token_hex(8)}.part")
 
 
 @contextlib.contextmanager
