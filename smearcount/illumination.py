@@ -48,6 +48,9 @@ falls to 0.77 at most."""
 _DIM, _MOST_EVENED, _PARTS = 0.75, 4.0, 8
 """Share of the level below which a corner is looked at; what a pixel is multiplied by at most; parts of a side."""
 
+_FITTED_PIXELS = 65_000
+"""To which the light is fitted: a thousand for the level of each part."""
+
 _SIDE_PX = 512
 """Longest side of the reduced picture in which the view is sought."""
 
@@ -169,14 +172,15 @@ def _light_over(pixels: Rgb, inside: Rgb) -> _Light:
 
     Parts that are darker than the fit have cells on them and weigh less, as do those far from it.
     """
-    lightest, seen = _lightest(_thinned(pixels)), _thinned(inside) != 0
+    lightest, seen = _lightest(_thinned(pixels, _FITTED_PIXELS)), _thinned(inside, _FITTED_PIXELS) != 0
     places, levels = [], []
     rows, columns = (np.linspace(0, n, _PARTS + 1).astype(int) for n in seen.shape)
     for i, j in product(range(_PARTS), range(_PARTS)):
         part = (slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1]))
-        if seen[part].mean() > 0.5:
+        values = np.sort(lightest[part][seen[part]], kind="stable")  # by radix, ten times as fast
+        if len(values) > 0.5 * seen[part].size:
             places.append(((2 * j + 1) / _PARTS - 1, (2 * i + 1) / _PARTS - 1))
-            levels.append(float(np.percentile(lightest[part][seen[part]], 90)))
+            levels.append(float(values[int(0.9 * len(values))]))
     if len(levels) < 2 * len(_powers(np.zeros(0), np.zeros(0))):
         return _Light(np.array([float(np.max(levels, initial=1.0)), 0, 0, 0, 0, 0]))
     x, y = np.array(places).T
@@ -237,9 +241,9 @@ def _without_rim(small: Rgb, hull: cv2.typing.MatLike, level: float) -> Rgb:
     return kept
 
 
-def _thinned(array: Rgb) -> Rgb:
-    """About a quarter of a million of the pixels `(H, W, ...)`, evenly spaced."""
-    step = max(1, round(math.sqrt(array.shape[0] * array.shape[1] / 250_000)))
+def _thinned(array: Rgb, number: int = 250_000) -> Rgb:
+    """About so many of the pixels `(H, W, ...)`, evenly spaced."""
+    step = max(1, round(math.sqrt(array.shape[0] * array.shape[1] / number)))
     return array[::step, ::step]
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from smearcount.config import Strict
-from smearcount.datasets import LabelledField
+from smearcount.datasets import KINDS, LabelledField
 from smearcount.geometry import FloatArray, clip_boxes, resize_rgb
 
 __all__ = ["Augmentation", "Pixels", "Tile", "TileMaker"]
@@ -38,6 +38,7 @@ class Augmentation(Strict):
     shrink: float = Field(gt=0, le=1)
     noise: float = Field(ge=0, le=50)
     grey: float = Field(ge=0, le=1)
+    cut: float = Field(default=0, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,12 @@ class TileMaker:
         jitter = float(np.exp(np.clip(rng.normal(0, a.scale_sigma), -2.3 * a.scale_sigma, 2.3 * a.scale_sigma)))
         factor = field.um_per_px / self._um_per_px * jitter
         width, height = (max(8, round(source.shape[1] * factor)), max(8, round(source.shape[0] * factor)))
-        crop_w, crop_h = min(width, room_x), min(height, room_y)
-        x, y = (int(rng.integers(width - crop_w + 1)), int(rng.integers(height - crop_h + 1)))
+        rare = np.flatnonzero(field.kinds != KINDS.index("rbc"))
+        if len(rare) and rng.random() < a.cut:
+            cell = (field.boxes[rng.choice(rare)] - strip) * factor
+            (x, crop_w), (y, crop_h) = _cutting((width, height), (room_x, room_y), cell, rng)
+        else:
+            (x, crop_w), (y, crop_h) = _span(width, room_x, rng), _span(height, room_y, rng)
         x0, x1 = x / width * source.shape[1], (x + crop_w) / width * source.shape[1]
         y0, y1 = y / height * source.shape[0], (y + crop_h) / height * source.shape[0]
         piece = resize_rgb(np.ascontiguousarray(source[int(y0) : round(y1), int(x0) : round(x1)]), crop_w, crop_h)
@@ -123,6 +128,34 @@ class TileMaker:
         if rng.random() >= a.plain:
             piece = _restained(piece, a, rng)
         return piece, boxes[keep], field.kinds[keep]
+
+
+def _span(length: int, room: int, rng: np.random.Generator, around: float | None = None) -> tuple[int, int]:
+    """Start and size of a random stretch of at most `room` of a side, with the place `around` in it where given."""
+    size = min(length, room)
+    first, last = 0, length - size
+    if around is not None:
+        first, last = max(first, min(last, int(around) - size + 1)), min(last, max(first, int(around)))
+    return int(rng.integers(first, last + 1)), size
+
+
+def _cutting(
+    size_wh: tuple[int, int], room_wh: tuple[int, int], cell: FloatArray, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Start and size along x and y of a part of a field, one edge of which passes through a cell."""
+    cut_axis, visible = int(rng.integers(2)), rng.uniform(0.3, 0.9)
+    spans = []
+    for axis, (length, room) in enumerate(zip(size_wh, room_wh, strict=True)):
+        low, high = (float(np.clip(cell[axis + end], 0, length)) for end in (0, 2))
+        if axis != cut_axis:
+            spans.append(_span(length, room, rng, (low + high) / 2))
+        elif rng.random() < 0.5:
+            start = int(np.clip(high - visible * (high - low), 0, max(length - 8, 0)))
+            spans.append((start, min(room, length - start)))
+        else:
+            end = int(np.clip(low + visible * (high - low), min(8, length), length))
+            spans.append((max(end - room, 0), min(room, end)))
+    return spans
 
 
 def _turned(tile: Tile, rng: np.random.Generator) -> Tile:
