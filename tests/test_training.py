@@ -27,6 +27,7 @@ def maker(
     places: tuple[int, ...] = (30, 70),
     kind: str = "rbc",
     cut: float = 0,
+    dust: float = 0,
 ) -> TileMaker:
     """Tiles of two drawn fields with one dark square each, whose box is known."""
     fields = []
@@ -37,7 +38,7 @@ def maker(
         path = Path(f"{place}.png")
         field = LabelledField(path, "drawn", box, np.array([KINDS.index(kind)]), labelled, 0.16, border_px)
         fields.append((field, pixels))
-    return TileMaker(fields, {"drawn": 1.0}, 256, 0.16, STILL.model_copy(update={"cut": cut}), seed=3)
+    return TileMaker(fields, {"drawn": 1.0}, 256, 0.16, STILL.model_copy(update={"cut": cut, "dust": dust}), seed=3)
 
 
 def test_the_shipped_recipe_is_valid() -> None:
@@ -67,6 +68,16 @@ def test_a_field_is_cut_through_a_cell_so_that_a_known_share_is_left() -> None:
 
 def test_red_cells_are_cut_often_enough_by_chance() -> None:
     np.testing.assert_array_equal(maker(cut=1.0).make(0).pixels, maker().make(0).pixels)
+
+
+def test_dust_takes_light_of_every_colour_alike() -> None:
+    for number in range(4):
+        colours = np.unique(maker(dust=1.0).make(number).pixels.reshape(-1, 3), axis=0)
+        grey = np.ptp(colours, axis=1) == 0
+        # The drawn fields have two greys, the tile around them one colour; all else are specks on the fields.
+        assert (~grey).sum() <= 1
+        assert grey.sum() > 20
+        assert colours[grey].max() == 220
 
 
 @pytest.mark.parametrize("cut", [0.0, 1.0])

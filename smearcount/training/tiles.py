@@ -25,6 +25,9 @@ Pixels = npt.NDArray[np.uint8]
 HED_FROM_RGB = np.linalg.inv(np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]))
 """Unmixing of optical densities into haematoxylin, eosin and residual (Ruifrok and Johnston 2001)."""
 
+DUST_RADIUS_UM = (0.5, 1.8)
+"""Specks of the size of platelets; larger ones are no trouble."""
+
 
 class Augmentation(Strict):
     """How strongly tiles are varied; every field is documented in `configs/train/detector.yaml`."""
@@ -39,6 +42,7 @@ class Augmentation(Strict):
     noise: float = Field(ge=0, le=50)
     grey: float = Field(ge=0, le=1)
     cut: float = Field(default=0, ge=0, le=1)
+    dust: float = Field(default=0, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ class TileMaker:
         keep = (sides.min(axis=1, initial=np.inf) > 3) & (sides.prod(axis=1) > 0.08 * sides_full.prod(axis=1))
         if rng.random() >= a.plain:
             piece = _restained(piece, a, rng)
+        if rng.random() < a.dust:
+            piece = _dusty(piece, self._um_per_px, rng)
         return piece, boxes[keep], field.kinds[keep]
 
 
@@ -196,6 +202,20 @@ def _restained(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pix
         image = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     out = np.clip(image, 0, 255).astype(np.uint8)
     return _refocused(out, a, rng)
+
+
+def _dusty(pixels: Pixels, um_per_px: float, rng: np.random.Generator) -> Pixels:
+    """One to three specks before the camera: they take the same share of every colour, as no stained cell does."""
+    height, width = pixels.shape[:2]
+    passed = np.ones((height, width), np.float32)
+    for _ in range(int(rng.integers(1, 4))):
+        speck = np.zeros((height, width), np.float32)
+        axes = np.maximum(rng.uniform(*DUST_RADIUS_UM) * rng.uniform(0.6, 1, 2) / um_per_px, 1).astype(int)
+        place = (int(rng.integers(width)), int(rng.integers(height)))
+        cv2.ellipse(speck, place, axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1.0, cv2.FILLED)
+        speck = cv2.GaussianBlur(speck, (0, 0), float(rng.uniform(0.15, 0.5) * axes.max()))
+        passed *= 1 - rng.uniform(0.2, 0.7) * speck
+    return cast(Pixels, (pixels * passed[..., None]).astype(np.uint8))
 
 
 def _refocused(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pixels:
