@@ -74,10 +74,10 @@ def test_dust_takes_light_of_every_colour_alike() -> None:
     for number in range(4):
         colours = np.unique(maker(dust=1.0).make(number).pixels.reshape(-1, 3), axis=0)
         grey = np.ptp(colours, axis=1) == 0
-        # The drawn fields have two greys, the tile around them one colour; all else are specks on the fields.
+        # The drawn fields have two greys, 219 and 39, the tile around them one colour; all else are specks on the fields.
         assert (~grey).sum() <= 1
         assert grey.sum() > 20
-        assert colours[grey].max() == 220
+        assert colours[grey].max() == 219
 
 
 @pytest.mark.parametrize("cut", [0.0, 1.0])

@@ -207,15 +207,15 @@ def _restained(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pix
 def _dusty(pixels: Pixels, um_per_px: float, rng: np.random.Generator) -> Pixels:
     """One to three specks before the camera: they take the same share of every colour, as no stained cell does."""
     height, width = pixels.shape[:2]
-    passed = np.ones((height, width), np.float32)
+    passed: npt.NDArray[np.floating[Any]] = np.ones((height, width), np.float32)
     for _ in range(int(rng.integers(1, 4))):
-        speck = np.zeros((height, width), np.float32)
+        speck: npt.NDArray[np.floating[Any] | np.integer[Any]] = np.zeros((height, width), np.float32)
         axes = np.maximum(rng.uniform(*DUST_RADIUS_UM) * rng.uniform(0.6, 1, 2) / um_per_px, 1).astype(int)
         place = (int(rng.integers(width)), int(rng.integers(height)))
         cv2.ellipse(speck, place, axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1.0, cv2.FILLED)
         speck = cv2.GaussianBlur(speck, (0, 0), float(rng.uniform(0.15, 0.5) * axes.max()))
-        passed *= 1 - rng.uniform(0.2, 0.7) * speck
-    return cast(Pixels, (pixels * passed[..., None]).astype(np.uint8))
+        passed = passed * (1 - rng.uniform(0.2, 0.7) * speck)
+    return cast(Pixels, np.rint(pixels * passed[..., None]).astype(np.uint8))
 
 
 def _refocused(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pixels:
