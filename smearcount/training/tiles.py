@@ -25,6 +25,9 @@ Pixels = npt.NDArray[np.uint8]
 HED_FROM_RGB = np.linalg.inv(np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]))
 """Unmixing of optical densities into haematoxylin, eosin and residual (Ruifrok and Johnston 2001)."""
 
+VISIBLE = (0.1, 0.6)
+"""Share of its width or height that is left of a cell which is cut on purpose."""
+
 DUST_RADIUS_UM = (0.5, 1.8)
 """Specks of the size of platelets; larger ones are no trouble."""
 
@@ -149,7 +152,7 @@ def _cutting(
     size_wh: tuple[int, int], room_wh: tuple[int, int], cell: FloatArray, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
     """Start and size along x and y of a part of a field, one edge of which passes through a cell."""
-    cut_axis, visible = int(rng.integers(2)), rng.uniform(0.3, 0.9)
+    cut_axis, visible = int(rng.integers(2)), rng.uniform(*VISIBLE)
     spans = []
     for axis, (length, room) in enumerate(zip(size_wh, room_wh, strict=True)):
         low, high = (float(np.clip(cell[axis + end], 0, length)) for end in (0, 2))
