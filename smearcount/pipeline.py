@@ -231,11 +231,11 @@ class Pipeline:
             ConfigError: the region lies outside the picture.
             ValueError: the scale is not within 0.02 to 2.
         """
-        opened = ArraySource(image.copy()) if isinstance(image, np.ndarray) else self._opened(Path(image))
+        flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
+        opened = ArraySource(image.copy()) if isinstance(image, np.ndarray) else self._opened(Path(image), flag)
         lit = even_light(opened)
         source = lit.source
         name = image_id if image_id is not None else source.path.name
-        flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         slide = (slide_scales or {}).get(source.size_wh)
         region = self._region_in(source, name)
         scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide, lit.view)
@@ -249,13 +249,13 @@ class Pipeline:
         Raises:
             ImageError: the picture can't be read; names the file and the remedy.
         """
-        source = self._opened(path)
+        source = self._opened(path, self.settings.um_per_px)
         lit = even_light(source)
         settled = settle_scale(lit.source, self.detector, self.settings.um_per_px, source.um_per_px, view=lit.view)
         return RedCells(source.size_wh, settled.red_px, source.sha256, self._provenance)
 
-    def _opened(self, path: Path) -> ImageSource:
-        limits = ReadLimits(max_megapixels=self.settings.max_megapixels)
+    def _opened(self, path: Path, um_per_px: float | None) -> ImageSource:
+        limits = ReadLimits(self.settings.max_megapixels, scale_given=um_per_px is not None)
         return open_image(path, limits, self.settings.page, level=self.settings.level, channel=self.settings.channel)
 
     def _region_in(self, source: ImageSource, name: str) -> Region | None:

@@ -12,7 +12,7 @@ import tifffile
 
 from smearcount import Pipeline, Settings
 from smearcount.config import shipped
-from smearcount.errors import ConfigError
+from smearcount.errors import ConfigError, ImageError
 from smearcount.images import open_image
 from smearcount.pipeline import Analysis
 from smearcount.report import CELL_COLUMNS
@@ -115,6 +115,22 @@ def test_a_region_means_the_same_cells_at_every_level_of_a_pyramid(tmp_path: Pat
     drawn.write_text(json.dumps({"type": "Polygon", "coordinates": [far]}))
     with pytest.raises(ConfigError, match=r"slide\.tif: the region of .*left\.geojson .* lies outside"):
         Pipeline.load(Settings(region=drawn, classifiers=())).analyze(slide, um_per_px=um_per_px)
+
+
+def test_the_scale_that_is_given_decides_whatever_the_metadata_say_of_a_level(tmp_path: Path) -> None:
+    pixels = open_image(SAMPLES / "sparse.jpg").pixels
+    small = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    told = {"photometric": "rgb", "tile": (256, 256), "resolution": (5_000, 5_000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as writer:
+        writer.write(pixels, subifds=1, **told)
+        writer.write(small, photometric="rgb", tile=(256, 256), subfiletype=1)
+    um_per_px = 2 * TRUTH["sparse.jpg"]["um_per_px"]
+    pipeline = Pipeline.load(Settings(level=1, classifiers=()))
+    with pytest.raises(ImageError, match="level 1 is 4 um a pixel, too coarse to count; give .* by --um-per-px"):
+        pipeline.analyze(tmp_path / "slide.tif")
+    found = pipeline.analyze(tmp_path / "slide.tif", um_per_px=um_per_px).result
+    assert (found.scale.um_per_px, found.scale.source) == (um_per_px, "flag")
+    assert np.array_equal(found.detections.boxes, pipeline.analyze(small, um_per_px=um_per_px).result.detections.boxes)
 
 
 def test_an_analysis_is_complete(pipeline: Pipeline, tmp_path: Path) -> None:
