@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 PICTURES_AT_ONCE = 64
+MANIFEST = "manifest.csv"
+"""What `smearcount crop` calls its list of patches."""
 
 Progress = Callable[[Iterable[Path]], Iterable[Path]]
 
@@ -131,7 +133,7 @@ def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:
         UsageError: a manifest can't be read.
     """
     listed: dict[Path, ListedPatch] = {}
-    for manifest in dict.fromkeys(path.parent / "manifest.csv" for path in paths):
+    for manifest in dict.fromkeys(path.parent / MANIFEST for path in paths):
         if manifest.is_file():
             listed |= _patches_in(manifest)
     return listed
@@ -254,12 +256,14 @@ class ClassifyRun:
         settings: runtime and thresholds, the detector for `find`, the taxonomy of the examples.
         find: look for the cell instead of taking the middle.
         examples: folder of examples, a folder a class.
+        inputs: the settings file and those that the settings name, which the output may not replace.
     """
 
     model: str
     settings: Settings = Settings()
     find: bool = False
     examples: Path | None = None
+    inputs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -276,7 +280,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     """Name pictures of single cells, and write a row for each.
 
     Raises:
-        UsageError: there is no picture, there are too few examples, or the output is no CSV file.
+        UsageError: there is no picture, there are too few examples, or the output is no CSV file or one that is read.
         ModelError: the model is no classifier.
         ImageError: the output can't be written, or an example can't be read.
     """
@@ -289,7 +293,10 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     taxonomy, card = load_taxonomy(settings.taxonomy), classifier.card
     job = ClassifyJob(classifier.min_label_score, card.codes, settings.um_per_px, card.min_move_score)
     job = replace(job, kind_of=taxonomy.kind_of, find=detector)
-    pictures, remarks = listed_pictures(paths), tuple[str, ...]()
+    given = list(paths)
+    pictures, remarks = listed_pictures(given), tuple[str, ...]()
+    manifests = {path.parent / MANIFEST for path in pictures}
+    check_target(out, [*run.inputs, *given, *pictures, *manifests])
     examples = read_examples(run.examples, taxonomy, classifier.card.codes) if run.examples else []
     if job.um_per_px is None:
         job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
@@ -297,7 +304,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
         job, remarks = _with_examples(classifier, job, run.examples, examples)
     seen, failed = Counter[str](), list[str]()
     columns = label_columns(job.codes)
-    with grow_text(check_target(out)) as add:
+    with grow_text(out) as add:
         add(to_csv(columns, []))
         for row in name_files(classifier, progress(pictures), job):
             add(to_csv(columns, [row], header=False))

@@ -94,17 +94,23 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes `settings: Settings` the flags of `_SETTINGS` in its place."""
+    """Give a command that takes `settings: Settings` the flags of `_SETTINGS` in its place.
+
+    What it takes as `inputs: tuple[Path, ...]` are the settings file and the files that the settings name.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    kept = [each for each in signature.parameters.values() if each.name not in ("settings", "inputs")]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         flags = {name: values.pop(name) for name in _SETTINGS}
-        settings = settings_from(flags.pop("config"), **flags)
+        config = flags.pop("config")
+        settings = settings_from(config, **flags)
+        if "inputs" in signature.parameters:
+            values["inputs"] = files_of(config, settings)
         with _stoppable():
             command(**values, settings=settings)
 
-    signature = inspect.signature(command, eval_str=True)
-    kept = [each for each in signature.parameters.values() if each.name != "settings"]
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter(name, kind, default=None, annotation=of) for name, of in _SETTINGS.items()]
     parameters = [each.replace(kind=kind) for each in (*kept, *added)]
@@ -128,6 +134,11 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
     for model in (*settings.classifiers, *settings.experts):
         known_classifier(model)
     return settings
+
+
+def files_of(config: Path | None, settings: Settings) -> tuple[Path, ...]:
+    """The settings file and the files that the settings name, which no output may replace."""
+    return tuple(path for path in (config, settings.region, settings.taxonomy) if path)
 
 
 def known_model(model: str | None) -> str | None:

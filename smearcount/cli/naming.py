@@ -19,6 +19,7 @@ from smearcount.cli.common import (
     bar,
     clear_errors,
     errors,
+    files_of,
     known_classifier,
     plain,
     settings_from,
@@ -67,8 +68,9 @@ def classify(
 
     asked = {"um_per_px": um_per_px, "min_label_score": min_score}
     settings = settings_from(config, **asked, device=device, runtime=runtime, threads=threads)
+    run = ClassifyRun(model, settings, find, examples, files_of(config, settings))
     with clear_errors():
-        outcome = run_classify(ClassifyRun(model, settings, find, examples), paths, out, bar(quiet, "naming"))
+        outcome = run_classify(run, paths, out, bar(quiet, "naming"))
     for line in outcome.remarks if not quiet else ():
         typer.echo(line)
     for reason in outcome.failed:
