@@ -35,6 +35,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
 Runtime = Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")]
+Experts = Annotated[str | None, typer.Option("--experts", help="MODEL=GAP, comma-separated; see mend experts.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")]
 
 _SETTINGS: dict[str, Any] = {
@@ -47,7 +48,7 @@ _SETTINGS: dict[str, Any] = {
     "classifiers": Annotated[
         str | None, typer.Option("--classifiers", help="Ids or folders, comma-separated; none for kinds only.")
     ],
-    "experts": Annotated[str | None, typer.Option("--experts", help="MODEL=GAP, comma-separated; see mend experts.")],
+    "experts": Experts,
     "device": Device,
     "runtime": Runtime,
     "precision": Annotated[

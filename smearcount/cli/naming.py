@@ -11,6 +11,7 @@ import typer
 from smearcount.cli.common import (
     Config,
     Device,
+    Experts,
     Out,
     Quiet,
     Runtime,
@@ -57,6 +58,7 @@ def classify(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of examples, five to twenty a class folder."),
     ] = None,
+    experts: Experts = None,
     device: Device = None,
     runtime: Runtime = None,
     threads: Threads = None,
@@ -66,7 +68,7 @@ def classify(
     """Name ready-made pictures of single cells, with the probability of every code."""
     from smearcount.classify import ClassifyRun, run_classify
 
-    asked = {"um_per_px": um_per_px, "min_label_score": min_score}
+    asked = {"um_per_px": um_per_px, "min_label_score": min_score, "experts": experts}
     settings = settings_from(config, **asked, device=device, runtime=runtime, threads=threads)
     run = ClassifyRun(model, settings, find, examples, files_of(config, settings))
     with clear_errors():
