@@ -201,6 +201,39 @@ def test_an_array_that_is_used_again_changes_no_analysis(pipeline: Pipeline) -> 
     np.testing.assert_array_equal(analysis.overlay(), before)
 
 
+@pytest.mark.parametrize("turn", ["read-only", "fortran", "flipped", "every second", "masked"])
+def test_an_array_is_the_same_picture_however_it_lies_in_memory(pipeline: Pipeline, turn: str) -> None:
+    pixels = cv2.cvtColor(cv2.imread(str(SAMPLES / "sparse.jpg")), cv2.COLOR_BGR2RGB)[300:600, :400].copy()
+    views = {
+        "read-only": pixels.view(),
+        "fortran": np.asfortranarray(pixels),
+        "flipped": pixels[::-1].copy()[::-1],
+        "every second": pixels.repeat(2, axis=0).repeat(2, axis=1)[::2, ::2],
+        "masked": np.ma.masked_array(pixels, np.zeros(pixels.shape, bool)),
+    }
+    views["read-only"].setflags(write=False)
+    found = pipeline.analyze(views[turn], um_per_px=0.12)
+    assert type(found.source.read(0, 0, 9, 9)) is np.ndarray
+    pd.testing.assert_frame_equal(found.cells, pipeline.analyze(pixels, um_per_px=0.12).cells)
+    assert len(found.cells)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "words"),
+    [
+        (np.full((1, 1, 3), 230, np.uint8), ImageError, "pixels: only 1 x 1 px, expected at least 32"),
+        (np.full((31, 400, 3), 230, np.uint8), ImageError, "pixels: only 400 x 31 px"),
+        (np.full((60, 60), 230, np.uint8), ValueError, r"expected \(H, W, 3\) uint8 RGB, got \(60, 60\) uint8"),
+        (np.full((60, 60, 3), 0.5), ValueError, r"expected \(H, W, 3\) uint8 RGB, got \(60, 60, 3\) float64"),
+        ([[[1, 2, 3]]], TypeError, "image: expected a file or .* pixels, got list"),
+        (None, TypeError, "image: expected a file or .* pixels, got NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_told(pipeline: Pipeline, image: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        pipeline.analyze(image)  # type: ignore[arg-type]
+
+
 def test_a_report_of_another_picture_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:
     def names(*analyses: Analysis) -> list[str]:
         return [analysis.save(tmp_path)[0].name for analysis in analyses]
