@@ -73,7 +73,7 @@ class ClassifyJob:
     Attributes:
         um_per_px: their scale; without it a picture is the window of the classifier, unless it is one of `patches`.
         find: a detector that finds the cell nearest to the middle first; without one the middle is the cell.
-        patches: those pictures that are patches of `smearcount crop`.
+        patches: those pictures that are patches of `smearcount crop`: of another kind they are left out.
         min_label_score: below it a cell is `unclassified`.
         min_move_score: the same for a name of another kind than that as which the manifest says the cell was found.
         kind_of: kind of each code.
@@ -319,8 +319,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     manifests = {path.parent / MANIFEST for path in pictures}
     check_target(out, [*run.inputs, *given, *pictures, *manifests])
     examples = read_examples(run.examples, taxonomy, classifier.card.codes) if run.examples else []
-    if job.um_per_px is None:
-        job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
+    job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
     if run.examples:
         job, remarks = _with_examples(classifier, job, run.examples, examples)
     seen, failed = Counter[str](), list[str]()
@@ -338,7 +337,9 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
 
 
 def _unlisted(pictures: Iterable[Path], job: ClassifyJob) -> int:
-    """Pictures that lie beside a manifest of `smearcount crop` which does not list them."""
+    """Pictures without a scale that lie beside a manifest of `smearcount crop` which does not list them."""
+    if job.um_per_px is not None:
+        return 0
     folders = {path.parent for path in job.patches}
     return sum(path.parent in folders and path not in job.patches for path in pictures)
 

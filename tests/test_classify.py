@@ -465,6 +465,13 @@ def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(
     assert "wbc" in rows[1]["error"]
     assert (outcome.named, outcome.skipped, outcome.failed) == (2, 1, ())
     assert any(remark.startswith("1 pictures are not in the manifest") for remark in outcome.remarks)
+    given, rows = classify(folder, um_per_px=0.16)
+    assert [(row["status"], row["um_per_px_source"]) for row in rows] == [
+        ("ok", "flag"),
+        ("skipped", ""),
+        ("ok", "flag"),
+    ]
+    assert (given.named, given.skipped, given.remarks) == (2, 1, ())
 
 
 def test_tiny_cells_and_lists_of_any_editor(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:

@@ -303,6 +303,8 @@ def test_an_output_place_that_is_taken_is_one_clear_line(words: list[str], tmp_p
         (["train", "labels", SAMPLES, "--um-per-px", "3"], "--um-per-px"),
         (["train", "labels", SAMPLES, "--um-per-px", "0.1", "--list", "absent.txt"], "absent.txt"),
         (["models", "show", "no-such"], "known: cells-"),
+        (["models", "show", "red-cells/"], "known: cells-"),
+        (["models", "verify", "no-such"], "known: cells-"),
         (["batch", "absent"], "absent"),
     ],
 )

@@ -8,7 +8,7 @@ import io
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from smearcount import __version__
-from smearcount.config import Settings, read_model, shipped
+from smearcount.config import Settings, read_model
 from smearcount.errors import ConfigError, ModelError, RuntimeMissingError, SmearcountError, UsageError
 
 app = typer.Typer(
@@ -120,8 +120,14 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def settings_from(config: Path | None, **flags: Any) -> Settings:
-    """The settings file, if any, with every flag that was given on top of it."""
+def settings_from(config: Path | None, called: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+    """The settings file, if any, with every flag that was given on top of it.
+
+    Args:
+        config: the settings file.
+        called: flags by the names of their settings, where these differ.
+        flags: their values by the names of their settings.
+    """
     with clear_errors():
         base = read_model(Settings, config).model_dump(exclude_unset=True) if config else {}
     given = {name: value for name, value in flags.items() if value is not None}
@@ -129,7 +135,8 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
         settings = Settings(**(base | given))
     except ValueError as error:
         first = error.errors()[0] if hasattr(error, "errors") else {"loc": ("?",), "msg": str(error)}
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        name = str(first["loc"][0])
+        flag = (called or {}).get(name, "--" + name.replace("_", "-"))
         raise typer.BadParameter(f"{first['msg']}", param_hint=flag) from error
     known_detector(settings.detector)
     for model in (*settings.classifiers, *settings.experts):
@@ -144,7 +151,7 @@ def files_of(config: Path | None, settings: Settings) -> tuple[Path, ...]:
 
 def known_model(model: str | None) -> str | None:
     """The id or folder of a model as it was given, if any; without such a model the program ends as wrong usage."""
-    if model and not any((at / model / "card.yaml").is_file() for at in (shipped("weights"), Path())):
+    if model:
         from smearcount.cards import find_model
 
         with clear_errors(ModelError):

@@ -69,7 +69,8 @@ def classify(
     from smearcount.classify import ClassifyRun, run_classify
 
     asked = {"um_per_px": um_per_px, "min_label_score": min_score, "experts": experts}
-    settings = settings_from(config, **asked, device=device, runtime=runtime, threads=threads)
+    called = {"min_label_score": "--min-score"}
+    settings = settings_from(config, called, **asked, device=device, runtime=runtime, threads=threads)
     run = ClassifyRun(model, settings, find, examples, files_of(config, settings))
     with clear_errors():
         outcome = run_classify(run, paths, out, bar(quiet, "naming"))
