@@ -299,6 +299,8 @@ def test_an_output_place_that_is_taken_is_one_clear_line(words: list[str], tmp_p
         (["analyze", SPARSE, "--tile", "0"], "--tile"),
         (["crop", SPARSE, "--max-megapixels", "0"], "--max-megapixels"),
         (["simulate", "--random", "1", "--seed", "-1"], "--seed"),
+        (["bench", "naming", SPARSE, "--classifier", "no-such"], "known: cells-"),
+        (["bench", "slides", SPARSE, "--simulated", "10"], "simulated: expected 0 or 200"),
         (["train", "labels", SAMPLES, "--um-per-px", "0"], "--um-per-px"),
         (["train", "labels", SAMPLES, "--um-per-px", "3"], "--um-per-px"),
         (["train", "labels", SAMPLES, "--um-per-px", "0.1", "--list", "absent.txt"], "absent.txt"),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smearcount.cli.common import Json, Out, app, clear_errors
+from smearcount.cli.common import Json, Out, app, clear_errors, known_classifier
 from smearcount.config import read_model
 from smearcount.errors import UsageError
 
@@ -172,6 +172,8 @@ def bench_naming(
     as_json: Json = False,
 ) -> None:
     """Time the naming of the cells of a field against the bare network."""
+    for model in classifier or ():
+        known_classifier(model)
 
     def run() -> dict[str, Any]:
         from smearcount.bench import NamingJob, bench_naming
