@@ -27,7 +27,7 @@ from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale
-from smearcount.taxonomy import load_taxonomy
+from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cell_sources import SMALLEST_CELL_PX
 
 __all__ = [
@@ -302,18 +302,13 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     Raises:
         UsageError: there is no picture, there are too few examples, or the output is no CSV file or one that is read.
         ModelError: the model, or an expert, is no classifier.
-        ConfigError: an expert has codes that the model does not give, or knows the same two as another one.
+        ConfigError: two experts know the same two codes.
         ImageError: the output can't be written, or an example can't be read.
     """
     if out.suffix.lower() != ".csv":
         raise UsageError(f"{out}: the labels are a CSV file; give --out a name that ends in .csv")
-    settings = run.settings
-    choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
-    classifier = Classifier(find_model(run.model), choice, settings.min_label_score)
-    detector = Detector(model_for(settings.detector, choice), choice, settings.min_score) if run.find else None
-    taxonomy, card = load_taxonomy(settings.taxonomy), classifier.card
-    job = ClassifyJob(classifier.min_label_score, card.codes, settings.um_per_px, card.min_move_score)
-    job = replace(job, kind_of=taxonomy.kind_of, find=detector, experts=load_experts(settings, [card.codes], choice))
+    taxonomy = load_taxonomy(run.settings.taxonomy)
+    classifier, job, unasked = _prepared(run, taxonomy)
     given = list(paths)
     pictures, remarks = listed_pictures(given), tuple[str, ...]()
     manifests = {path.parent / MANIFEST for path in pictures}
@@ -332,8 +327,23 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
             seen["not found"] += row["status"] == "ok" and row["error"] != ""
             if row["status"] == "failed":
                 failed.append(str(row["error"]))
-    remarks = (*remarks, *_remarks(seen, _unlisted(pictures, job)))
+    remarks = (*unasked, *remarks, *_remarks(seen, _unlisted(pictures, job)))
     return ClassifyOutcome(seen["ok"], seen["skipped"], tuple(failed), remarks)
+
+
+def _prepared(run: ClassifyRun, taxonomy: Taxonomy) -> tuple[Classifier, ClassifyJob, tuple[str, ...]]:
+    """The classifier, what it is asked, and which experts of the settings are of no use to it."""
+    settings = run.settings
+    choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
+    classifier = Classifier(find_model(run.model), choice, settings.min_label_score)
+    detector = Detector(model_for(settings.detector, choice), choice, settings.min_score) if run.find else None
+    card, known = classifier.card, {name: find_model(name).classifier_card.codes for name in settings.experts}
+    fitting = {name: settings.experts[name] for name, codes in known.items() if set(codes) <= set(card.codes)}
+    job = ClassifyJob(classifier.min_label_score, card.codes, settings.um_per_px, card.min_move_score)
+    job = replace(job, kind_of=taxonomy.kind_of, find=detector)
+    job = replace(job, experts=load_experts(settings.model_copy(update={"experts": fitting}), [card.codes], choice))
+    unasked = (f"{name} is not asked: {card.id} lacks some of its codes" for name in known if name not in fitting)
+    return classifier, job, tuple(unasked)
 
 
 def _unlisted(pictures: Iterable[Path], job: ClassifyJob) -> int:

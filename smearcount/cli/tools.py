@@ -20,7 +20,7 @@ def simulate(
     out: Out = Path("simulated"),
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; without one the sample set.")] = None,
     random: Annotated[int, typer.Option(help="This many very different smears instead.", min=0)] = 0,
-    seed: Annotated[int | None, typer.Option(help="Seed instead of the recipe's.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's; of the random smears.", min=0)] = None,
 ) -> None:
     """Render smears with exact ground truth."""
     from smearcount.images import make_folder, refuse_input
