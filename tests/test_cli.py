@@ -347,6 +347,7 @@ def test_one_file_for_two_tables_and_a_picture_as_report_are_wrong_usage(tmp_pat
         (["bench", "engines", "in", "--out", "in/a.png"], "--out"),
         (["evaluate", "detector", "--datasets", "told.csv", "--out", "told.csv"], "--out"),
         (["simulate", "--recipe", "truth.json", "--out", "."], "--out"),
+        (["mend", "merges", "merges.yaml", "--out", "."], "--out"),
     ],
 )
 def test_no_output_replaces_what_is_read(
@@ -354,7 +355,7 @@ def test_no_output_replaces_what_is_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = small(Path("in"), "a.png", "a.overlay.jpg")
-    for path in (Path("told.csv"), Path("truth.json"), folder / "manifest.csv"):
+    for path in (Path("told.csv"), Path("truth.json"), Path("merges.yaml"), folder / "manifest.csv"):
         path.write_bytes(shipped("configs").joinpath("taxonomy.yaml").read_bytes() if "--taxonomy" in words else b"{}")
     if "--region" in words:
         Path("told.csv").write_text('{"type": "Polygon", "coordinates": [[[0, 0], [99, 0], [99, 99], [0, 0]]]}')

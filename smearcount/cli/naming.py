@@ -237,12 +237,14 @@ def mend_merges(
     out: Out = Path("runs/merges"),
 ) -> None:
     """Clusters of the embeddings, the codes that share them, and the line that merges these in a recipe."""
+    from smearcount.images import refuse_input
     from smearcount.mend_runs import propose
 
     low, _, high = clusters.partition("-")
     if not (low.isdigit() and high.isdigit() and 2 <= int(low) <= int(high)):
         raise typer.BadParameter("expected two numbers such as 2-15", param_hint="--clusters")
     with clear_errors():
+        refuse_input(out / "merges.yaml", [recipe])
         line, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
     typer.echo(f"{line}\nwritten: {out / 'merges.yaml'}, {plot}")
 
