@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from smearcount.cards import find_model
 from smearcount.classifier import Classifier, Named, fitted, name_thresholds, without_giants
@@ -20,12 +21,13 @@ from smearcount.geometry import FloatArray, centres, diameters
 from smearcount.images import ImageSource, ReadLimits, check_target, find_images, grow_text, open_image
 from smearcount.lists import read_lines
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
+from smearcount.naming import hear_experts, load_experts
 from smearcount.patches import PatchSizes, Pixels, sample_window, view_of_patch
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale
-from smearcount.taxonomy import load_taxonomy
+from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cell_sources import SMALLEST_CELL_PX
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 PICTURES_AT_ONCE = 64
+MANIFEST = "manifest.csv"
+"""What `smearcount crop` calls its list of patches."""
 
 Progress = Callable[[Iterable[Path]], Iterable[Path]]
 
@@ -69,12 +73,13 @@ class ClassifyJob:
     Attributes:
         um_per_px: their scale; without it a picture is the window of the classifier, unless it is one of `patches`.
         find: a detector that finds the cell nearest to the middle first; without one the middle is the cell.
-        patches: those pictures that are patches of `smearcount crop`.
+        patches: those pictures that are patches of `smearcount crop`: of another kind they are left out.
         min_label_score: below it a cell is `unclassified`.
         min_move_score: the same for a name of another kind than that as which the manifest says the cell was found.
         kind_of: kind of each code.
         codes: of the columns of probabilities.
         probabilities: of these codes, from what the network says; its own by default.
+        experts: asked where the two best codes of the network are close, and the gap below which they are.
     """
 
     min_label_score: float
@@ -85,6 +90,7 @@ class ClassifyJob:
     find: Detector | None = None
     patches: Mapping[Path, ListedPatch] = field(default_factory=dict)
     probabilities: Probabilities = lambda named: named.probs
+    experts: tuple[tuple[Classifier, float], ...] = ()
 
 
 _HEAD = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score", "um_per_px", "um_per_px_source")
@@ -131,7 +137,7 @@ def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:
         UsageError: a manifest can't be read.
     """
     listed: dict[Path, ListedPatch] = {}
-    for manifest in dict.fromkeys(path.parent / "manifest.csv" for path in paths):
+    for manifest in dict.fromkeys(path.parent / MANIFEST for path in paths):
         if manifest.is_file():
             listed |= _patches_in(manifest)
     return listed
@@ -169,6 +175,7 @@ class _Shown:
         origin: of the scale: `flag`, `manifest`, `window`, or what the pipeline says of one that it settles.
         size_um: diameter of the cell where it is known.
         found_as: kind of the cell where the manifest says it.
+        expert_views: of the same window, what each expert is shown.
     """
 
     view: Pixels
@@ -176,6 +183,7 @@ class _Shown:
     origin: str
     size_um: float | None = None
     found_as: str | None = None
+    expert_views: tuple[Pixels, ...] = ()
 
 
 def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) -> Iterator[Row]:
@@ -184,11 +192,22 @@ def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) 
     for some in iter(lambda: list(islice(left, PICTURES_AT_ONCE)), []):
         shown = [_tried(path, classifier, job) for path in some]
         views = [each for each in shown if isinstance(each, _Shown)]
-        named = classifier.name_views(each.view for each in views)
-        sizes = np.array([each.size_um or 0.0 for each in views], np.float32)
-        probs = iter(job.probabilities(without_giants(named, sizes, classifier.card)))
+        probs = iter(job.probabilities(_heard(classifier, views, job)))
         for path, each in zip(some, shown, strict=True):
             yield _row(path, each, next(probs), job) if isinstance(each, _Shown) else each
+
+
+def _heard(classifier: Classifier, shown: Sequence[_Shown], job: ClassifyJob) -> Named:
+    """What the network says of some cells, after the experts were heard."""
+    sizes = np.array([each.size_um or 0.0 for each in shown], np.float32)
+    named = without_giants(classifier.name_views(each.view for each in shown), sizes, classifier.card)
+
+    def ask(expert: Classifier, rows: npt.NDArray[np.intp]) -> FloatArray:
+        at = [each for each, _ in job.experts].index(expert)
+        answers = expert.name_views(shown[row].expert_views[at] for row in rows.tolist())
+        return without_giants(answers, sizes[rows], expert.card).probs
+
+    return replace(named, probs=hear_experts(named.probs, classifier.card.codes, job.experts, ask))
 
 
 def _tried(path: Path, classifier: Classifier, job: ClassifyJob) -> _Shown | Row:
@@ -210,12 +229,13 @@ def _opened(path: Path) -> ImageSource:
 def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Shown:
     width, height = picture.size_wh
     card, listed = classifier.card, job.patches.get(picture.path)
+    cards = [card, *(expert.card for expert, _ in job.experts)]
     um_per_px, origin, middle, size_um = job.um_per_px, "flag", (width / 2, height / 2), None
     if um_per_px is None and listed:
         um_per_px, origin = listed.sizes.side_um / width, "manifest"
         if not job.find:
-            view = view_of_patch(picture, listed.sizes, card.patch_um, card.input_px)
-            return _Shown(view, um_per_px, origin, listed.diameter_um, listed.found_as)
+            view, *others = (view_of_patch(picture, listed.sizes, each.patch_um, each.input_px) for each in cards)
+            return _Shown(view, um_per_px, origin, listed.diameter_um, listed.found_as, tuple(others))
     if job.find:
         scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
         um_per_px, origin = scale.um_per_px, origin if um_per_px else scale.source
@@ -226,9 +246,11 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
             middle = (float(points[nearest, 0]), float(points[nearest, 1]))
             size_um = float(diameters(boxes)[nearest]) * um_per_px
     if um_per_px is None:
-        return _Shown(fitted(picture.read(0, 0, width, height), card.input_px), None, "window")
-    view = sample_window(picture, middle, card.patch_um / um_per_px, card.input_px)[0]
-    return _Shown(view, um_per_px, origin, size_um)
+        pixels = picture.read(0, 0, width, height)
+        view, *others = (fitted(pixels, each.input_px) for each in cards)
+        return _Shown(view, None, "window", expert_views=tuple(others))
+    view, *others = (sample_window(picture, middle, each.patch_um / um_per_px, each.input_px)[0] for each in cards)
+    return _Shown(view, um_per_px, origin, size_um, expert_views=tuple(others))
 
 
 def _row(path: Path, shown: _Shown, probs: FloatArray, job: ClassifyJob) -> Row:
@@ -254,12 +276,14 @@ class ClassifyRun:
         settings: runtime and thresholds, the detector for `find`, the taxonomy of the examples.
         find: look for the cell instead of taking the middle.
         examples: folder of examples, a folder a class.
+        inputs: the settings file and those that the settings name, which the output may not replace.
     """
 
     model: str
     settings: Settings = Settings()
     find: bool = False
     examples: Path | None = None
+    inputs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -276,28 +300,26 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     """Name pictures of single cells, and write a row for each.
 
     Raises:
-        UsageError: there is no picture, there are too few examples, or the output is no CSV file.
-        ModelError: the model is no classifier.
+        UsageError: there is no picture, there are too few examples, or the output is no CSV file or one that is read.
+        ModelError: the model, or an expert, is no classifier.
+        ConfigError: two experts know the same two codes.
         ImageError: the output can't be written, or an example can't be read.
     """
     if out.suffix.lower() != ".csv":
         raise UsageError(f"{out}: the labels are a CSV file; give --out a name that ends in .csv")
-    settings = run.settings
-    choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
-    classifier = Classifier(find_model(run.model), choice, settings.min_label_score)
-    detector = Detector(model_for(settings.detector, choice), choice) if run.find else None
-    taxonomy, card = load_taxonomy(settings.taxonomy), classifier.card
-    job = ClassifyJob(classifier.min_label_score, card.codes, settings.um_per_px, card.min_move_score)
-    job = replace(job, kind_of=taxonomy.kind_of, find=detector)
-    pictures, remarks = listed_pictures(paths), tuple[str, ...]()
+    taxonomy = load_taxonomy(run.settings.taxonomy)
+    classifier, job, unasked = _prepared(run, taxonomy)
+    given = list(paths)
+    pictures, remarks = listed_pictures(given), tuple[str, ...]()
+    manifests = {path.parent / MANIFEST for path in pictures}
+    check_target(out, [*run.inputs, *given, *pictures, *manifests])
     examples = read_examples(run.examples, taxonomy, classifier.card.codes) if run.examples else []
-    if job.um_per_px is None:
-        job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
+    job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
     if run.examples:
         job, remarks = _with_examples(classifier, job, run.examples, examples)
     seen, failed = Counter[str](), list[str]()
     columns = label_columns(job.codes)
-    with grow_text(check_target(out)) as add:
+    with grow_text(out) as add:
         add(to_csv(columns, []))
         for row in name_files(classifier, progress(pictures), job):
             add(to_csv(columns, [row], header=False))
@@ -305,12 +327,29 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
             seen["not found"] += row["status"] == "ok" and row["error"] != ""
             if row["status"] == "failed":
                 failed.append(str(row["error"]))
-    remarks = (*remarks, *_remarks(seen, _unlisted(pictures, job)))
+    remarks = (*unasked, *remarks, *_remarks(seen, _unlisted(pictures, job)))
     return ClassifyOutcome(seen["ok"], seen["skipped"], tuple(failed), remarks)
 
 
+def _prepared(run: ClassifyRun, taxonomy: Taxonomy) -> tuple[Classifier, ClassifyJob, tuple[str, ...]]:
+    """The classifier, what it is asked, and which experts of the settings are of no use to it."""
+    settings = run.settings
+    choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
+    classifier = Classifier(find_model(run.model), choice, settings.min_label_score)
+    detector = Detector(model_for(settings.detector, choice), choice, settings.min_score) if run.find else None
+    card, known = classifier.card, {name: find_model(name).classifier_card.codes for name in settings.experts}
+    fitting = {name: settings.experts[name] for name, codes in known.items() if set(codes) <= set(card.codes)}
+    job = ClassifyJob(classifier.min_label_score, card.codes, settings.um_per_px, card.min_move_score)
+    job = replace(job, kind_of=taxonomy.kind_of, find=detector)
+    job = replace(job, experts=load_experts(settings.model_copy(update={"experts": fitting}), [card.codes], choice))
+    unasked = (f"{name} is not asked: {card.id} lacks some of its codes" for name in known if name not in fitting)
+    return classifier, job, tuple(unasked)
+
+
 def _unlisted(pictures: Iterable[Path], job: ClassifyJob) -> int:
-    """Pictures that lie beside a manifest of `smearcount crop` which does not list them."""
+    """Pictures without a scale that lie beside a manifest of `smearcount crop` which does not list them."""
+    if job.um_per_px is not None:
+        return 0
     folders = {path.parent for path in job.patches}
     return sum(path.parent in folders and path not in job.patches for path in pictures)
 

@@ -13,7 +13,7 @@ from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray
 from smearcount.illumination import counted_in_view
 from smearcount.records import Detections
-from smearcount.region import Region, counted_in_region
+from smearcount.region import Region, counted_area_um2, counted_in_region
 
 __all__ = ["Frame", "MAP_FROM_UM2", "frame_of"]
 
@@ -59,38 +59,34 @@ def frame_of(
         cells: every cell found.
         um_per_px: its scale.
         edge_rule: `corner` or `all`.
-        region: where to count; None for everywhere.
+        region: where to count, within the picture; None for everywhere.
         view: what the field stop leaves of the picture; None for all of it.
         whole: count also where the picture is too thick, too thin, out of focus, dirty or empty.
-
-    Raises:
-        ConfigError: the region lies outside the picture.
     """
     width, height = source.size_wh
     inside, area_um2 = counted_mask(cells.boxes, source.size_wh, um_per_px, edge_rule)
     judged = not whole and width * height * um_per_px**2 >= MAP_FROM_UM2
     if region is None and view is None and not judged:
         return Frame(inside, area_um2, {"edge": int((~inside).sum())})
-    drawn = None if region is None else region.within(source.size_wh)
     squares = countable_map(source, um_per_px, cells) if judged else None
-    limits = [drawn] * (drawn is not None) + ([squares.region()] if squares else [])
+    limits = [region] * (region is not None) + ([squares.region()] if squares else [])
     counted = inside
     if limits:
         counted, area_um2 = counted_in_region(cells.boxes, source.size_wh, um_per_px, _common(limits), edge_rule)
     if view is not None:
         within, seen = counted_in_view(cells.boxes, view, um_per_px, edge_rule)
-        inside, counted, common = inside & within, counted & within, _common([*limits, seen])
-        _, area_um2 = counted_in_region(cells.boxes[:0], source.size_wh, um_per_px, common, edge_rule)
+        inside, counted = inside & within, counted & within
+        area_um2 = counted_area_um2(source.size_wh, um_per_px, _common([*limits, seen]), edge_rule)
     excluded = {"edge": int((~inside).sum())}
     left = inside & ~counted
-    if drawn is not None:
-        beyond = left & ~drawn.contains(cells.boxes[:, :2])
+    if region is not None:
+        beyond = left & ~region.contains(cells.boxes[:, :2])
         excluded["outside the region"] = int(beyond.sum())
         left &= ~beyond
     if squares is not None:
         excluded |= _by_reason(squares, cells.boxes[left, :2])
     shares = squares.shares() if squares else {}
-    notes = tuple(note for each in (view, drawn) if each is not None for note in each.notes)
+    notes = tuple(note for each in (view, region) if each is not None for note in each.notes)
     return Frame(counted, area_um2, excluded, shares, squares, notes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from smearcount.records import Detections, Labels
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy
 
-__all__ = ["Namer"]
+__all__ = ["Namer", "hear_experts", "load_experts"]
+
+Rows = npt.NDArray[np.intp]
 
 
 class Namer:
@@ -39,15 +42,13 @@ class Namer:
         self.classifiers = tuple(
             Classifier(find_model(name, weights), choice, settings.min_label_score) for name in settings.classifiers
         )
-        self.experts = tuple(
-            (Classifier(find_model(name, weights), choice), margin) for name, margin in settings.experts.items()
-        )
         self.codes = tuple(dict.fromkeys(code for each in self.classifiers for code in each.card.codes))
         self._check(taxonomy)
+        self.experts = load_experts(settings, [each.card.codes for each in self.classifiers], choice, weights)
         self._kinds = np.array([taxonomy.kind_of[code] for code in self.codes])
 
     def _check(self, taxonomy: Taxonomy) -> None:
-        """Every code has a name and a kind, no kind is asked about twice, and every expert has a generalist."""
+        """Every code has a name and a kind, and no kind is asked about twice."""
         asked: set[str] = set()
         for card in (each.card for each in self.classifiers):
             unknown = [code for code in card.codes if code not in taxonomy.codes]
@@ -57,12 +58,6 @@ class Namer:
             if twice := asked & set(card.kinds):
                 raise ConfigError(f"{card.id}: another classifier names {', '.join(sorted(twice))} already")
             asked |= set(card.kinds)
-        for card in (expert.card for expert, _ in self.experts):
-            if not any(set(card.codes) <= set(each.card.codes) for each in self.classifiers):
-                raise ConfigError(f"{card.id}: no classifier gives all of its codes, {', '.join(card.codes)}")
-        if shared := first_shared_pair(expert.card.codes for expert, _ in self.experts):
-            card, both = self.experts[shared[0]][0].card, " and ".join(shared[1])
-            raise ConfigError(f"{card.id}: another expert knows {both} already; leave one of them out")
 
     @property
     def cards(self) -> tuple[Card, ...]:
@@ -88,16 +83,61 @@ class Namer:
 
     def _heard(self, classifier: Classifier, source: PixelSource, boxes: FloatArray, um_per_px: float) -> FloatArray:
         """Probabilities of the cells in some boxes, after the experts for codes of the classifier were heard."""
-        probs, codes = classifier.name(source, boxes, um_per_px).probs, classifier.card.codes
+        codes = classifier.card.codes
         experts = [(each, margin) for each, margin in self.experts if set(each.card.codes) <= set(codes)]
-        if not experts:
-            return probs
 
-        def expert_of(asked: Classifier) -> Expert:
-            def answer(rows: npt.NDArray[np.intp]) -> FloatArray:
-                return asked.name(source, boxes[rows], um_per_px).probs
+        def ask(expert: Classifier, rows: Rows) -> FloatArray:
+            return expert.name(source, boxes[rows], um_per_px).probs
 
-            return Expert(asked.card.codes, answer)
+        return hear_experts(classifier.name(source, boxes, um_per_px).probs, codes, experts, ask)
 
-        asked, margins = zip(*experts, strict=True)
-        return break_ties(probs, TieBreaker(codes, tuple(map(expert_of, asked)), margins))[0]
+
+def load_experts(
+    settings: Settings, generalists: Sequence[tuple[str, ...]], choice: RuntimeChoice, weights: Path | None = None
+) -> tuple[tuple[Classifier, float], ...]:
+    """The experts of the settings, and the gap below which each is asked.
+
+    Args:
+        settings: which ones.
+        generalists: the codes of each classifier that may ask them.
+        choice: runtime, device and precision.
+        weights: folder of the models instead of the shipped one.
+
+    Raises:
+        ModelError: a model is no classifier, or a file is missing or damaged.
+        ConfigError: an expert has no generalist, or knows the same two codes as another one.
+    """
+    experts = tuple(
+        (Classifier(find_model(name, weights), choice), margin) for name, margin in settings.experts.items()
+    )
+    for card in (expert.card for expert, _ in experts):
+        if not any(set(card.codes) <= set(codes) for codes in generalists):
+            raise ConfigError(f"{card.id}: no classifier gives all of its codes, {', '.join(card.codes)}")
+    if shared := first_shared_pair(expert.card.codes for expert, _ in experts):
+        card, both = experts[shared[0]][0].card, " and ".join(shared[1])
+        raise ConfigError(f"{card.id}: another expert knows {both} already; leave one of them out")
+    return experts
+
+
+def hear_experts(
+    probs: FloatArray,
+    codes: tuple[str, ...],
+    experts: Sequence[tuple[Classifier, float]],
+    ask: Callable[[Classifier, Rows], FloatArray],
+) -> FloatArray:
+    """Probabilities `(N, K)` of the codes after the experts were heard where the two best ones are close.
+
+    Args:
+        probs: `(N, K)`, of a classifier.
+        codes: of the classifier.
+        experts: those for some of its codes, and the gap below which each is asked.
+        ask: what an expert says of some of the N cells.
+    """
+    if not experts:
+        return probs
+
+    def expert_of(asked: Classifier) -> Expert:
+        return Expert(asked.card.codes, lambda rows: ask(asked, rows))
+
+    asked, margins = zip(*experts, strict=True)
+    return break_ties(probs, TieBreaker(codes, tuple(map(expert_of, asked)), margins))[0]

@@ -210,7 +210,7 @@ class Pipeline:
 
     def analyze(
         self,
-        image: Path | str | Pixels,
+        image: os.PathLike[str] | str | Pixels,
         *,
         um_per_px: float | None = None,
         image_id: str | None = None,
@@ -220,7 +220,7 @@ class Pipeline:
         """Find, name and count the cells of one picture.
 
         Args:
-            image: a file, or `(H, W, 3) uint8 RGB` pixels, of which a copy is kept.
+            image: a file, or `(H, W, 3) uint8 RGB` pixels, at least 32 a side, of which a copy is kept.
             um_per_px: its scale in micrometres a pixel, where known.
             image_id: name in reports instead of the file name.
             slide_id: the slide it belongs to.
@@ -229,13 +229,13 @@ class Pipeline:
         Raises:
             ImageError: the picture can't be read; names the file and the remedy.
             ConfigError: the region lies outside the picture.
-            ValueError: the scale is not within 0.02 to 2.
+            TypeError: the image is something else.
+            ValueError: the scale is not within 0.02 to 2, or the pixels are of another shape or number type.
         """
-        opened = ArraySource(image.copy()) if isinstance(image, np.ndarray) else self._opened(Path(image))
-        lit = even_light(opened)
+        flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
+        lit = even_light(_held(image) if isinstance(image, np.ndarray) else self._opened(image, flag))
         source = lit.source
         name = image_id if image_id is not None else source.path.name
-        flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         slide = (slide_scales or {}).get(source.size_wh)
         region = self._region_in(source, name)
         scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide, lit.view)
@@ -249,14 +249,17 @@ class Pipeline:
         Raises:
             ImageError: the picture can't be read; names the file and the remedy.
         """
-        source = self._opened(path)
+        source = self._opened(path, self.settings.um_per_px)
         lit = even_light(source)
         settled = settle_scale(lit.source, self.detector, self.settings.um_per_px, source.um_per_px, view=lit.view)
         return RedCells(source.size_wh, settled.red_px, source.sha256, self._provenance)
 
-    def _opened(self, path: Path) -> ImageSource:
-        limits = ReadLimits(max_megapixels=self.settings.max_megapixels)
-        return open_image(path, limits, self.settings.page, level=self.settings.level, channel=self.settings.channel)
+    def _opened(self, image: os.PathLike[str] | str, um_per_px: float | None) -> ImageSource:
+        if not isinstance(image, os.PathLike | str):
+            raise TypeError(f"image: expected a file or (H, W, 3) uint8 RGB pixels, got {type(image).__name__}")
+        asked = self.settings
+        limits = ReadLimits(asked.max_megapixels, scale_given=um_per_px is not None)
+        return open_image(Path(image), limits, asked.page, level=asked.level, channel=asked.channel)
 
     def _region_in(self, source: ImageSource, name: str) -> Region | None:
         """The part of the region of interest that lies in a picture, at the level of a pyramid that is read."""
@@ -297,3 +300,9 @@ class Pipeline:
             reading=source.notes,
         )
         return result, frame.squares
+
+
+def _held(pixels: Pixels) -> ArraySource:
+    source = ArraySource(np.array(pixels, order="C"))
+    ReadLimits().check_side(Path("pixels"), source.size_wh)
+    return source

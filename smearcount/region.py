@@ -23,7 +23,7 @@ from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray
 from smearcount.records import Detections
 
-__all__ = ["Region", "counted_in_region", "parse_region", "read_region", "with_edge_of"]
+__all__ = ["Region", "counted_area_um2", "counted_in_region", "parse_region", "read_region", "with_edge_of"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -147,11 +147,21 @@ def counted_in_region(
         ValueError: the rule is unknown.
     """
     mask, _ = counted_mask(boxes, size_wh, um_per_px, rule)
-    if region is None:
-        return np.zeros(len(boxes), np.bool_), 0.0
-    frame = _frame(size_wh, um_per_px, rule)
-    area_px = 0.0 if frame is None else float(frame.intersection(region.outline).area)
-    return mask & region.contains(boxes[:, :2]), area_px * um_per_px**2
+    inside = np.zeros(len(boxes), np.bool_) if region is None else mask & region.contains(boxes[:, :2])
+    return inside, counted_area_um2(size_wh, um_per_px, region, rule)
+
+
+def counted_area_um2(size_wh: tuple[int, int], um_per_px: float, region: Region | None, rule: str = "corner") -> float:
+    """The area in square micrometres that the counts of a region refer to: what of it lies in the frame of the picture.
+
+    Args:
+        size_wh: width and height of the picture.
+        um_per_px: its scale.
+        region: where to count; None for nowhere.
+        rule: `corner`, or `all` for the whole picture as the frame.
+    """
+    frame = None if region is None else _frame(size_wh, um_per_px, rule)
+    return 0.0 if frame is None or region is None else float(frame.intersection(region.outline).area) * um_per_px**2
 
 
 def with_edge_of(cells: Detections, view: Region | None) -> Detections:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -251,7 +252,13 @@ def test_a_share_of_a_slide_is_its_corner(disc_slide: tuple[Path, int]) -> None:
     assert set(figures["origins"]) == {"cells by origin", "largest difference between origins"}
 
 
-@pytest.mark.parametrize("changes", [{"parts": ("speed",)}, {"share": 0.0}, {"megapixels": ()}, {"megapixels": (0.0,)}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"parts": ("speed",)}, {"share": 0.0}, {"share": math.nan}, {"simulated_px": 10}, {"simulated_px": 40_001}),
+        *({"megapixels": sizes} for sizes in ((), (0.0,), (1.0, math.nan), (math.inf,))),
+    ],
+)
 def test_jobs_without_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
         SlidesJob(**changes)

@@ -465,6 +465,13 @@ def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(
     assert "wbc" in rows[1]["error"]
     assert (outcome.named, outcome.skipped, outcome.failed) == (2, 1, ())
     assert any(remark.startswith("1 pictures are not in the manifest") for remark in outcome.remarks)
+    given, rows = classify(folder, um_per_px=0.16)
+    assert [(row["status"], row["um_per_px_source"]) for row in rows] == [
+        ("ok", "flag"),
+        ("skipped", ""),
+        ("ok", "flag"),
+    ]
+    assert (given.named, given.skipped, given.remarks) == (2, 1, ())
 
 
 def test_tiny_cells_and_lists_of_any_editor(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
@@ -488,13 +495,45 @@ def test_a_scale_that_had_to_be_assumed_is_told(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("smearcount.classify.Detector", lambda *_: disc_detector())
+    asked = []
+    monkeypatch.setattr("smearcount.classify.Detector", lambda *args: asked.append(args) or disc_detector())
     folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte", 46, 300), b=np.full((300, 300, 3), 214, np.uint8))
     model = str(naming_models / "red-discs")
-    outcome = run_classify(ClassifyRun(model, find=True), [folder], tmp_path / "labels.csv")
+    outcome = run_classify(ClassifyRun(model, Settings(min_score=0.3), find=True), [folder], tmp_path / "labels.csv")
+    assert asked[0][2] == 0.3
     rows = list(csv.DictReader((tmp_path / "labels.csv").read_text().splitlines()))
     assert {row["um_per_px_source"] for row in rows} <= {"assumed", "estimated"}
     assert float(rows[0]["um_per_px"]) > 0
     assert [bool(row["error"]) for row in rows] == [False, True]
     assert any("give --um-per-px" in remark for remark in outcome.remarks)
     assert any("no cell found" in remark for remark in outcome.remarks)
+
+
+def test_an_expert_is_heard_where_the_model_is_unsure(
+    classify: Run, naming_models: Path, draw_discs: Draw, tmp_path: Path
+) -> None:
+    """An expert that is the model, only surer of itself, changes the cells within the gap and no others."""
+    surer = tmp_path / "surer"
+    shutil.copytree(naming_models / "red-discs", surer)
+    update_card(surer, id="surer", temperature=0.4)
+    tints = np.linspace(60, 125, 20).astype(int).tolist()
+    folder = write(tmp_path / "in", **{f"{blue:03}": tinted(draw_discs, blue) for blue in tints})
+    listed = tmp_path / "listed"
+    shutil.copytree(folder, listed)
+    rows = "".join(f"{path.name},rbc,7.3,12,0.16\n" for path in folder.iterdir())
+    (listed / "manifest.csv").write_text(f"file,kind,diameter_um,side_um,um_per_px\n{rows}")
+    for place, scale in ((folder, None), (folder, 0.16), (listed, None)):
+        before, after = (
+            np.array([probs_of(row) for row in classify(place, experts=experts, um_per_px=scale)[1]])
+            for experts in ({}, {str(surer): 0.6})
+        )
+        best = np.sort(before, axis=1)
+        gap = best[:, -1] - best[:, -2]
+        unsure = gap < 0.6
+        assert 2 < unsure.sum() < 18
+        np.testing.assert_array_equal((before != after).any(axis=1), unsure)
+        assert (np.sort(after, axis=1)[unsure, -1] > best[unsure, -1]).all()
+    others = str(naming_models / "white-discs")
+    outcome, rows = classify(folder, experts={others: 0.6})
+    assert outcome.remarks == (f"{others} is not asked: red-discs lacks some of its codes",)
+    assert rows == classify(folder)[1]

@@ -20,7 +20,7 @@ from smearcount import __version__
 from smearcount.cards import find_model
 from smearcount.cli import app
 from smearcount.cli.common import bar
-from smearcount.config import Settings
+from smearcount.config import Settings, shipped
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import report_columns
 from smearcount.taxonomy import load_taxonomy
@@ -299,10 +299,14 @@ def test_an_output_place_that_is_taken_is_one_clear_line(words: list[str], tmp_p
         (["analyze", SPARSE, "--tile", "0"], "--tile"),
         (["crop", SPARSE, "--max-megapixels", "0"], "--max-megapixels"),
         (["simulate", "--random", "1", "--seed", "-1"], "--seed"),
+        (["bench", "naming", SPARSE, "--classifier", "no-such"], "known: cells-"),
+        (["bench", "slides", SPARSE, "--simulated", "10"], "simulated: expected 0 or 200"),
         (["train", "labels", SAMPLES, "--um-per-px", "0"], "--um-per-px"),
         (["train", "labels", SAMPLES, "--um-per-px", "3"], "--um-per-px"),
         (["train", "labels", SAMPLES, "--um-per-px", "0.1", "--list", "absent.txt"], "absent.txt"),
         (["models", "show", "no-such"], "known: cells-"),
+        (["models", "show", "red-cells/"], "known: cells-"),
+        (["models", "verify", "no-such"], "known: cells-"),
         (["batch", "absent"], "absent"),
     ],
 )
@@ -322,6 +326,45 @@ def test_one_file_for_two_tables_and_a_picture_as_report_are_wrong_usage(tmp_pat
     assert "--cells" in result.stderr
     assert call("batch", folder, "--out", folder / "a.png").exit_code == 2
     assert (folder / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["batch", "in", "--config", "told.csv", "--out", "told.csv"], "--out"),
+        (["batch", "in", "--config", "told.csv", "--out", "r.csv", "--cells", "in/../told.csv"], "--cells"),
+        (["batch", "in", "--region", "told.csv", "--out", "told.csv"], "--out"),
+        (["batch", "in", "--taxonomy", "told.csv", "--out", "r.csv", "--slide-report", "told.csv"], "--slide-report"),
+        (["batch", "in", "--list", "told.csv", "--out", "told.csv"], "--out"),
+        (["classify", "in", "--config", "told.csv", "--out", "told.csv"], "--out"),
+        (["classify", "in", "--out", "in/manifest.csv"], "--out"),
+        (["classify", "in", "--out", "link.csv"], "--out"),
+        (["analyze", "in/a.png", "in/a.overlay.jpg", "--out", "in"], "--out"),
+        (["bench", "in/a.png", "--out", "in/a.png"], "--out"),
+        (["bench", "slides", "in/a.png", "--out", "in/a.png"], "--out"),
+        (["bench", "naming", "in/a.png", "--out", "in/a.png"], "--out"),
+        (["bench", "directories", "in", "--out", "in/a.png"], "--out"),
+        (["bench", "engines", "in", "--out", "in/a.png"], "--out"),
+        (["evaluate", "detector", "--datasets", "told.csv", "--out", "told.csv"], "--out"),
+        (["simulate", "--recipe", "truth.json", "--out", "."], "--out"),
+        (["mend", "merges", "merges.yaml", "--out", "."], "--out"),
+    ],
+)
+def test_no_output_replaces_what_is_read(
+    words: list[str], flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = small(Path("in"), "a.png", "a.overlay.jpg")
+    for path in (Path("told.csv"), Path("truth.json"), Path("merges.yaml"), folder / "manifest.csv"):
+        path.write_bytes(shipped("configs").joinpath("taxonomy.yaml").read_bytes() if "--taxonomy" in words else b"{}")
+    if "--region" in words:
+        Path("told.csv").write_text('{"type": "Polygon", "coordinates": [[[0, 0], [99, 0], [99, 99], [0, 0]]]}')
+    Path("link.csv").symlink_to(folder / "a.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = call(*words)
+    assert result.exit_code == 2, result.output
+    assert f"is read by this run; give {flag} another name" in result.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_damaged_model_is_exit_code_1(tmp_path: Path) -> None:

@@ -264,6 +264,7 @@ def test_wrong_usage_is_told_in_one_line(model: Path, place: Path, tmp_path: Pat
         (("classify", tmp_path / "absent.txt", "--model", model), 2, "no list of pictures"),
         (("classify", place / "cells", "--model", "absent"), 2, "no such model"),
         (("classify", place / "cells", "--model", model, "--um-per-px", 9), 2, "um-per-px"),
+        (("classify", place / "cells", "--model", model, "--min-score", 2), 2, " --min-score"),
         (("classify", place, "--model", SAMPLES.parent / "weights" / "cells-yolo11-p4"), 2, "a classifier is needed"),
         (("train", "classifier", recipe, "--out", tmp_path / "run"), 2, "data.colour"),
         (("train", "classifier", tmp_path / "absent.yaml"), 2, "does not exist"),

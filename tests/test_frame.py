@@ -71,11 +71,15 @@ def test_two_halves_count_what_the_whole_does() -> None:
     assert sum(frame.area_um2 for frame in frames) == pytest.approx(whole.area_um2)
 
 
-def test_a_region_beside_the_picture_is_refused() -> None:
-    with pytest.raises(ConfigError):
-        frame_of(
-            smear(64, 64), grid(64, 64), UM, "corner", parse_region(rectangle(99, 99, 199, 199), "off"), whole=True
-        )
+def test_a_region_beside_the_picture_is_refused_before_any_cell_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = tmp_path / "off.geojson"
+    drawn.write_text(json.dumps(rectangle(99, 99, 199, 199)))
+    pipeline = Pipeline.load(Settings(region=drawn, classifiers=()))
+    monkeypatch.setattr(pipeline.detector, "find", None)
+    with pytest.raises(ConfigError, match=r"a\.jpg: the region of .*off\.geojson .* lies outside the picture"):
+        pipeline.analyze(smear(64, 64).pixels, image_id="a.jpg")
 
 
 @pytest.fixture(scope="module")

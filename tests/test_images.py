@@ -175,9 +175,19 @@ def test_sixteen_bit_alpha_and_grey_alpha(tmp_path: Path) -> None:
     expected = np.where(alpha[..., None] > 0, pixels, 255)
     wide = np.dstack([pixels, alpha]).astype(np.uint16) * 257
     assert np.array_equal(whole(open_image(save(tmp_path / "a.png", png(wide, 6)))), expected)
+    assert open_image(tmp_path / "a.png").notes == ("16 bit range scaled from 0 to 65535", "alpha composited on white")
     two = np.dstack([pixels[..., 0], alpha])
     source = open_image(save(tmp_path / "b.png", png(two, 4)))
     assert np.array_equal(whole(source)[..., 1], np.where(alpha > 0, pixels[..., 0], 255))
+
+
+def test_the_range_of_a_deep_picture_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    percentile, seen = np.percentile, []
+    monkeypatch.setattr(np, "percentile", lambda *asked: seen.append(asked) or percentile(*asked))
+    for name, colour in (("grey", 0), ("rgb", 2), ("rgba", 6)):
+        samples = np.full((64, 64, {0: 1, 2: 3, 6: 4}[colour]), 40_000, np.uint16).squeeze()
+        open_image(save(tmp_path / f"{name}.png", png(samples, colour)))
+    assert len(seen) == 3
 
 
 def test_opaque_alpha_needs_no_note(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import tifffile
 
 from smearcount import Pipeline, Settings
 from smearcount.config import shipped
-from smearcount.errors import ConfigError
+from smearcount.errors import ConfigError, ImageError
 from smearcount.images import open_image
 from smearcount.pipeline import Analysis
 from smearcount.report import CELL_COLUMNS
@@ -117,6 +117,22 @@ def test_a_region_means_the_same_cells_at_every_level_of_a_pyramid(tmp_path: Pat
         Pipeline.load(Settings(region=drawn, classifiers=())).analyze(slide, um_per_px=um_per_px)
 
 
+def test_the_scale_that_is_given_decides_whatever_the_metadata_say_of_a_level(tmp_path: Path) -> None:
+    pixels = open_image(SAMPLES / "sparse.jpg").pixels
+    small = cv2.resize(pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    told = {"photometric": "rgb", "tile": (256, 256), "resolution": (5_000, 5_000), "resolutionunit": "CENTIMETER"}
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as writer:
+        writer.write(pixels, subifds=1, **told)
+        writer.write(small, photometric="rgb", tile=(256, 256), subfiletype=1)
+    um_per_px = 2 * TRUTH["sparse.jpg"]["um_per_px"]
+    pipeline = Pipeline.load(Settings(level=1, classifiers=()))
+    with pytest.raises(ImageError, match="level 1 is 4 um a pixel, too coarse to count; give .* by --um-per-px"):
+        pipeline.analyze(tmp_path / "slide.tif")
+    found = pipeline.analyze(tmp_path / "slide.tif", um_per_px=um_per_px).result
+    assert (found.scale.um_per_px, found.scale.source) == (um_per_px, "flag")
+    assert np.array_equal(found.detections.boxes, pipeline.analyze(small, um_per_px=um_per_px).result.detections.boxes)
+
+
 def test_an_analysis_is_complete(pipeline: Pipeline, tmp_path: Path) -> None:
     analysis = pipeline.analyze(SAMPLES / "sparse.jpg")
     cells = analysis.cells
@@ -183,6 +199,39 @@ def test_an_array_that_is_used_again_changes_no_analysis(pipeline: Pipeline) -> 
     before = analysis.overlay()
     pixels[:] = 0
     np.testing.assert_array_equal(analysis.overlay(), before)
+
+
+@pytest.mark.parametrize("turn", ["read-only", "fortran", "flipped", "every second", "masked"])
+def test_an_array_is_the_same_picture_however_it_lies_in_memory(pipeline: Pipeline, turn: str) -> None:
+    pixels = cv2.cvtColor(cv2.imread(str(SAMPLES / "sparse.jpg")), cv2.COLOR_BGR2RGB)[300:600, :400].copy()
+    views = {
+        "read-only": pixels.view(),
+        "fortran": np.asfortranarray(pixels),
+        "flipped": pixels[::-1].copy()[::-1],
+        "every second": pixels.repeat(2, axis=0).repeat(2, axis=1)[::2, ::2],
+        "masked": np.ma.masked_array(pixels, np.zeros(pixels.shape, bool)),
+    }
+    views["read-only"].setflags(write=False)
+    found = pipeline.analyze(views[turn], um_per_px=0.12)
+    assert type(found.source.read(0, 0, 9, 9)) is np.ndarray
+    pd.testing.assert_frame_equal(found.cells, pipeline.analyze(pixels, um_per_px=0.12).cells)
+    assert len(found.cells)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "words"),
+    [
+        (np.full((1, 1, 3), 230, np.uint8), ImageError, "pixels: only 1 x 1 px, expected at least 32"),
+        (np.full((31, 400, 3), 230, np.uint8), ImageError, "pixels: only 400 x 31 px"),
+        (np.full((60, 60), 230, np.uint8), ValueError, r"expected \(H, W, 3\) uint8 RGB, got \(60, 60\) uint8"),
+        (np.full((60, 60, 3), 0.5), ValueError, r"expected \(H, W, 3\) uint8 RGB, got \(60, 60, 3\) float64"),
+        ([[[1, 2, 3]]], TypeError, "image: expected a file or .* pixels, got list"),
+        (None, TypeError, "image: expected a file or .* pixels, got NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_told(pipeline: Pipeline, image: object, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        pipeline.analyze(image)  # type: ignore[arg-type]
 
 
 def test_a_report_of_another_picture_is_not_replaced(pipeline: Pipeline, tmp_path: Path) -> None:

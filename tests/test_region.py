@@ -14,7 +14,7 @@ import shapely
 
 from smearcount.counting import counted_mask
 from smearcount.errors import ConfigError
-from smearcount.region import Region, counted_in_region, parse_region, read_region
+from smearcount.region import Region, counted_area_um2, counted_in_region, parse_region, read_region
 
 Points = npt.NDArray[np.float64]
 
@@ -157,6 +157,9 @@ def test_the_frame_cuts_the_region() -> None:
     mask, area = counted_in_region(boxes_at(corners), (100, 80), 0.5, half)
     assert mask.tolist() == [False, False, False, True, False, False, True]
     assert area == pytest.approx(44 * 72 * 0.25)
+    assert counted_area_um2((100, 80), 0.5, half) == area
+    assert counted_area_um2((100, 80), 0.5, half, "all") == pytest.approx(50 * 80 * 0.25)
+    assert counted_area_um2((100, 80), 0.5, None) == counted_area_um2((7, 7), 0.5, half) == 0
 
 
 @pytest.mark.parametrize("rule", ["corner", "all"])

@@ -104,6 +104,23 @@ def test_box_is_tight_around_what_is_seen(code: str) -> None:
     assert np.abs(seen - told).max() < 0.35  # um: two pixels of a usual photograph
 
 
+def test_box_of_a_cell_cut_by_the_border_is_around_what_is_left_of_it() -> None:
+    recipe = ALONE.vary(width=300, height=240, um_per_px=0.1, refraction=0, blur_um=0)
+    mix = {"teardrop_cell": 1.0, "sickle_cell": 1.0}
+    cut = 0
+    for seed in range(12):
+        smear = render(recipe.vary(red_cells=3, clumped=0.0, red_mix=mix), seed)
+        clean = picture._photograph(recipe, [], seed)
+        seen = ((clean.astype(int) - smear.pixels).max(axis=2) > 8).astype(np.uint8)
+        _, _, stats, _ = cv2.connectedComponentsWithStats(seen)
+        x, y, width, height = stats[stats[:, cv2.CC_STAT_AREA] > 60][1:, :4].T
+        parts = np.stack([x, y, x + width, y + height], axis=1)
+        for box in smear.boxes:
+            assert np.abs(parts - box).max(axis=1).min() < 4
+            cut += bool((box[:2] == 0).any() or (box[2:] == (300, 240)).any())
+    assert cut > 6
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_overlaps_stay_below_the_limits(seed: int) -> None:
     recipe = SMALL.vary(red_cells=50, clumped=0.7, overlap=0.35, width=600, height=400)

@@ -199,6 +199,9 @@ def test_a_level_too_coarse_to_count_is_refused(tmp_path: Path) -> None:
     path = tiled(tmp_path / "a.svs", noise(), description=APERIO.replace("0.2498", "0.7"))
     assert open_image(path, level=1).um_per_px == pytest.approx(1.4)
     refused(path, "level 2 is 2.8 um a pixel, too coarse to count; give a finer --level", level=2)
+    given = open_image(path, ReadLimits(scale_given=True), level=2)
+    assert given.um_per_px is None
+    assert "OpenSlide mpp 2.8 um a pixel not believed" in given.notes
 
 
 def test_a_slide_has_no_channels(tmp_path: Path) -> None:

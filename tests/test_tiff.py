@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import imagecodecs
@@ -305,6 +306,10 @@ def test_what_is_too_coarse_to_count_is_refused(tmp_path: Path) -> None:
         open_image(path, level=2)
     with pytest.raises(ImageError, match=r"page 3 is 3\.2 um a pixel, too coarse to count; give a finer --page"):
         open_image(path, page=3)
+    for choice in ({"level": 2}, {"page": 3}):
+        given = open_image(path, ReadLimits(scale_given=True), **choice)
+        assert given.um_per_px is None
+        assert "TIFF resolution 3.2 um a pixel not believed" in given.notes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -419,3 +424,16 @@ def test_an_ome_text_of_nonsense_is_only_text(tmp_path: Path) -> None:
     ):
         path = write_pages(tmp_path / "a.ome.tif", (scene(192, 256), ome(nonsense)))
         assert np.array_equal(whole(open_image(path)), scene(192, 256))
+
+
+@pytest.mark.parametrize(("layout", "left"), [({}, 1), ({"compression": "zlib"}, 3), ({"tile": (32, 32)}, 3)])
+def test_pages_lost_with_the_end_of_a_file_are_told(tmp_path: Path, layout: dict[str, Any], left: int) -> None:
+    pages = np.stack([scene(64, 96, seed) for seed in range(5)])
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, pages, photometric="rgb", **layout)
+    assert open_image(path).notes == ("page 1 of 5 read",)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 45 // 100])
+    source = open_image(path)
+    told = f"the file is truncated or corrupt behind page {left}: further pages can't be read"
+    assert source.notes == (*[f"page 1 of {left} read"] * (left > 1), told)
+    assert np.array_equal(whole(source), pages[0])

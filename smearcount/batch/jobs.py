@@ -9,7 +9,7 @@ from pathlib import Path
 
 from smearcount.batch.tables import ENDINGS
 from smearcount.errors import UsageError
-from smearcount.images import check_target, make_folder
+from smearcount.images import check_target, make_folder, refuse_input
 
 __all__ = ["BatchJob", "Interrupted", "Outcome", "Stage", "Watch", "check_job"]
 
@@ -39,7 +39,7 @@ class BatchJob:
         fresh: begin a new journal instead of going on with an old one.
         summary: an HTML page about the whole batch, if wanted.
         slide_scale: where the scale is estimated, one for all pictures of a slide instead of one for each picture.
-        inputs: files that the settings name, which no output may replace.
+        inputs: the settings file and those that the settings name, which no output may replace.
     """
 
     folder: Path
@@ -154,7 +154,7 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         ImageError: an output can't be written.
     """
     taken: dict[str, str] = {}
-    inputs = {os.path.realpath(path) for path in (job.listed, *job.inputs) if path}
+    inputs = [*job.inputs, *([job.listed] if job.listed else [])]
     for flag, path in job.files.items():
         endings = tuple(ENDINGS) if flag in job.tables else PAGE_ENDINGS
         if path.suffix.lower() not in endings:
@@ -167,8 +167,7 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
             raise UsageError(f"{path}: its name is too long; give {flag} a shorter name, of at most {longest} bytes")
         if real in pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
-        if real in inputs:
-            raise UsageError(f"{path}: is read by this run; give {flag} another name")
+        refuse_input(path, inputs, flag)
     for path in job.files.values():
         check_target(path)
     for folder in job.folders:

@@ -39,6 +39,8 @@ SIMULATED_UM_PER_PX = 0.2
 SIMULATED_SIDE_PX = 1536
 _RED_CELLS_PER_MM2 = 8500.0
 _SEAM_BAND_UM = 6.0
+_SIDES_PX = (200, 40_000)
+"""Of a simulated slide: from room for its cells to what can be simulated."""
 _MEGABYTE = 2**20
 
 
@@ -76,8 +78,10 @@ class SlidesJob:
             raise UsageError(f"parts: expected some of {', '.join(SLIDE_PARTS)}, got {', '.join(sorted(unknown))}")
         if not 0 < self.share <= 1:
             raise UsageError(f"share: expected more than 0 and at most 1, got {self.share}")
-        if not self.megapixels or min(self.megapixels) <= 0:
+        if not self.megapixels or not all(0 < size < math.inf for size in self.megapixels):
             raise UsageError(f"megapixels: expected positive numbers, got {self.megapixels}")
+        if self.simulated_px and not _SIDES_PX[0] <= self.simulated_px <= _SIDES_PX[1]:
+            raise UsageError(f"simulated: expected 0 or {_SIDES_PX[0]} to {_SIDES_PX[1]} px, got {self.simulated_px}")
 
 
 def bench_slides(job: SlidesJob) -> dict[str, Any]:

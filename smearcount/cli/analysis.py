@@ -40,12 +40,17 @@ def _analyze_all(
     images: list[Path], out: Path, settings: Settings, *, gallery: bool, quiet: bool, as_json: bool
 ) -> int:
     from smearcount.batch import Failure, analyze_each, unique_stems
-    from smearcount.images import make_folder
+    from smearcount.images import make_folder, refuse_input
     from smearcount.pipeline import Pipeline
     from smearcount.report import stem_in
 
+    stems, failed = unique_stems(images), 0
+    overlays = [out / f"{stem}.overlay.jpg" for stem in stems.values()]
+    for path in images:
+        if path.name.endswith(".overlay.jpg"):
+            refuse_input(path, overlays)
     make_folder(out)
-    pipeline, stems, failed = Pipeline.load(settings), unique_stems(images), 0
+    pipeline = Pipeline.load(settings)
 
     def finish(path: Path, analysis: Analysis) -> tuple[SmearResult, list[Path]]:
         stem = stem_in(out, stems[path], analysis.result)

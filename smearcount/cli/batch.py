@@ -35,6 +35,7 @@ _Without = Annotated[list[str] | None, typer.Option("--exclude", help="No pictur
 def batch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="Folder of pictures.")],
     settings: Settings,
+    inputs: tuple[Path, ...],
     out: Annotated[Path, typer.Option("--out", help=f"Report to write, a row a picture: {_TABLE}.")] = Path(
         "report.csv"
     ),
@@ -64,7 +65,7 @@ def batch(
     job = BatchJob(folder, out, cells, overlays, recursive, slide_report, gallery)
     job = replace(job, globs=tuple(pattern or ()), excluded=tuple(exclude or ()))
     job = replace(job, listed=listed, slides=slides, fresh=fresh, summary=summary, slide_scale=slide_scale)
-    job = replace(job, inputs=tuple(path for path in (settings.region, settings.taxonomy) if path))
+    job = replace(job, inputs=inputs)
     try:
         with clear_errors(), progress(quiet or as_json) as watch:
             mapped = _engine(settings, engine, workers, ray_address)

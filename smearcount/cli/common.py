@@ -8,7 +8,7 @@ import io
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from smearcount import __version__
-from smearcount.config import Settings, read_model, shipped
+from smearcount.config import Settings, read_model
 from smearcount.errors import ConfigError, ModelError, RuntimeMissingError, SmearcountError, UsageError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
 Runtime = Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")]
+Experts = Annotated[str | None, typer.Option("--experts", help="MODEL=GAP, comma-separated; see mend experts.")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings; flags win over it.")]
 
 _SETTINGS: dict[str, Any] = {
@@ -47,7 +48,7 @@ _SETTINGS: dict[str, Any] = {
     "classifiers": Annotated[
         str | None, typer.Option("--classifiers", help="Ids or folders, comma-separated; none for kinds only.")
     ],
-    "experts": Annotated[str | None, typer.Option("--experts", help="MODEL=GAP, comma-separated; see mend experts.")],
+    "experts": Experts,
     "device": Device,
     "runtime": Runtime,
     "precision": Annotated[
@@ -94,17 +95,23 @@ def main(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes `settings: Settings` the flags of `_SETTINGS` in its place."""
+    """Give a command that takes `settings: Settings` the flags of `_SETTINGS` in its place.
+
+    What it takes as `inputs: tuple[Path, ...]` are the settings file and the files that the settings name.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    kept = [each for each in signature.parameters.values() if each.name not in ("settings", "inputs")]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
         flags = {name: values.pop(name) for name in _SETTINGS}
-        settings = settings_from(flags.pop("config"), **flags)
+        config = flags.pop("config")
+        settings = settings_from(config, **flags)
+        if "inputs" in signature.parameters:
+            values["inputs"] = files_of(config, settings)
         with _stoppable():
             command(**values, settings=settings)
 
-    signature = inspect.signature(command, eval_str=True)
-    kept = [each for each in signature.parameters.values() if each.name != "settings"]
     kind = inspect.Parameter.KEYWORD_ONLY
     added = [inspect.Parameter(name, kind, default=None, annotation=of) for name, of in _SETTINGS.items()]
     parameters = [each.replace(kind=kind) for each in (*kept, *added)]
@@ -113,8 +120,14 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def settings_from(config: Path | None, **flags: Any) -> Settings:
-    """The settings file, if any, with every flag that was given on top of it."""
+def settings_from(config: Path | None, called: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+    """The settings file, if any, with every flag that was given on top of it.
+
+    Args:
+        config: the settings file.
+        called: flags by the names of their settings, where these differ.
+        flags: their values by the names of their settings.
+    """
     with clear_errors():
         base = read_model(Settings, config).model_dump(exclude_unset=True) if config else {}
     given = {name: value for name, value in flags.items() if value is not None}
@@ -122,7 +135,8 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
         settings = Settings(**(base | given))
     except ValueError as error:
         first = error.errors()[0] if hasattr(error, "errors") else {"loc": ("?",), "msg": str(error)}
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        name = str(first["loc"][0])
+        flag = (called or {}).get(name, "--" + name.replace("_", "-"))
         raise typer.BadParameter(f"{first['msg']}", param_hint=flag) from error
     known_detector(settings.detector)
     for model in (*settings.classifiers, *settings.experts):
@@ -130,9 +144,14 @@ def settings_from(config: Path | None, **flags: Any) -> Settings:
     return settings
 
 
+def files_of(config: Path | None, settings: Settings) -> tuple[Path, ...]:
+    """The settings file and the files that the settings name, which no output may replace."""
+    return tuple(path for path in (config, settings.region, settings.taxonomy) if path)
+
+
 def known_model(model: str | None) -> str | None:
     """The id or folder of a model as it was given, if any; without such a model the program ends as wrong usage."""
-    if model and not any((at / model / "card.yaml").is_file() for at in (shipped("weights"), Path())):
+    if model:
         from smearcount.cards import find_model
 
         with clear_errors(ModelError):

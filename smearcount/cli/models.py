@@ -150,7 +150,7 @@ def evaluate_detector(
 
     with clear_errors():
         if out:
-            check_target(out)
+            check_target(out, [datasets] if datasets else ())
         job = EvaluationJob(model, tuple(sources.split(",")), split, scale, card, fit, datasets)
         figures = evaluate(job, bar(quiet, "evaluating"))
         text = json.dumps(figures, indent=2)

@@ -11,6 +11,7 @@ import typer
 from smearcount.cli.common import (
     Config,
     Device,
+    Experts,
     Out,
     Quiet,
     Runtime,
@@ -19,6 +20,7 @@ from smearcount.cli.common import (
     bar,
     clear_errors,
     errors,
+    files_of,
     known_classifier,
     plain,
     settings_from,
@@ -56,6 +58,7 @@ def classify(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of examples, five to twenty a class folder."),
     ] = None,
+    experts: Experts = None,
     device: Device = None,
     runtime: Runtime = None,
     threads: Threads = None,
@@ -65,10 +68,12 @@ def classify(
     """Name ready-made pictures of single cells, with the probability of every code."""
     from smearcount.classify import ClassifyRun, run_classify
 
-    asked = {"um_per_px": um_per_px, "min_label_score": min_score}
-    settings = settings_from(config, **asked, device=device, runtime=runtime, threads=threads)
+    asked = {"um_per_px": um_per_px, "min_label_score": min_score, "experts": experts}
+    called = {"min_label_score": "--min-score"}
+    settings = settings_from(config, called, **asked, device=device, runtime=runtime, threads=threads)
+    run = ClassifyRun(model, settings, find, examples, files_of(config, settings))
     with clear_errors():
-        outcome = run_classify(ClassifyRun(model, settings, find, examples), paths, out, bar(quiet, "naming"))
+        outcome = run_classify(run, paths, out, bar(quiet, "naming"))
     for line in outcome.remarks if not quiet else ():
         typer.echo(line)
     for reason in outcome.failed:
@@ -232,12 +237,14 @@ def mend_merges(
     out: Out = Path("runs/merges"),
 ) -> None:
     """Clusters of the embeddings, the codes that share them, and the line that merges these in a recipe."""
+    from smearcount.images import refuse_input
     from smearcount.mend_runs import propose
 
     low, _, high = clusters.partition("-")
     if not (low.isdigit() and high.isdigit() and 2 <= int(low) <= int(high)):
         raise typer.BadParameter("expected two numbers such as 2-15", param_hint="--clusters")
     with clear_errors():
+        refuse_input(out / "merges.yaml", [recipe])
         line, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
     typer.echo(f"{line}\nwritten: {out / 'merges.yaml'}, {plot}")
 

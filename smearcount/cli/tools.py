@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from smearcount.cli.common import Json, Out, app, clear_errors
+from smearcount.cli.common import Json, Out, app, clear_errors, known_classifier
 from smearcount.config import read_model
 from smearcount.errors import UsageError
 
@@ -20,11 +20,12 @@ def simulate(
     out: Out = Path("simulated"),
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; without one the sample set.")] = None,
     random: Annotated[int, typer.Option(help="This many very different smears instead.", min=0)] = 0,
-    seed: Annotated[int | None, typer.Option(help="Seed instead of the recipe's.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's; of the random smears.", min=0)] = None,
 ) -> None:
     """Render smears with exact ground truth."""
-    from smearcount.images import make_folder
+    from smearcount.images import make_folder, refuse_input
     from smearcount.simulate import SmearRecipe, random_set, sample_set, write_set
+    from smearcount.simulate.output import TRUTH_FILE
 
     with clear_errors():
         if recipe and random:
@@ -34,6 +35,7 @@ def simulate(
             recipes = random_set(random, seed or 0)
         elif seed is not None:
             recipes = {name: r.model_copy(update={"seed": seed}) for name, r in recipes.items()}
+        refuse_input(out / TRUTH_FILE, [recipe] if recipe else ())
         write_set(recipes, make_folder(out))
     typer.echo(f"{len(recipes)} pictures and truth.json in {out}")
 
@@ -88,7 +90,7 @@ def bench_fields(
 
         return bench_fields(FieldsJob(tuple(images or ()), um_per_px, threads, rounds, processes))
 
-    _report(run, out, as_json)
+    _report(run, out, as_json, images or ())
 
 
 @bench_app.command("slides")
@@ -112,7 +114,7 @@ def bench_slides(
         sizes, parts = tuple(map(float, megapixels.split(","))), tuple(only.split(","))
         return bench_slides(SlidesJob(slide, um_per_px, threads, rounds, sizes, simulated, share, parts))
 
-    _report(run, out, as_json)
+    _report(run, out, as_json, [slide] if slide else ())
 
 
 @bench_app.command("directories")
@@ -131,7 +133,7 @@ def bench_directories(
 
         return bench_directories(DirectoriesJob(folder, um_per_px, fields, rounds))
 
-    _report(run, out, as_json)
+    _report(run, out, as_json, _pictures_in(folder))
 
 
 @bench_app.command("engines")
@@ -155,7 +157,7 @@ def bench_engines(
             EnginesJob(DirectoriesJob(folder, um_per_px, fields, rounds), workers, threads, ray_address)
         )
 
-    _report(run, out, as_json)
+    _report(run, out, as_json, _pictures_in(folder))
 
 
 @bench_app.command("naming")
@@ -170,22 +172,31 @@ def bench_naming(
     as_json: Json = False,
 ) -> None:
     """Time the naming of the cells of a field against the bare network."""
+    for model in classifier or ():
+        known_classifier(model)
 
     def run() -> dict[str, Any]:
         from smearcount.bench import NamingJob, bench_naming
 
         return bench_naming(NamingJob(image, um_per_px, tuple(classifier or ()), cells, threads, rounds))
 
-    _report(run, out, as_json)
+    _report(run, out, as_json, [image] if image else ())
 
 
-def _report(run: Callable[[], dict[str, Any]], out: Path | None, as_json: bool) -> None:
+def _pictures_in(folder: Path | None) -> list[Path]:
+    from smearcount.images import find_images
+
+    with clear_errors():
+        return find_images(folder, recursive=True) if folder else []
+
+
+def _report(run: Callable[[], dict[str, Any]], out: Path | None, as_json: bool, inputs: Iterable[Path] = ()) -> None:
     """Run a benchmark; print its figures, and write them where a file is asked for."""
     from smearcount.images import check_target, write_text_atomic
 
     with clear_errors():
         if out:
-            check_target(out)
+            check_target(out, inputs)
         figures = run()
         text = json.dumps(figures, indent=2)
         if out:

@@ -84,11 +84,12 @@ def _flatten(samples: npt.NDArray[Any]) -> tuple[Rgb, tuple[str, str]]:
     if samples.ndim == 2:
         grey, range_note = to_uint8(samples)
         return grey_to_rgb(grey), (range_note, "")
-    colour, range_note = to_uint8(samples[..., :3])
+    low_high = None if samples.dtype == np.uint8 else range_of(samples[..., :3])
+    colour, range_note = to_uint8(samples[..., :3], low_high)
     rgb = np.ascontiguousarray(colour[..., ::-1])
     if samples.shape[2] == 3:
         return rgb, (range_note, "")
-    opaque = 255 if samples.dtype == np.uint8 else opaque_of(samples[..., 3], range_of(samples[..., :3]))
+    opaque = 255 if low_high is None else opaque_of(samples[..., 3], low_high)
     alpha = alpha_to_uint8(samples[..., 3], opaque)
     if alpha.min() == 255:
         return rgb, (range_note, "")

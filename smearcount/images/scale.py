@@ -78,6 +78,16 @@ class PixelSize:
             return ""
         return f"is {self.um_per_px:.3g} um a pixel, too coarse to count"
 
+    def believed(self) -> PixelSize:
+        """Itself, or a note in its place where it is too coarse."""
+        if self.um_per_px is None or not self.too_coarse:
+            return self
+        return PixelSize(note=_not_believed(self.origin, self.um_per_px))
+
+
+def _not_believed(origin: str, um_per_px: float) -> str:
+    return f"{origin} {um_per_px:.4g} um a pixel not believed"
+
 
 def from_sizes(x_um: float, y_um: float, origin: str) -> PixelSize:
     """The size of a pixel that metadata say is `x_um` by `y_um` micrometres, if it is plausible and square."""
@@ -85,7 +95,7 @@ def from_sizes(x_um: float, y_um: float, origin: str) -> PixelSize:
         return PixelSize()
     size = (x_um + y_um) / 2
     if not MIN_UM_PER_PX <= size <= MAX_UM_PER_PX:
-        return PixelSize(note=f"{origin} {size:.4g} um a pixel not believed")
+        return PixelSize(note=_not_believed(origin, size))
     if abs(x_um - y_um) > _MAX_ANISOTROPY * size:
         return PixelSize(note=f"{origin} ignored: pixels of {x_um:.4g} x {y_um:.4g} um are not square")
     return PixelSize(size, origin)

@@ -189,8 +189,9 @@ def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, level: int) -> S
     size_wh = stored if is_whole else (min(int(width / factor), stored[0]), min(int(height / factor), stored[1]))
     limits.check_side(path, size_wh)
     size = _pixel_size(slide.properties).times(factor)
-    if size.too_coarse:
-        raise ImageError(f"{path}: level {level} {size.too_coarse}; give a finer --level")
+    if size.too_coarse and not limits.scale_given:
+        raise ImageError(f"{path}: level {level} {size.too_coarse}; give a finer --level, or the scale by --um-per-px")
+    size = size.believed()
     notes = [f"read with OpenSlide as {slide.properties.get('openslide.vendor', 'slide')}"]
     if levels > 1:
         notes.append(f"level {level} of 0 to {levels - 1} read" if level else "full resolution of the slide read")

@@ -26,10 +26,12 @@ class ReadLimits:
         max_megapixels: largest picture decoded as a whole; TIFFs in tiles or short strips and slides of scanners are
             read region by region and may be larger.
         min_side_px: shortest side of a picture.
+        scale_given: the user says the scale, so that no level is too coarse by the metadata.
     """
 
     max_megapixels: float = 300.0
     min_side_px: int = 32
+    scale_given: bool = False
 
     def check_side(self, path: Path, size_wh: tuple[int, int]) -> None:
         """Refuse a picture that is too small to show a cell.

@@ -34,6 +34,9 @@ _PIXEL_TAGS = frozenset(
 )
 """Tags without which the samples are misunderstood."""
 
+_NO_FURTHER_PAGE = re.compile(r"invalid page offset|invalid offset to page|corrupted tag list of page")
+"""What tifffile says where the list of pages leads beyond the end of the file, or to what is no page."""
+
 _HELD_MEGAPIXELS = 32.0
 """Larger pictures are not held in memory, if their parts can be read alone."""
 
@@ -96,7 +99,7 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
     Raises:
         ImageError: damaged, of an unsupported kind, too large or too small, or without that page.
     """
-    stored, size, downsample, notes = _parse(path, choice)
+    stored, size, downsample, notes = _parse(path, limits, choice)
     limits.check_side(path, stored.upright_wh)
     width, height = stored.upright_wh
     large = width * height > min(_HELD_MEGAPIXELS, limits.max_megapixels) * 1e6
@@ -143,20 +146,21 @@ def _by_region(
     return TiffSource(path, stored, size.um_per_px, size.origin, notes, within, downsample)
 
 
-def _parse(path: Path, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:
+def _parse(path: Path, limits: ReadLimits, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:
     try:
         with _heard() as messages, tifffile.TiffFile(path, _multifile=False) as file:
             pages = _pages_of(file)
-            unread = _unread_tags(messages)
+            unread = (*_unread_tags(messages), *_unread_pages(messages, len(pages)))
             stacks = stacks_of(pages)
             chosen = choose_page(pages, choice, stacks)
             stored = stored_page(chosen.page, chosen.full, file.filehandle.size, chosen.channel)
             downsample = chosen.full.imagewidth / chosen.page.imagewidth
             size = pixel_size(pages, chosen.full, stacks).times(downsample)
-            if size.too_coarse:
+            if size.too_coarse and not limits.scale_given:
                 name = "level" if choice.level else "page"
-                raise UnsupportedError(f"{name} {getattr(choice, name)} {size.too_coarse}; give a finer --{name}")
-            return stored, size, downsample, (*chosen.notes, *unread)
+                remedy = f"give a finer --{name}, or the scale by --um-per-px"
+                raise UnsupportedError(f"{name} {getattr(choice, name)} {size.too_coarse}; {remedy}")
+            return stored, size.believed(), downsample, (*chosen.notes, *unread)
     except (DamagedError, UnsupportedError) as error:
         raise _named(path, error) from error
     except Exception as error:
@@ -215,3 +219,9 @@ def _unread_tags(messages: list[str]) -> tuple[str, ...]:
     if lost := _PIXEL_TAGS.intersection(tags):
         raise DamagedError(f"is truncated or corrupt: its tag {min(lost)} can't be read")
     return tuple(f"TIFF tag {tag} can't be read and was left out" for tag in tags)
+
+
+def _unread_pages(messages: list[str], pages: int) -> tuple[str, ...]:
+    if not any(map(_NO_FURTHER_PAGE.search, messages)):
+        return ()
+    return (f"the file is truncated or corrupt behind page {pages}: further pages can't be read",)

@@ -6,14 +6,14 @@ import contextlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tifffile
 
-from smearcount.errors import ImageError
+from smearcount.errors import ImageError, UsageError
 from smearcount.images.source import Rgb
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "make_folder",
     "part_key",
     "partial_path",
+    "refuse_input",
     "write_bytes_atomic",
     "write_picture",
     "write_text_atomic",
@@ -50,12 +51,34 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def check_target(path: Path) -> Path:
-    """See, before the work, that a file can be written under this name; returns it.
+def refuse_input(path: Path, inputs: Iterable[Path], flag: str = "--out") -> None:
+    """See that an output replaces nothing that is read.
+
+    Args:
+        path: of the output, as the user named it by `flag`.
+        inputs: every file that the run reads.
+        flag: for the error.
 
     Raises:
+        UsageError: it is one of them, under this or another name.
+    """
+    # Unlike Path.resolve, os.path.realpath takes links to themselves for names.
+    if os.path.realpath(path) in {os.path.realpath(each) for each in inputs}:
+        raise UsageError(f"{path}: is read by this run; give {flag} another name")
+
+
+def check_target(path: Path, inputs: Iterable[Path] = ()) -> Path:
+    """See, before the work, that a file can be written under this name; returns it.
+
+    Args:
+        path: as the user gave it by `--out`.
+        inputs: every file that the run reads.
+
+    Raises:
+        UsageError: it is one of the inputs.
         ImageError: a folder has this name, or its folder can't be written.
     """
+    refuse_input(path, inputs)
     make_folder(path.parent)
     if os.path.isdir(path):
         raise ImageError(f"{path}: can't be written (Is a directory); {_remedy(path)}")

@@ -12,8 +12,9 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 
-from smearcount.geometry import FloatArray, clip_boxes
+from smearcount.geometry import FloatArray
 from smearcount.simulate.cells import Patch, Stain, draw_red_cell
 from smearcount.simulate.nucleated import draw_platelet, draw_white_cell
 from smearcount.simulate.outlines import blob
@@ -37,7 +38,7 @@ class SimulatedSmear:
 
     Attributes:
         pixels: `(H, W, 3) uint8 RGB`.
-        boxes: `(N, 4) float32` px, half-open, clipped to the picture; around the whole outline, overlapped or not.
+        boxes: `(N, 4) float32` px, half-open, around what of the outline lies in the picture, overlapped or not.
         kinds: `(N,)` strings, `rbc`, `wbc` or `platelet`.
         codes: `(N,)` strings of the taxonomy.
         centres: `(N, 2) float32` px of the outlines' middles; outside of the picture for some cells it cuts.
@@ -68,12 +69,10 @@ def render(recipe: SmearRecipe, seed: int | None = None) -> SimulatedSmear:
     cells = place_cells(recipe, seed)
     pixels = _photograph(recipe, cells + _debris(recipe, cells, seed), seed)
     scale = recipe.um_per_px
-    corners = [np.concatenate([cell.outline_um.min(axis=0), cell.outline_um.max(axis=0)]) for cell in cells]
-    boxes = (np.array(corners).reshape(-1, 4) / scale).astype(np.float32)
     centres = (np.array([cell.centre for cell in cells]).reshape(-1, 2) / scale).astype(np.float32)
     return SimulatedSmear(
         pixels=pixels,
-        boxes=clip_boxes(boxes, recipe.width, recipe.height),
+        boxes=_boxes(cells, recipe),
         kinds=np.array([cell.kind for cell in cells], "<U8"),
         codes=np.array([cell.code for cell in cells], "<U24"),
         centres=centres,
@@ -96,6 +95,12 @@ def truth(smear: SimulatedSmear) -> dict[str, Any]:
         "kinds": smear.kinds.tolist(),
         "codes": smear.codes.tolist(),
     }
+
+
+def _boxes(cells: list[Cell], recipe: SmearRecipe) -> FloatArray:
+    outlines = [shapely.Polygon(cell.outline_um / recipe.um_per_px) for cell in cells]
+    inside = shapely.clip_by_rect(outlines, 0, 0, recipe.width, recipe.height)
+    return np.asarray(shapely.bounds(inside).reshape(-1, 4), np.float32)
 
 
 def _tally(names: npt.NDArray[np.str_]) -> dict[str, int]:
