@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from smearcount.config import Strict, read_model, shipped
 from smearcount.errors import ConfigError
@@ -80,7 +80,7 @@ class Taxonomy(Strict):
         """With a code more for each new one of merged codes, of their kind and in the colour of the first of them.
 
         Raises:
-            ConfigError: codes of several kinds are merged.
+            ConfigError: codes of several kinds are merged, or a new one is called as something else is.
         """
         added = {}
         for new, olds in merge.items():
@@ -88,7 +88,11 @@ class Taxonomy(Strict):
                 raise ConfigError(f"merge: {new}: {', '.join(olds)} are of different kinds; merge codes of one kind")
             name = new.replace("_", " ").capitalize()
             added[new] = Code(kind=self.codes[olds[0]].kind, name=name, colour=self.codes[olds[0]].colour)
-        return Taxonomy(kinds=self.kinds, codes={**self.codes, **added})
+        try:
+            return Taxonomy(kinds=self.kinds, codes={**self.codes, **added})
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"merge: {fault}; choose another name") from error
 
 
 @lru_cache(maxsize=8)

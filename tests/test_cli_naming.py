@@ -160,6 +160,11 @@ def test_a_measured_card_survives_the_same_line_again(own: Path) -> None:
         measured.metrics,
         measured.files,
     )
+    # Which cells it is asked about is no part of the training, and may be told later.
+    content = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({**content, "data": {**content["data"], "asked_of": ["wbc"]}}))
+    assert call("train", "classifier", recipe, "--out", own / "run", "--quiet").exit_code == 0
+    assert (Model(model).classifier_card.kinds, Model(model).card.metrics) == (("wbc",), measured.metrics)
     # A model folder that is not whole is made once more.
     (model / "model.bin").unlink()
     whole = call("train", "classifier", recipe, "--out", own / "run", "--quiet")

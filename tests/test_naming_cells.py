@@ -20,7 +20,7 @@ from smearcount.detector import Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.images import write_picture
 from smearcount.training.cell_sources import load_cell_sources
-from smearcount.training.naming_cells import cells_of, checked_cells, data_of
+from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 
 Pixels = npt.NDArray[np.uint8]
@@ -290,6 +290,42 @@ def test_merged_codes_are_one(collections: dict[str, Any]) -> None:
     assert codes_of(cells) == {"round_cell": 17, "burr_cell|ovalocyte": 5}
     with pytest.raises(ConfigError, match="macrocyte"):
         cells_of(recipe(**collections, merge={"new": ["normocyte", "macrocyte"]}))
+
+
+@pytest.mark.parametrize(
+    ("codes", "kinds"),
+    [
+        (("normocyte", "burr_cell", "platelet"), ("rbc",)),
+        (("neutrophil", "erythroblast", "platelet"), ("wbc",)),
+        (("erythroblast", "platelet"), ("wbc",)),
+        (("burr_cell", "lymphocyte"), ("rbc", "wbc")),
+        (("platelet",), ("platelet",)),
+        (("round_cell", "monocyte"), ("rbc", "wbc")),
+    ],
+)
+def test_a_classifier_is_asked_about_the_cells_that_its_codes_are_of(
+    codes: tuple[str, ...], kinds: tuple[str, ...]
+) -> None:
+    merge = {"round_cell": ("normocyte", "spherocyte")}
+    assert asked_kinds(data_of(recipe(folder="cells", merge=merge)), codes) == kinds
+    for told in ({"kinds": ("nrbc",)}, {"asked_of": ("nrbc",), "kinds": ("rbc",)}):
+        assert asked_kinds(data_of(recipe(folder="cells", merge=merge, **told)), codes) == ("nrbc",)
+
+
+@pytest.mark.parametrize(
+    ("merge", "reason"),
+    [
+        ({"pale": ["normocyte", "lymphocyte"]}, "of different kinds"),
+        ({"PLT": ["normocyte", "spherocyte"]}, "'PLT' stands for both"),
+        ({"unclassified": ["normocyte", "spherocyte"]}, "no code but the absence of one"),
+    ],
+)
+def test_what_can_not_be_merged_is_known_before_the_training(
+    tmp_path: Path, merge: dict[str, list[str]], reason: str
+) -> None:
+    folder = folder_of(tmp_path, Normal=4, Spherocyte=4, Lymphocyte=4)
+    with pytest.raises(ConfigError, match=reason):
+        cells_of(recipe(folder=folder, merge=merge))
 
 
 def test_painted_cells_come_on_top(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
+from smearcount.records import KINDS
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cell_sources import CellSource, class_of, folder_of, load_cell_sources
@@ -27,7 +28,7 @@ from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted
 from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes, known_code
 
-__all__ = ["CellData", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
+__all__ = ["CellData", "asked_kinds", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
 
 Kinds = tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
 
@@ -36,9 +37,9 @@ class CellData(Strict):
     """Where the cells of a training come from.
 
     Attributes:
-        kinds: the classifier gives every code of these kinds that its cells have.
+        kinds: the classifier gives every code of these kinds that its cells have; those of red cells by default.
         codes: these codes instead of all of the kinds.
-        asked_of: kinds of found cells that it is asked about; `kinds` by default.
+        asked_of: kinds of found cells that it is asked about; by default `kinds`, else those that its codes are of.
         collections: entries of the file of collections.
         cells: that file, instead of `configs/cells.yaml`.
         folder: a folder with one sub-folder a class, instead of collections.
@@ -53,7 +54,7 @@ class CellData(Strict):
         detector: finds the cells in the pictures of the collections.
     """
 
-    kinds: Kinds = ("rbc",)
+    kinds: Kinds = ()
     codes: tuple[str, ...] = ()
     asked_of: Kinds = ()
     collections: tuple[str, ...] = ()
@@ -137,6 +138,22 @@ def cells_of(recipe: ClassifierRecipe, *, whole: bool = False) -> CellSet:
     return _cells(recipe, data, _asked(data, _faults(data)), whole=whole)
 
 
+def asked_kinds(data: CellData, codes: Sequence[str]) -> tuple[str, ...]:
+    """Kinds of found cells that a classifier of some codes is asked about, as `data` says or as its codes are.
+
+    The detector finds nucleated cells without telling erythroblasts, and a classifier that knows platelets among others
+    knows them to put a wrong detection right.
+
+    Raises:
+        ConfigError: codes of several kinds are merged.
+    """
+    if told := data.asked_of or data.kinds:
+        return told
+    kind_of = load_taxonomy(data.taxonomy).merged(data.merge).kind_of
+    kinds = {"wbc" if kind_of[code] == "nrbc" else kind_of[code] for code in codes}
+    return tuple(kind for kind in KINDS if kind in (kinds - {"platelet"} or kinds))
+
+
 def pictures_of(recipe: ClassifierRecipe, cells: CellSet) -> list[Path | None]:
     """The picture of each cell that has one of its own; None for those cut out of a field, and painted ones."""
     sources = _asked(data_of(recipe), ()).sources
@@ -161,7 +178,7 @@ def _asked(data: CellData, faults: Sequence[PictureFault]) -> _Asked:
     if data.folder:
         given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
         return _Asked(tuple(dict.fromkeys((*(code for code in taxonomy.codes if code in given), *given))), sources)
-    return _Asked(tuple(code for kind in data.kinds for code in taxonomy.codes_of(kind)), sources)
+    return _Asked(tuple(code for kind in data.kinds or ("rbc",) for code in taxonomy.codes_of(kind)), sources)
 
 
 def _known_codes(names: Sequence[str], taxonomy: Taxonomy) -> tuple[str, ...]:
@@ -228,6 +245,7 @@ def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, *, whole: bo
         cells = _without_empty_codes(cells)
     if data.merge:
         targets, merged = merge_targets(cells.targets, cells.codes, data.merge)
+        load_taxonomy(data.taxonomy).merged(data.merge)  # that they can be merged is to be known before the training
         cells = replace(cells, targets=targets, codes=merged)
     return cells
 

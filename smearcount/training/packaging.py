@@ -115,18 +115,19 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
 def package_naming_run(run: Path, recipe_name: str, about_path: Path | None, kinds: Iterable[str]) -> Path:
     """Package a classifier's run as `<run>/model`, with the words of `about_path`, or plain ones under its own id.
 
-    A model folder that holds these weights already keeps what was measured; it gets the words of `about_path`, if any.
+    A model folder that holds these weights already keeps what was measured; it gets the kinds, and the words of
+    `about_path`, if any.
 
     Raises:
         ConfigError: the words are malformed.
     """
     out = run / "model"
+    told = load_about(about_path) if about_path else {}
     if _holds(out, half_weights(run / "model.safetensors")):
-        if about_path:
-            _reword(out, load_about(about_path))
+        _reword(out, {"kinds": tuple(kinds), **told})
         return out
     name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
-    about = load_about(about_path) if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
+    about = told if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
     package_classifier(run, {"kinds": tuple(kinds), **about}, out)
     return out
 
@@ -143,7 +144,9 @@ def _holds(folder: Path, weights: bytes) -> bool:
 
 def _reword(folder: Path, about: dict[str, Any]) -> None:
     card = Model(folder).card
-    _write_card(folder, _checked(type(card), {**as_yaml(card), **about}))
+    reworded = _checked(type(card), {**as_yaml(card), **about})
+    if reworded != card:
+        _write_card(folder, reworded)
 
 
 _UNMEASURED = "Not measured yet"
