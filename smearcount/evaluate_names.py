@@ -257,15 +257,14 @@ def run_judging(job: Judging) -> dict[str, Any]:
         ConfigError: a collection, a code or a class of the recipe is unknown.
         DatasetError: the labelled cells are not at hand.
     """
-    recipe = read_model(ClassifierRecipe, job.recipe)
+    recipe, model = read_model(ClassifierRecipe, job.recipe), find_model(job.model)
     with named_recipe(job.recipe):
-        cells = cells_of(recipe, whole=True)
+        cells = cells_of(recipe, whole=True, seen_by=[model.classifier_card])
     kept = np.isin(cells.sources, job.sources or cells.sources)
     kept &= np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
     cells = cells.take(np.flatnonzero(kept))
     if not len(cells):
         raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
-    model = find_model(job.model)
     known = trained_on(model.folder, recipe, cells) if job.split == "val" else np.zeros(len(cells), np.bool_)
     if known.all():
         raise UsageError(

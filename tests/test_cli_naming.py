@@ -347,6 +347,35 @@ def test_merges_and_confused_pairs_are_proposed(model: Path, place: Path, tmp_pa
     assert wrong.exit_code == 2
 
 
+def test_experts_are_not_judged_on_cells_that_they_know(own: Path) -> None:
+    """An expert of another split was trained on validation cells of the generalist."""
+    recipe, model, expert = own / "my cells.yaml", own / "run" / "model", own / "expert"
+    shutil.copytree(model, expert)
+    asked = ("mend", "experts", recipe, "--model", model, "--expert", expert)
+    fair = call(*asked)
+    assert fair.exit_code == 0, fair.output
+    assert json.loads(fair.output)["n"] == 4
+    sides = (expert / "split.csv").read_text().replace("train,", "x,").replace("val,", "train,").replace("x,", "val,")
+    (expert / "split.csv").write_text(sides)
+    refused = call(*asked)
+    assert refused.exit_code == 2
+    assert "no val cell of the codes of the model is left that none was trained on" in refused.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compared_networks_see_all_the_detail_that_they_can(place: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load((place / "my cells.yaml").read_text())
+    base["phases"][0]["epochs"] = 1
+    networks = ["lenet5", {"backbone": "lenet5", "input_px": 40}]
+    config = tmp_path / "compare.yaml"
+    config.write_text(yaml.safe_dump({"base": base, "backbones": networks, "optimisers": ["sgd"]}))
+    result = call("train", "compare", config, "--out", tmp_path / "compared")
+    assert result.exit_code == 0, result.output
+    # Pictures of 80 px: at 32 px alone, 64 of them would do.
+    assert "80 80 80" in result.output
+    assert "64 64 64" not in result.output
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_networks_are_compared(place: Path, tmp_path: Path) -> None:
     base = yaml.safe_load((place / "my cells.yaml").read_text())

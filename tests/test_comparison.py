@@ -117,6 +117,12 @@ def test_each_combination_has_its_own_recipe(tmp_path: Path) -> None:
         comparison(backbones=["alexnet", "alexnet"])
 
 
+def test_cells_are_shared_at_the_largest_input_of_all_networks() -> None:
+    networks = ["lenet5", {"backbone": "lenet5", "input_px": 48}, {"backbone": "alexnet", "input_px": 64}]
+    assert comparison(backbones=networks).largest_input_px == 64
+    assert comparison(backbones=[{"backbone": "lenet5", "input_px": 32}]).largest_input_px == 32
+
+
 def test_the_shipped_comparison_names_known_networks() -> None:
     config = read_model(ComparisonRecipe, shipped("configs") / "train" / "compare.yaml")
     assert {each.backbone for each in config.backbones} <= set(BACKBONES)

@@ -298,6 +298,16 @@ def test_a_classifier_is_judged_on_the_cells_of_a_recipe(asked: dict[str, Any]) 
     json.dumps(found)
 
 
+def test_a_recipe_of_less_detail_changes_nothing_of_what_a_classifier_is_shown(asked: dict[str, Any]) -> None:
+    content = yaml.safe_load(asked["recipe"].read_text())
+    predictions = []
+    for patch_um in (12.0, 24.0):
+        asked["recipe"].write_text(yaml.safe_dump({**content, "patch_um": patch_um}))
+        run_judging(Judging(**asked, split="val", sources=(), on_card=False))
+        predictions.append((asked["out"] / "predictions.csv").read_text())
+    assert predictions[0] == predictions[1]
+
+
 @pytest.fixture
 def patients(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str, Any]:
     """Cells of four patients in class folders, and a model that was trained on two of them."""

@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -81,6 +82,22 @@ def test_folders_are_known_by_codes_names_and_synonyms(tmp_path: Path) -> None:
     # The picture is the patch: 80 px stand for 12 um, and no more than twice what the network sees is kept.
     assert {round(len(w) * s, 3) for w, s in zip(cells.pixels, cells.um_per_px.tolist(), strict=True)} == {12.0}
     assert {len(window) for window in cells.pixels} == {64}
+
+
+def test_windows_are_fine_enough_for_every_network_that_is_shown_them(tmp_path: Path) -> None:
+    """Pictures of 80 px, of which LeNet-5 at 32 px needs 64; a larger input, an earlier phase, a narrower window."""
+    folder, own = folder_of(tmp_path / "in", Normal=4, HJ=4), recipe(folder=tmp_path / "in")
+    phases = [own.phases[0].model_copy(update={"input_px": 40, "name": "larger"}), *own.phases]
+    card: Any = SimpleNamespace(patch_um=12.0, input_px=38)
+    narrow: Any = SimpleNamespace(patch_um=10.0, input_px=32)
+    for cells, side in (
+        (cells_of(own, seen_by=[card, narrow]), 78),  # ceil(32 * 12 / 10) = 39
+        (cells_of(own, seen_by=[card]), 76),
+        (cells_of(own.model_copy(update={"phases": tuple(phases)})), 80),
+        (checked_cells(own, folder.parent, input_px=36), 72),
+        (checked_cells(own, folder.parent, input_px=20), 64),
+    ):
+        assert {len(window) for window in cells.pixels} == {side}
 
 
 def test_what_folders_mean_can_be_told(tmp_path: Path) -> None:

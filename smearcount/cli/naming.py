@@ -129,7 +129,8 @@ def train_compare(
     with clear_errors():
         asked = read_model(ComparisonRecipe, config)
         with named_recipe(config):
-            cells = _checked_cells(asked.base, make_folder(out), quiet=quiet or not is_first())
+            side = asked.largest_input_px
+            cells = _checked_cells(asked.base, make_folder(out), quiet=quiet or not is_first(), input_px=side)
             rows = run_comparison(asked, cells, out, report=None if quiet else typer.echo, finish=finish)
     if is_first():
         typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
@@ -154,14 +155,14 @@ def train_survey(recipe: Recipe, out: Out = Path("runs/survey"), quiet: Quiet = 
     typer.echo(f"written: {out / 'classes.csv'}, {out / 'faults.csv'}, {out / 'leaks.txt'}, {written}")
 
 
-def _checked_cells(recipe: ClassifierRecipe, out: Path, *, quiet: bool) -> CellSet:
+def _checked_cells(recipe: ClassifierRecipe, out: Path, *, quiet: bool, input_px: int = 0) -> CellSet:
     """The cells of a recipe without broken pictures and leaks, both listed in `out`; their summary on screen."""
     from rich.console import Console
 
     from smearcount.training.naming_cells import checked_cells
     from smearcount.training.survey import summary
 
-    cells = checked_cells(recipe, out, None if quiet else typer.echo)
+    cells = checked_cells(recipe, out, None if quiet else typer.echo, input_px=input_px)
     if not quiet:
         Console(highlight=False).print(summary(cells).as_table())
     return cells

@@ -93,6 +93,11 @@ class ComparisonRecipe(Strict):
                 raise ValueError(f"{combination.name}: {_reason(error)}") from error
         return self
 
+    @property
+    def largest_input_px(self) -> int:
+        """Side of the largest input of all networks, which all share the cells."""
+        return max(combination.recipe(self.base).largest_input_px for combination in _combinations(self))
+
 
 @dataclass(frozen=True)
 class _Combination:
@@ -145,7 +150,7 @@ def run_comparison(
 
     Args:
         config: base recipe, networks, optimisers.
-        cells: as for one training.
+        cells: as for one training, in windows for the largest input.
         out: folder of the comparison.
         report: takes a line for each epoch and each failure.
         finish: takes the folder, the recipe and the name of each run that is finished, to make a model of it.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from smearcount.cards import find_model
+from smearcount.cards import ClassifierCard, find_model
 from smearcount.cellsets import CellSet
 from smearcount.config import Settings, Strict
 from smearcount.detector import Detector
@@ -100,7 +101,9 @@ def named_recipe(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None) -> CellSet:
+def checked_cells(
+    recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None, *, input_px: int = 0
+) -> CellSet:
     """The cells of a recipe without training cells that show the same as a validation cell; these are in `leaks.txt`.
 
     For a folder, pictures that are left out are listed in `faults.csv`, with those that are merely suspicious.
@@ -109,6 +112,7 @@ def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], N
         recipe: whose `data` decides.
         out: folder for both files.
         report: takes the line that says how many pictures were left out and how many leaks removed.
+        input_px: side of the largest input that will be shown them, where it is larger than the recipe's own.
 
     Raises:
         ConfigError: a collection, a code or a class is unknown, or nothing is left to learn one of them from.
@@ -119,7 +123,7 @@ def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], N
     write_text_atomic(out / "faults.csv", faults_csv(faults, data.folder))
     asked = _asked(data, faults)
     _refuse_unusable_folders(data, asked, out)
-    cells, leaks = without_leaks(_cells(recipe, data, asked))
+    cells, leaks = without_leaks(_cells(recipe, data, asked, input_px))
     write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
     if report:
         report(f"{len(_left_out(faults))} pictures left out (faults.csv), {len(leaks)} leaks removed (leaks.txt)")
@@ -127,15 +131,21 @@ def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], N
     return cells
 
 
-def cells_of(recipe: ClassifierRecipe, *, whole: bool = False) -> CellSet:
-    """The cells that a recipe asks for, cut out, split and painted; with `whole` also those it leaves out.
+def cells_of(recipe: ClassifierRecipe, *, whole: bool = False, seen_by: Iterable[ClassifierCard] = ()) -> CellSet:
+    """The cells that a recipe asks for, cut out, split and painted.
+
+    Args:
+        recipe: whose `data` decides.
+        whole: also those that it leaves out of the training.
+        seen_by: classifiers that will be shown the cells, which may see more detail than the recipe's own.
 
     Raises:
         ConfigError: a collection, a code or a class is unknown.
         DatasetError: the labelled cells are not at hand.
     """
     data = data_of(recipe)
-    return _cells(recipe, data, _asked(data, _faults(data)), whole=whole)
+    sides = [math.ceil(card.input_px * recipe.window_um / card.patch_um) for card in seen_by]
+    return _cells(recipe, data, _asked(data, _faults(data)), max(sides, default=0), whole=whole)
 
 
 def asked_kinds(data: CellData, codes: Sequence[str]) -> tuple[str, ...]:
@@ -231,9 +241,9 @@ def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:
     return frozenset(fault.file for fault in faults if fault.action == "left out")
 
 
-def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, *, whole: bool = False) -> CellSet:
-    detector = Detector(find_model(data.detector), RuntimeChoice())
-    cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, recipe.input_px, recipe.seed)
+def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, input_px: int, *, whole: bool = False) -> CellSet:
+    detector, side = Detector(find_model(data.detector), RuntimeChoice()), max(recipe.largest_input_px, input_px)
+    cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed)
     if unknown := sorted(set(data.leave_out) - set(cells.sources.tolist())):
         known = ", ".join(np.unique(cells.sources).tolist())
         raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {known}")

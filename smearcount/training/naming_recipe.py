@@ -202,6 +202,11 @@ class ClassifierRecipe(Strict):
         return self.phases[-1].input_px or self.net.input_px
 
     @property
+    def largest_input_px(self) -> int:
+        """Side of the network input in the phase where it is largest."""
+        return max(phase.input_px or self.net.input_px for phase in self.phases)
+
+    @property
     def window_um(self) -> float:
         """Side of the window in which the finished classifier sees a cell."""
         return self.named_um or self.patch_um
