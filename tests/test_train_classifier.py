@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,38 @@ def test_a_cut_within_an_epoch_and_more_threads_change_nothing(tmp_path: Path, m
     resumed = train_classifier(recipe(phases=[phase(epochs=3)], workers=3), cells, tmp_path / "cut")
     ours, theirs = load_file(resumed / "model.safetensors"), load_file(whole / "model.safetensors")
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_scheduler_that_stops_a_training_is_not_told_that_it_is_finished(tmp_path: Path) -> None:
+    """SIGTERM ends it like Ctrl-C, and the next call goes on."""
+    cells, asked = rendered_cells(), recipe(phases=[phase(epochs=3)])
+
+    def stop(line: str) -> None:
+        if "epoch 2/3" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(asked, cells, tmp_path / "cut", report=stop)
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    runs = [train_classifier(asked, cells, tmp_path / name) for name in ("cut", "whole")]
+    ours, theirs = (load_file(run / "model.safetensors") for run in runs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_training_that_comes_apart_is_stopped_with_the_remedy(tmp_path: Path) -> None:
+    wild = phase(epochs=9, learning_rate=10.0, schedule="constant")
+    lines = list[str]()
+    with pytest.raises(ConfigError, match="came apart in epoch .*lower learning_rate"):
+        train_classifier(
+            recipe("alexnet", phases=[wild], optimiser={"kind": "sgd", "momentum": 0.99}),
+            rendered_cells(),
+            tmp_path,
+            report=lines.append,
+        )
+    assert "nan" in lines[-1]
+    assert len(lines) < 9
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_a_finished_run_is_kept_and_another_refused(tmp_path: Path) -> None:
@@ -441,7 +475,11 @@ def test_a_found_rate_is_used_for_all_layers(tmp_path: Path) -> None:
             phase(find_rate=True, schedule="constant", learning_rate=1e-3, body_rate_first=1e-5, body_rate_last=1e-4)
         ]
     )
+    killed = tmp_path / "run" / ".lr_find_of-a-search-that-was-killed.ckpt"
+    killed.parent.mkdir()
+    killed.touch()
     run = train_classifier(searching, rendered_cells(), tmp_path / "run")
+    assert not killed.exists()
     (row,) = history(run)
     assert 1e-7 < row["learning_rate"] < 1
     assert row["learning_rate"] != 1e-3

@@ -74,8 +74,9 @@ class NamingModule(pl.LightningModule):
         super().__init__()
         self.net, self.recipe, self.phase, self.first_epoch = net, recipe, phase, first_epoch
         self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
-        self.train_loss = torchmetrics.MeanMetric()
-        self.valid_loss = torchmetrics.MeanMetric()
+        # A loss that is no number is not to be left out of the mean: the training has come apart.
+        self.train_loss = torchmetrics.MeanMetric(nan_strategy="disable")
+        self.valid_loss = torchmetrics.MeanMetric(nan_strategy="disable")
         self.accuracy = MulticlassAccuracy(len(weights), average="micro")
         self.macro_f1 = MulticlassF1Score(len(weights), average="macro")
 
