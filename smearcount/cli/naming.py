@@ -189,6 +189,9 @@ def evaluate_classifier(
         typer.echo(json.dumps({name: figures[name] for name in kept}, indent=2))
     if figures["left_out"]:
         typer.echo(f"{figures['left_out']} cells left out: {model} was trained on them, or on others of their groups")
+    if figures["strange"]:
+        listed = ", ".join(f"{n} {code}" for code, n in figures["strange"].items())
+        typer.echo(f"{sum(figures['strange'].values())} cells left out: {model} gives none of their codes ({listed})")
     typer.echo(f"report in {out / 'report.html'}")
 
 
