@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,6 +24,12 @@ Colour = Field(pattern="^#[0-9a-f]{6}$")
 def file_name_of(code: str) -> str:
     """A code as part of a file name, without a dot: a laboratory's own may hold what a file name can't."""
     return quote(code, safe=" ").replace(".", "%2E")
+
+
+def _plain(word: str) -> str:
+    """A word in small letters without accents, with a blank for any punctuation."""
+    bare = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", word.casefold()))
+    return re.sub(r"[\s!-/:-@\[-`{-~]+", " ", bare).strip()
 
 
 class Kind(Strict):
@@ -71,6 +79,20 @@ class Taxonomy(Strict):
     def kind_of(self) -> dict[str, str]:
         """Kind of each code."""
         return {code: entry.kind for code, entry in self.codes.items()}
+
+    def code_of(self, name: str) -> str | None:
+        """The code that goes by a name: a code, a synonym or a display name, however it is written; None without one.
+
+        Case, accents, punctuation and a plural `s` make no difference.
+        """
+        plain = _plain(name)
+        return self._words.get(plain) or self._words.get(plain.removesuffix("s"))
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        """The code of every word it goes by; where two go by one, codes and synonyms are before display names."""
+        named = {_plain(entry.name): code for code, entry in self.codes.items()}
+        return named | {_plain(word): code for code, each in self.codes.items() for word in (code, *each.synonyms)}
 
     def codes_of(self, kind: str) -> tuple[str, ...]:
         """Codes of one kind, in order."""

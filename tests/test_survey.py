@@ -181,6 +181,13 @@ def test_unknown_folders_are_named_with_the_codes(folder: Path, taxonomy: Taxono
     }
 
 
+def test_an_accent_may_be_a_character_of_its_own(folder: Path, taxonomy: Taxonomy) -> None:
+    """As in the names of files that come from a Mac."""
+    on_disk = "Ce\u0301lula rara"
+    write_picture(_made(folder / on_disk) / "a.png", cell(0))
+    assert folder_classes(folder, taxonomy, {"C\u00e9lula rara": "burr_cell"})[on_disk] == "burr_cell"
+
+
 def test_classes_are_the_first_folders_below_also_empty_ones(folder: Path, taxonomy: Taxonomy) -> None:
     _made(folder / "PLT" / "patient1")
     (folder / "PLT" / "good0.png").rename(folder / "PLT" / "patient1" / "good0.png")

@@ -27,7 +27,7 @@ from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted
-from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes, known_code
+from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes
 
 __all__ = ["CellData", "asked_kinds", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
 
@@ -192,7 +192,7 @@ def _asked(data: CellData, faults: Sequence[PictureFault]) -> _Asked:
 
 
 def _known_codes(names: Sequence[str], taxonomy: Taxonomy) -> tuple[str, ...]:
-    codes = {name: known_code(name, taxonomy) for name in names}
+    codes = {name: taxonomy.code_of(name) for name in names}
     if unknown := [name for name, code in codes.items() if code is None]:
         raise ConfigError(f"data.codes: {', '.join(unknown)} unknown; known: {', '.join(taxonomy.codes)}")
     return tuple(dict.fromkeys(code for code in codes.values() if code))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,7 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from rich.table import Table
 
-__all__ = [
-    "PictureFault",
-    "Survey",
-    "check_pictures",
-    "faults_csv",
-    "folder_classes",
-    "known_code",
-    "sample_sheet",
-    "summary",
-]
+__all__ = ["PictureFault", "Survey", "check_pictures", "faults_csv", "folder_classes", "sample_sheet", "summary"]
 
 Pixels = npt.NDArray[np.uint8]
 Meaning = str | tuple[str, ...]
@@ -164,15 +156,11 @@ def _copies(read: list[_Checked]) -> list[PictureFault]:
     return faults
 
 
-def known_code(name: str, taxonomy: Taxonomy) -> str | None:
-    """The code that goes by a name: a code, its display name or a synonym, however it is written; None without one."""
-    return _code(name, _words(taxonomy))
-
-
 def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = None) -> dict[str, Meaning]:
     """What each class folder below `folder` means: a code, several where it is coarser, or "" to leave it out.
 
-    A folder is known by a code, its display name or a synonym, in any case, with `_`, `-` or blanks, and in the plural.
+    A folder is known by a code, its display name or a synonym, in any case, with `_`, `-` or blanks, with or without
+    accents, and in the plural.
 
     Args:
         folder: its folders are the classes, also those without any picture.
@@ -189,8 +177,10 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
     if beside or not pictures:
         fault = f"{len(beside)} pictures such as {beside[0]} beside the class folders" if beside else "no pictures"
         raise DatasetError(f"{folder}: {fault}; expected one folder of pictures for each class")
-    given, words = dict(classes or {}), _words(taxonomy)
-    unknown = [name for name in names if name not in given and _code(name, words) is None]
+    # A file system may write an accent as a character of its own, unlike a keyboard.
+    on_disk = {unicodedata.normalize("NFC", name): name for name in names}
+    given = {on_disk.get(unicodedata.normalize("NFC", name), name): meant for name, meant in (classes or {}).items()}
+    unknown = [name for name in names if name not in given and taxonomy.code_of(name) is None]
     if unknown:
         raise ConfigError(
             f"{folder}: no code for the folders {', '.join(unknown)}; say what they are under `classes`, "
@@ -198,7 +188,7 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
         )
     if absent := sorted(given.keys() - set(names)):
         raise ConfigError(f"classes: no folder {', '.join(absent)} in {folder}; there are {', '.join(names)}")
-    meant = {name: given.get(name, _code(name, words) or "") for name in names}
+    meant = {name: given.get(name, taxonomy.code_of(name) or "") for name in names}
     wrong = {code for each in meant.values() for code in _as_codes(each)} - taxonomy.codes.keys()
     if wrong:
         raise ConfigError(f"classes: unknown codes {', '.join(sorted(wrong))}; known: {', '.join(taxonomy.codes)}")
@@ -207,21 +197,6 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
 
 def _as_codes(meant: Meaning) -> tuple[str, ...]:
     return tuple(code for code in ([meant] if isinstance(meant, str) else meant) if code)
-
-
-def _words(taxonomy: Taxonomy) -> dict[str, str]:
-    """The code of every word it goes by; codes and synonyms before display names."""
-    named = {_plain(entry.name): code for code, entry in taxonomy.codes.items()}
-    return named | {_plain(word): code for code, each in taxonomy.codes.items() for word in (code, *each.synonyms)}
-
-
-def _plain(word: str) -> str:
-    return " ".join(word.lower().replace("_", " ").replace("-", " ").split())
-
-
-def _code(name: str, words: Mapping[str, str]) -> str | None:
-    plain = _plain(name)
-    return words.get(plain) or words.get(plain.removesuffix("s"))
 
 
 @dataclass(frozen=True)
