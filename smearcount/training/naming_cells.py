@@ -27,7 +27,7 @@ from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted
-from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes
+from smearcount.training.survey import PictureFault, check_folder, faults_csv, folder_classes
 
 __all__ = ["CellData", "asked_kinds", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
 
@@ -234,7 +234,7 @@ def _left_out_classes(names: Sequence[str]) -> str:
 
 def _faults(data: CellData) -> list[PictureFault]:
     """What is wrong with the pictures of a folder; collections are as they were published."""
-    return check_pictures(find_images(data.folder, recursive=True), data.folder) if data.folder else []
+    return check_folder(data.folder) if data.folder else []
 
 
 def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from smearcount.cellsets import CellSet
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.geometry import resize_rgb
-from smearcount.images import ReadLimits, find_images, open_image
-from smearcount.images.opening import first_bytes, kind_of_file
+from smearcount.images import ReadLimits, find_images, list_folder, open_image
+from smearcount.images.opening import first_bytes, kind_of_file, unnamed_pictures
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import Taxonomy
 from smearcount.training.cell_sources import SMALLEST_CELL_PX, class_of
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from rich.table import Table
 
-__all__ = ["PictureFault", "Survey", "check_pictures", "faults_csv", "folder_classes", "sample_sheet", "summary"]
+__all__ = [
+    "PictureFault",
+    "Survey",
+    "check_folder",
+    "check_pictures",
+    "faults_csv",
+    "folder_classes",
+    "sample_sheet",
+    "summary",
+]
 
 Pixels = npt.NDArray[np.uint8]
 Meaning = str | tuple[str, ...]
@@ -43,7 +52,7 @@ _SUFFIXES = {
     "PNG": (".png",),
     "BMP": (".bmp",),
     "WebP": (".webp",),
-    "TIFF": (".tif", ".tiff", ".svs", ".ndpi"),
+    "TIFF": (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".bif"),
 }
 
 
@@ -74,12 +83,25 @@ class _Checked:
     grey: bool
 
 
+def check_folder(folder: Path) -> list[PictureFault]:
+    """What is wrong with the pictures of a folder of classes, also those that are not named like pictures.
+
+    Raises:
+        ImageError: the folder is missing or can't be listed.
+    """
+    unnamed = [
+        PictureFault(path, "wrong suffix", "left out", f"named {path.suffix or 'without'}, is a {kind}: rename it")
+        for path, kind in unnamed_pictures(folder)
+    ]
+    return check_pictures(list_folder(folder, recursive=True).pictures, folder) + unnamed
+
+
 def check_pictures(paths: Iterable[Path], folder: Path | None = None) -> list[PictureFault]:
     """Read every picture once and list what is wrong, in the order of the paths.
 
-    Left out: what can't be decoded or is truncated, too small, blank, animated or of several pages, or stands in two
-    classes pixel by pixel. Reported: a suffix that is not that of the content, a copy within its class, grey among
-    coloured ones.
+    Left out: what can't be decoded or is of a type that is not read, truncated, too small, blank, of several frames or
+    pages, or stands in two classes pixel by pixel. Reported: a suffix that is not that of the content, a copy within
+    its class, grey among coloured ones.
 
     The class of a picture is the first folder below `folder`; without one, the folder that it is in.
     """
