@@ -43,9 +43,7 @@ __all__ = ["ClassifierRecipe", "check_training", "train_classifier"]
 Report = Callable[[str], None]
 
 
-def train_classifier(
-    recipe: ClassifierRecipe, cells: CellSet, out: Path, *, report: Report | None = None, bar: bool = False
-) -> Path:
+def train_classifier(recipe: ClassifierRecipe, cells: CellSet, out: Path, *, report: Report | None = None) -> Path:
     """Train a classifier, or go on with an interrupted training; returns the folder of the run.
 
     Args:
@@ -53,7 +51,6 @@ def train_classifier(
         cells: with both splits set; their codes are those of the classifier.
         out: folder of the run; created, and written after every epoch.
         report: takes each line of `train.log` as it is written.
-        bar: show Lightning's progress bar.
 
     Raises:
         ConfigError: the recipe does not fit this machine, there are fewer than two codes, or the losses grow beyond all
@@ -71,7 +68,7 @@ def train_classifier(
     with ExitStack() as stack:
         for setting in (quiet_lightning(), all_cores(), pl.utilities.seed.isolate_rng()):
             stack.enter_context(setting)
-        run = _Run(_Job(recipe, cells, out, identity, report or (lambda _: None), bar))
+        run = _Run(_Job(recipe, cells, out, identity, report or (lambda _: None)))
         try:
             run.train()
         except SystemExit as stop:
@@ -146,7 +143,6 @@ class _Job:
     out: Path
     identity: str
     report: Report
-    bar: bool
 
 
 class _Run:
@@ -187,9 +183,7 @@ class _Run:
         weights = balance_weights(targets, self.recipe.balance)
         module = NamingModule(self.net, self.recipe, self._with_found_rate(phase, data, weights), weights, before)
         best = KeepBest(self.recipe.early_stopping) if self.recipe.early_stopping else None
-        trainer = self._trainer(
-            max_epochs=phase.epochs, callbacks=self._callbacks(best), enable_progress_bar=self.job.bar
-        )
+        trainer = self._trainer(max_epochs=phase.epochs, callbacks=self._callbacks(best))
         if resumes:
             self._log(f"{phase.name}: resumed after epoch {self._epochs(phase)}")
         trainer.fit(module, datamodule=data, ckpt_path=self.file if resumes else None, weights_only=True)

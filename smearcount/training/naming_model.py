@@ -21,12 +21,9 @@ from smearcount.report import Row, to_csv
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.naming_cells import asked_kinds, data_of, pictures_of
 from smearcount.training.naming_recipe import ClassifierRecipe
-from smearcount.training.packaging import SPLIT_FILE, package_naming_run
+from smearcount.training.packaging import SPLIT_FILE, TAXONOMY_FILE, package_naming_run
 
 __all__ = ["finish_run", "trained_on"]
-
-TAXONOMY_FILE = "taxonomy.yaml"
-"""The shipped taxonomy and the codes that a recipe merges, beside the model that gives them."""
 
 _PRIVATE = ("source", "cell", "group")
 _PUBLIC = ("split", "picture_sha256", "group_sha256")

@@ -24,7 +24,9 @@ from smearcount.training.exporting import export_onnx, export_openvino, make_pro
 
 __all__ = [
     "SPLIT_FILE",
+    "TAXONOMY_FILE",
     "assemble",
+    "copy_companions",
     "export_model",
     "git_commit",
     "package_classifier",
@@ -39,6 +41,9 @@ LARGEST_CELL_UM = 24.0
 
 SPLIT_FILE = "split.csv"
 """In the folder of a classifier that a laboratory trained: which cells it knows; no runtime reads it."""
+
+TAXONOMY_FILE = "taxonomy.yaml"
+"""The shipped taxonomy and the codes that a recipe merges, beside the model that gives them."""
 
 
 def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], out: Path) -> Card:
@@ -228,8 +233,7 @@ def export_model(model: str, to: str, out: Path) -> Path:
     try:
         for name in found.card.files:
             (staging / name).write_bytes(found.read(name))
-        if (found.folder / SPLIT_FILE).is_file():
-            shutil.copyfile(found.folder / SPLIT_FILE, staging / SPLIT_FILE)
+        copy_companions(found.folder, staging)
         new = {"model.onnx": export_onnx(found)} if to == "onnx" else export_openvino(found)
         for name, content in new.items():
             (staging / name).write_bytes(content)
@@ -243,6 +247,13 @@ def export_model(model: str, to: str, out: Path) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def copy_companions(folder: Path, target: Path) -> None:
+    """Copy what lies beside the files of a card: the list of the cells that a model knows, and its taxonomy."""
+    for name in (SPLIT_FILE, TAXONOMY_FILE):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
 
 
 def update_card(folder: Path, **changes: Any) -> Card:
