@@ -16,19 +16,27 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import f1_score
 
 from smearcount.calibration import fit_temperature
 from smearcount.cards import Model
 from smearcount.cellsets import CellSet
 from smearcount.config import read_model, shipped
 from smearcount.errors import ConfigError, ModelError, UsageError
+from smearcount.judging import Judged, figures
 from smearcount.naming_nets import BACKBONES, NetSpec, build_net
 from smearcount.patches import to_batch
 from smearcount.training import naming_data
 from smearcount.training.cell_views import plain_view
 from smearcount.training.classifier import ClassifierRecipe, train_classifier
 from smearcount.training.naming_data import balance_weights, epoch_rows
-from smearcount.training.naming_module import NamingModule, make_optimiser, make_schedule, partial_losses
+from smearcount.training.naming_module import (
+    NamingModule,
+    make_optimiser,
+    make_schedule,
+    partial_losses,
+    validation_figures,
+)
 from smearcount.training.naming_recipe import Balance, Optimiser, Phase
 from smearcount.training.naming_setting import steepest
 from smearcount.training.packaging import package_naming_run
@@ -383,6 +391,20 @@ def test_balance_weights_have_their_closed_forms() -> None:
     np.testing.assert_allclose(effective[:3], expected / expected.mean(), rtol=1e-5)
     nearly = balance_weights(targets, Balance(kind="effective_number", beta=0.999999))
     np.testing.assert_allclose(nearly, inverse, rtol=1e-3)
+
+
+def test_a_code_without_a_labelled_cell_has_no_part_in_macro_f1() -> None:
+    """As in the report: of four codes the last is given once, but no validation cell is one."""
+    truth, named = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 3, 1, 0, 2])
+    logits, targets = torch.eye(4)[named], torch.eye(4)[truth].bool()
+    found = validation_figures(logits, targets)
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, named, labels=[0, 1, 2], average="macro"))
+    probs = torch.softmax(logits, dim=1).numpy()
+    cells = (np.array(["cell"] * 6), np.array(["own"] * 6), np.zeros((6, 4, 4, 3), np.uint8))
+    assert figures(Judged(probs, targets.numpy(), ("a", "b", "c", "d"), *cells))["macro_f1"]["value"] == pytest.approx(
+        found["macro_f1"]
+    )
 
 
 def test_epochs_are_balanced() -> None:
