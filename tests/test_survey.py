@@ -259,6 +259,7 @@ def test_numbers_and_sizes_are_those_of_the_cells() -> None:
     assert [rows["all"][name] for name in ("cells", "train", "val", "north", "south")] == ["9", "6", "3", "5", "4"]
     assert survey.imbalance == 2.0
     assert survey.empty == ("basophil",)
+    assert survey.unjudged == ("platelet",)
 
 
 def test_the_table_tells_what_is_missing_and_uneven() -> None:
@@ -268,6 +269,7 @@ def test_the_table_tells_what_is_missing_and_uneven() -> None:
     assert "2.0 : 1" in text
     assert "no cells of basophil" in text
     assert "north 5, south 1" in text
+    assert "not judged, for want of validation cells: platelet" in " ".join(text.split())
 
 
 def test_no_cells_are_no_survey() -> None:

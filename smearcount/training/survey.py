@@ -232,12 +232,14 @@ class Survey:
         sources: names of the sources.
         imbalance: cells of the largest code over those of the smallest that has any, in training; NaN without two.
         empty: codes without a cell of their own.
+        unjudged: other codes without such a cell in validation.
     """
 
     classes: tuple[Row, ...]
     sources: tuple[str, ...]
     imbalance: float
     empty: tuple[str, ...]
+    unjudged: tuple[str, ...]
 
     def as_csv(self) -> str:
         """The rows with all columns."""
@@ -249,7 +251,14 @@ class Survey:
 
         told = f"largest code : smallest code in training = {self.imbalance:.1f} : 1"
         empty = f"; no cells of {', '.join(self.empty)}" if self.empty else ""
-        table = Table(title="Labelled cells", caption=told + empty, title_justify="left", caption_justify="left")
+        unjudged = f"; not judged, for want of validation cells: {', '.join(self.unjudged)}" if self.unjudged else ""
+        sizes = "\npx: as the pictures are kept, which is no finer than twice the largest input"
+        table = Table(
+            title="Labelled cells",
+            caption=told + empty + unjudged + sizes,
+            title_justify="left",
+            caption_justify="left",
+        )
         table.add_column("class", max_width=40)
         for heading in ("cells", "train", "val", "px", "µm"):
             table.add_column(heading, justify="right")
@@ -276,7 +285,10 @@ def summary(cells: CellSet) -> Survey:
     trained = [int((mask & (cells.splits == "train")).sum()) for mask in own.values()]
     trained = [n for n in trained if n]
     imbalance = max(trained) / min(trained) if len(trained) > 1 else float("nan")
-    return Survey(tuple(rows), sources, imbalance, tuple(code for code, mask in own.items() if not mask.any()))
+    empty = tuple(code for code, mask in own.items() if not mask.any())
+    judged = {code for code, mask in own.items() if (mask & (cells.splits == "val")).any()}
+    unjudged = tuple(code for code in own if code not in (*empty, *judged))
+    return Survey(tuple(rows), sources, imbalance, empty, unjudged)
 
 
 def _choices(cells: CellSet) -> list[tuple[str, npt.NDArray[np.bool_]]]:
