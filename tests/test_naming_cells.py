@@ -377,6 +377,7 @@ def test_painted_cells_come_on_top(tmp_path: Path) -> None:
         ({"folder": "x", "painted": -1}, r"data\.painted"),
         ({"collections": ["raabin"], "groups": "y.csv"}, "groups are those of the pictures of a folder"),
         ({"folder": "x", "colour": 1}, r"data\.colour"),
+        ({"foldr": "x", "collections": ["y"]}, r"data\.foldr: unknown key; folder may be meant"),
         ({"collections": ["atlantis"]}, r"data\.collections: atlantis unknown; known: chula_rbc12"),
     ],
 )

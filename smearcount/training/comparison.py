@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from smearcount.cellsets import CellSet
-from smearcount.config import Strict
+from smearcount.config import Strict, faults_of
 from smearcount.errors import ConfigError
 from smearcount.training.classifier import check_training, train_classifier
 from smearcount.training.naming_data import is_first
@@ -211,7 +211,7 @@ def _combinations(config: ComparisonRecipe) -> Iterator[_Combination]:
 def _reason(error: Exception) -> str:
     """One line."""
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return faults_of(error, ClassifierRecipe)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

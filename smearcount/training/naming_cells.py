@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from smearcount.cards import ClassifierCard, find_model
 from smearcount.cellsets import CellSet
-from smearcount.config import Settings, Strict
+from smearcount.config import Settings, Strict, faults_of
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.images import find_images, write_text_atomic
@@ -88,8 +88,7 @@ def data_of(recipe: ClassifierRecipe) -> CellData:
     try:
         return CellData.model_validate(recipe.data)
     except ValidationError as error:
-        faults = "; ".join(f"data.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ConfigError(faults) from error
+        raise ConfigError(faults_of(error, CellData, "data")) from error
 
 
 @contextmanager

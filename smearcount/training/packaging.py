@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
 from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Metric, Model, as_yaml, find_model
-from smearcount.config import load_yaml, shipped
+from smearcount.config import faults_of, load_yaml, shipped
 from smearcount.errors import ConfigError, ModelError
 from smearcount.probe import probe_errors
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
@@ -81,8 +81,8 @@ def _checked(kind: type[Card], values: dict[str, Any]) -> Card:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"words of the card of {values.get('id', 'a model without id')}: {faults}") from error
+        whose = values.get("id", "a model without id")
+        raise ConfigError(f"words of the card of {whose}: {faults_of(error, kind)}") from error
 
 
 def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
