@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from smearcount.config import Strict
+from smearcount.naming_heads import SMALL_NETS
 from smearcount.naming_nets import NetSpec
 from smearcount.training.cell_views import CellAugmentation
 
@@ -194,6 +195,12 @@ class ClassifierRecipe(Strict):
         sides = {phase.input_px or self.net.input_px for phase in self.phases}
         if len(sides) > 1 and self.net.spec(codes=2).has_dense_layers:
             raise ValueError(f"input_px: {self.net.backbone} fits one size only, got {sorted(sides)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_published(self) -> ClassifierRecipe:
+        if self.pretrained == "imagenet" and self.net.backbone in SMALL_NETS:
+            raise ValueError(f"pretrained: there are no published weights of {self.net.backbone}; leave them out")
         return self
 
     @property
