@@ -298,4 +298,4 @@ def _strangers(cells: CellSet, codes: Sequence[str]) -> npt.NDArray[np.bool_]:
 def _numbers(cells: CellSet) -> dict[str, int]:
     """Cells by code, or by the codes that they may be."""
     rows = (np.array(cells.codes)[row].tolist() for row in cells.targets)
-    return dict(Counter(" or ".join(row) for row in rows))
+    return dict(sorted(Counter(" or ".join(row) for row in rows).items()))

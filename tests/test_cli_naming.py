@@ -431,6 +431,13 @@ def test_a_merged_model_brings_the_taxonomy_it_needs(place: Path, tmp_path: Path
     assert call(*words, "--taxonomy", model / "taxonomy.yaml").exit_code == 0
     labels = {row["label"] for row in rows_of(tmp_path / "out" / "sparse.cells.csv") if row["kind"] == "rbc"}
     assert labels <= {"round_cell", "target_cell", "unclassified"}
+    # A recipe that does not merge has cells that the model has no name for.
+    content["data"].pop("merge")
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(content))
+    asked = ("evaluate", "classifier", tmp_path / "whole.yaml", "--model", model, "--out", tmp_path / "judged")
+    judged = call(*asked, "--quiet")
+    assert judged.exit_code == 0, judged.output
+    assert "gives none of their codes (4 normocyte, 4 spherocyte)" in judged.output
 
 
 def test_a_wrong_recipe_is_told_in_one_line_with_its_file(place: Path, tmp_path: Path) -> None:
