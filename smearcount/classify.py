@@ -18,7 +18,7 @@ from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.errors import SmearcountError, UsageError
 from smearcount.geometry import FloatArray, centres, diameters
-from smearcount.images import ImageSource, ReadLimits, check_target, find_images, grow_text, open_image
+from smearcount.images import ImageSource, ReadLimits, check_target, grow_text, list_folder, open_image
 from smearcount.lists import read_lines
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.naming import hear_experts, load_experts
@@ -104,6 +104,8 @@ def label_columns(codes: tuple[str, ...]) -> tuple[str, ...]:
 def listed_pictures(paths: Iterable[Path]) -> list[Path]:
     """Pictures given one by one, in folders with their sub-folders, or as lines of a `.txt` file.
 
+    Files of a type that is not read are among them: opening them says so.
+
     Raises:
         UsageError: there is no picture, or a list can't be read.
         ImageError: a folder can't be listed.
@@ -111,7 +113,7 @@ def listed_pictures(paths: Iterable[Path]) -> list[Path]:
     listed: list[Path] = []
     for path in paths:
         if path.is_dir():
-            listed += find_images(path, recursive=True)
+            listed += list_folder(path, recursive=True).pictures
         elif path.suffix.lower() == ".txt":
             listed += _listed_in(path)
         else:
@@ -126,7 +128,7 @@ def _listed_in(path: Path) -> list[Path]:
     listed: list[Path] = []
     for line in read_lines(path):
         entry = path.parent / line
-        listed += find_images(entry, recursive=True) if entry.is_dir() else [entry]
+        listed += list_folder(entry, recursive=True).pictures if entry.is_dir() else [entry]
     return listed
 
 

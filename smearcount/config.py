@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from smearcount.errors import ConfigError
 
-__all__ = ["Settings", "Strict", "load_yaml", "read_model", "shipped"]
+__all__ = ["Settings", "Strict", "faults_of", "load_yaml", "read_model", "shipped"]
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -118,14 +118,42 @@ def read_model(kind: type[Model], path: Path) -> Model:
     try:
         return kind.model_validate({} if content is None else content)
     except pydantic.ValidationError as error:
-        faults = "; ".join(_fault(each, kind) for each in error.errors())
-        raise ConfigError(f"{path}: {faults}") from error
+        raise ConfigError(f"{path}: {faults_of(error, kind)}") from error
 
 
-def _fault(error: Any, kind: type[pydantic.BaseModel]) -> str:
-    """What is wrong with one key, and which key may have been meant."""
-    key = ".".join(map(str, error["loc"])) or "file"
-    if error["type"] != "extra_forbidden" or len(error["loc"]) > 1:
-        return f"{key}: {error['msg']}"
-    near = difflib.get_close_matches(key, kind.model_fields, 1)
-    return f"{key}: unknown key; {f'{near[0]} may be meant' if near else 'known: ' + ', '.join(kind.model_fields)}"
+def faults_of(error: pydantic.ValidationError, kind: type[pydantic.BaseModel], under: str = "file") -> str:
+    """What is wrong with the keys of a record, and which key may have been meant, in one line.
+
+    Args:
+        error: of its validation.
+        kind: of the record.
+        under: what the record as a whole is called.
+    """
+    found = error.errors()
+    # A list without an entry that is right is said to be too short as well.
+    inner = {each["loc"][:depth] for each in found for depth in range(len(each["loc"]))}
+    told = [each for each in found if each["type"] != "too_short" or each["loc"] not in inner]
+    return "; ".join(_fault(each, kind, under) for each in told)
+
+
+def _fault(error: Any, kind: type[pydantic.BaseModel], under: str) -> str:
+    place = error["loc"] if under == "file" else (under, *error["loc"])
+    key = ".".join(map(str, place)) or under
+    record = _record_of(kind, error["loc"][:-1])
+    if error["type"] != "extra_forbidden" or record is None:
+        return f"{key}: {error['msg'].removeprefix('Value error, ')}"
+    near = difflib.get_close_matches(str(error["loc"][-1]), record.model_fields, 1)
+    return f"{key}: unknown key; {f'{near[0]} may be meant' if near else 'known: ' + ', '.join(record.model_fields)}"
+
+
+def _record_of(kind: type[pydantic.BaseModel], place: tuple[int | str, ...]) -> type[pydantic.BaseModel] | None:
+    """The kind of record at a place in another one; None where it is one of several."""
+    for part in place:
+        if isinstance(part, str):
+            field = kind.model_fields.get(part)
+            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+            records = [each for each in kinds if isinstance(each, type) and issubclass(each, pydantic.BaseModel)]
+            if len(records) != 1:
+                return None
+            kind = records[0]
+    return kind

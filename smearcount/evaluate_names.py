@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ def judge_cells(model: Model, cells: CellSet, choice: RuntimeChoice | None = Non
     shared = np.isin(classifier.card.codes, cells.codes)
     targets = np.zeros((len(cells), len(classifier.card.codes)), bool)
     targets[:, shared] = cells.targets[:, columns]
-    known = np.flatnonzero(targets.any(axis=1))
+    known = np.flatnonzero(~_strangers(cells, classifier.card.codes))
     kept = cells.take(known)
     views: Sequence[Pixels] = _Views(kept, classifier.card.patch_um, classifier.card.input_px)  # type: ignore[assignment]
     probs = classifier.name_views(views[i] for i in range(len(kept))).probs
@@ -250,28 +251,33 @@ def run_judging(job: Judging) -> dict[str, Any]:
     """Judge a classifier on the cells of a recipe, and write the report.
 
     Returns:
-        The figures, and as `left_out` how many validation cells are none for this classifier: it was trained on them.
+        The figures; as `left_out` how many validation cells are none for this classifier, which was trained on them;
+        and as `strange` how many it can't be judged on, as it gives none of their codes, by these.
 
     Raises:
         UsageError: no cell is left to judge on.
         ConfigError: a collection, a code or a class of the recipe is unknown.
         DatasetError: the labelled cells are not at hand.
     """
-    recipe = read_model(ClassifierRecipe, job.recipe)
+    recipe, model = read_model(ClassifierRecipe, job.recipe), find_model(job.model)
     with named_recipe(job.recipe):
-        cells = cells_of(recipe, whole=True)
+        cells = cells_of(recipe, whole=True, seen_by=[model.classifier_card])
     kept = np.isin(cells.sources, job.sources or cells.sources)
     kept &= np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
     cells = cells.take(np.flatnonzero(kept))
     if not len(cells):
         raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
-    model = find_model(job.model)
     known = trained_on(model.folder, recipe, cells) if job.split == "val" else np.zeros(len(cells), np.bool_)
     if known.all():
         raise UsageError(
             f"{job.model} was trained on all {len(cells)} cells that are now for validation; label new ones"
         )
-    judged = judge_cells(model, cells.take(~known))
+    cells = cells.take(~known)
+    strange = _strangers(cells, model.classifier_card.codes)
+    if strange.all():
+        codes = ", ".join(_numbers(cells.take(strange)))
+        raise UsageError(f"{job.model} gives none of the codes of these cells: {codes}")
+    judged = judge_cells(model, cells)
     where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
     write_report(judged, make_folder(job.out), f"{model.card.id} on {where}", heat_of(model, judged))
     found = figures(judged)
@@ -281,4 +287,15 @@ def run_judging(job: Judging) -> dict[str, Any]:
         update_card(
             model.folder, metrics=[each.model_dump() for each in [*kept_metrics, *metrics]], abstention=abstention
         )
-    return {**found, "left_out": int(known.sum())}
+    return {**found, "left_out": int(known.sum()), "strange": _numbers(cells.take(strange))}
+
+
+def _strangers(cells: CellSet, codes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which cells `(N,)` are none of some codes."""
+    return np.asarray(~cells.targets[:, np.isin(cells.codes, codes)].any(axis=1))
+
+
+def _numbers(cells: CellSet) -> dict[str, int]:
+    """Cells by code, or by the codes that they may be."""
+    rows = (np.array(cells.codes)[row].tolist() for row in cells.targets)
+    return dict(sorted(Counter(" or ".join(row) for row in rows).items()))

@@ -38,14 +38,15 @@ class _Heard:
     seconds: float
 
 
-def _labelled(recipe: Path, model: Model) -> CellSet:
-    """The validation cells of a recipe that the model knows the codes of, but was not trained on."""
-    asked = read_model(ClassifierRecipe, recipe)
-    cells = cells_of(asked, whole=True)
-    cells = cells.take(cells.exact & (cells.splits == "val") & ~trained_on(model.folder, asked, cells))
+def _labelled(recipe: Path, model: Model, experts: Sequence[Model] = ()) -> CellSet:
+    """The validation cells of a recipe that the model knows the codes of; nobody was trained on them."""
+    asked, models = read_model(ClassifierRecipe, recipe), (model, *experts)
+    cells = cells_of(asked, whole=True, seen_by=[each.classifier_card for each in models])
+    trained = np.any([trained_on(each.folder, asked, cells) for each in models], axis=0)
+    cells = cells.take(cells.exact & (cells.splits == "val") & ~trained)
     known = cells.take(np.isin(np.array(cells.codes)[cells.labels], model.classifier_card.codes))
     if not len(known):
-        raise UsageError(f"{recipe}: no val cell of the codes of the model that it was not trained on")
+        raise UsageError(f"{recipe}: no val cell of the codes of the model is left that none was trained on")
     return known
 
 
@@ -89,14 +90,14 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     """
     model = find_model(generalist)
     codes = model.classifier_card.codes
-    cells = _labelled(recipe, model)
+    models = [find_model(name) for name in experts]
+    _check_experts(codes, models)
+    cells = _labelled(recipe, model, models)
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     heard = _hear(model, cells)
     pairs = [asdict(pair) for pair in confusable_pairs(heard.named.probs, labels, codes, 10)]
     if not experts:
         return {"cells": len(cells), "confused_pairs": pairs}
-    models = [find_model(name) for name in experts]
-    _check_experts(codes, models)
     asked = [(each, _hear(each, cells)) for each in models]
     held = split_groups(cells.groups, labels, 0.5, 0) == "val"
     chosen, rest = np.flatnonzero(~held), np.flatnonzero(held)

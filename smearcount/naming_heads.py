@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from smearcount.config import Strict
 
-__all__ = ["BACKBONES", "AverageAndMax", "Backbone", "Head", "NetSpec", "head_of"]
+__all__ = ["BACKBONES", "SMALL_NETS", "AverageAndMax", "Backbone", "Head", "NetSpec", "head_of"]
 
 Backbone = Literal[
     "resnet18",
@@ -30,6 +30,9 @@ Backbone = Literal[
 ]
 
 BACKBONES: tuple[str, ...] = get_args(Backbone)
+
+SMALL_NETS: tuple[str, ...] = ("lenet5", "stack150")
+"""Nets of earlier work, of which there are no published weights."""
 
 _PLAIN_DROPOUT = 0.2
 
@@ -63,7 +66,7 @@ class NetSpec(Strict):
     @property
     def has_dense_layers(self) -> bool:
         """Whether the head is the dense layers of a small net, which fit one input size only."""
-        return self.head == "plain" and self.backbone in ("lenet5", "stack150")
+        return self.head == "plain" and self.backbone in SMALL_NETS
 
 
 class AverageAndMax(nn.Module):

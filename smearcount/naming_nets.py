@@ -22,7 +22,7 @@ from torchvision import models  # type: ignore[import-untyped]
 
 from smearcount.config import Strict
 from smearcount.errors import ModelError
-from smearcount.naming_heads import BACKBONES, Backbone, Head, NetSpec, head_of
+from smearcount.naming_heads import BACKBONES, SMALL_NETS, Backbone, Head, NetSpec, head_of
 
 __all__ = [
     "BACKBONES",
@@ -145,7 +145,7 @@ class CellNet(nn.Module):
 
 def build_net(spec: NetSpec) -> CellNet:
     """An untrained network; seed `torch` first where it must be the same again."""
-    body = _small_body(spec.backbone) if spec.backbone in ("lenet5", "stack150") else _torchvision_body(spec)
+    body = _small_body(spec.backbone) if spec.backbone in SMALL_NETS else _torchvision_body(spec)
     return CellNet(spec, body, head_of(spec, _BODIES[spec.backbone].channels))
 
 
@@ -254,7 +254,7 @@ def _read_safetensors(file: Path, backbone: str) -> dict[str, Tensor]:
 
 
 def _imagenet_weights(backbone: str) -> dict[str, Tensor]:
-    if backbone in ("lenet5", "stack150"):
+    if backbone in SMALL_NETS:
         raise ModelError(f"imagenet: there are no published weights of {backbone}; leave them out, or give a file")
     published = models.get_model_weights(backbone).DEFAULT
     try:

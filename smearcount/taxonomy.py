@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from smearcount.config import Strict, read_model, shipped
 from smearcount.errors import ConfigError
@@ -22,6 +24,12 @@ Colour = Field(pattern="^#[0-9a-f]{6}$")
 def file_name_of(code: str) -> str:
     """A code as part of a file name, without a dot: a laboratory's own may hold what a file name can't."""
     return quote(code, safe=" ").replace(".", "%2E")
+
+
+def _plain(word: str) -> str:
+    """A word in small letters without accents, with a blank for any punctuation."""
+    bare = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", word.casefold()))
+    return re.sub(r"[\s!-/:-@\[-`{-~]+", " ", bare).strip()
 
 
 class Kind(Strict):
@@ -72,6 +80,20 @@ class Taxonomy(Strict):
         """Kind of each code."""
         return {code: entry.kind for code, entry in self.codes.items()}
 
+    def code_of(self, name: str) -> str | None:
+        """The code that goes by a name: a code, a synonym or a display name, however it is written; None without one.
+
+        Case, accents, punctuation and a plural `s` make no difference.
+        """
+        plain = _plain(name)
+        return self._words.get(plain) or self._words.get(plain.removesuffix("s"))
+
+    @cached_property
+    def _words(self) -> dict[str, str]:
+        """The code of every word it goes by; where two go by one, codes and synonyms are before display names."""
+        named = {_plain(entry.name): code for code, entry in self.codes.items()}
+        return named | {_plain(word): code for code, each in self.codes.items() for word in (code, *each.synonyms)}
+
     def codes_of(self, kind: str) -> tuple[str, ...]:
         """Codes of one kind, in order."""
         return tuple(code for code, entry in self.codes.items() if entry.kind == kind)
@@ -80,7 +102,7 @@ class Taxonomy(Strict):
         """With a code more for each new one of merged codes, of their kind and in the colour of the first of them.
 
         Raises:
-            ConfigError: codes of several kinds are merged.
+            ConfigError: codes of several kinds are merged, or a new one is called as something else is.
         """
         added = {}
         for new, olds in merge.items():
@@ -88,7 +110,11 @@ class Taxonomy(Strict):
                 raise ConfigError(f"merge: {new}: {', '.join(olds)} are of different kinds; merge codes of one kind")
             name = new.replace("_", " ").capitalize()
             added[new] = Code(kind=self.codes[olds[0]].kind, name=name, colour=self.codes[olds[0]].colour)
-        return Taxonomy(kinds=self.kinds, codes={**self.codes, **added})
+        try:
+            return Taxonomy(kinds=self.kinds, codes={**self.codes, **added})
+        except ValidationError as error:
+            fault = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"merge: {fault}; choose another name") from error
 
 
 @lru_cache(maxsize=8)

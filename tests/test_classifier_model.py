@@ -195,6 +195,17 @@ def test_every_runtime_gives_logits_and_features_for_any_batch(model: Model, tmp
                 np.testing.assert_allclose(ours, theirs[rows].detach().numpy(), atol=5e-3)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_model_knows_its_cells_and_its_codes(model: Model, tmp_path: Path) -> None:
+    """The list of the cells that it was trained on, and the taxonomy of merged codes."""
+    own = shutil.copytree(model.folder, tmp_path / "own")
+    companions = {"split.csv": "split,picture_sha256,group_sha256\n", "taxonomy.yaml": "codes: {}\n"}
+    for name, text in companions.items():
+        (own / name).write_text(text)
+    exported = export_model(str(own), "onnx", tmp_path / "exported")
+    assert {name: (exported / name).read_text() for name in companions} == companions
+
+
 def test_a_network_that_is_none_of_ours_is_refused(model: Model) -> None:
     plain = yaml.safe_load(model.read("architecture.yaml"))
     for changes, reason in (({"backbone": "resnet19"}, "resnet19|resnet18"), ({"run": "rm -rf"}, "Extra inputs")):

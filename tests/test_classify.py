@@ -165,6 +165,9 @@ def test_pictures_folders_and_lists(draw_discs: Draw, tmp_path: Path) -> None:
     assert listed_pictures([folder]) == [a, b, c]
     assert listed_pictures([listing]) == [c, b, a, folder / "absent.png"]
     assert listed_pictures([b, folder, listing]) == [b, a, c, folder / "absent.png"]
+    (folder / "d.heic").write_bytes(b"photograph")
+    assert listed_pictures([folder]) == [a, b, folder / "d.heic", c]
+    (folder / "d.heic").unlink()
     assert listed_pictures([tmp_path / "one by one.jpg"]) == [tmp_path / "one by one.jpg"]
     (tmp_path / "empty").mkdir()
     listing.write_text("\n\n")

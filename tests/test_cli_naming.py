@@ -160,6 +160,11 @@ def test_a_measured_card_survives_the_same_line_again(own: Path) -> None:
         measured.metrics,
         measured.files,
     )
+    # Which cells it is asked about is no part of the training, and may be told later.
+    content = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump({**content, "data": {**content["data"], "asked_of": ["wbc"]}}))
+    assert call("train", "classifier", recipe, "--out", own / "run", "--quiet").exit_code == 0
+    assert (Model(model).classifier_card.kinds, Model(model).card.metrics) == (("wbc",), measured.metrics)
     # A model folder that is not whole is made once more.
     (model / "model.bin").unlink()
     whole = call("train", "classifier", recipe, "--out", own / "run", "--quiet")
@@ -343,6 +348,35 @@ def test_merges_and_confused_pairs_are_proposed(model: Path, place: Path, tmp_pa
     assert wrong.exit_code == 2
 
 
+def test_experts_are_not_judged_on_cells_that_they_know(own: Path) -> None:
+    """An expert of another split was trained on validation cells of the generalist."""
+    recipe, model, expert = own / "my cells.yaml", own / "run" / "model", own / "expert"
+    shutil.copytree(model, expert)
+    asked = ("mend", "experts", recipe, "--model", model, "--expert", expert)
+    fair = call(*asked)
+    assert fair.exit_code == 0, fair.output
+    assert json.loads(fair.output)["n"] == 4
+    sides = (expert / "split.csv").read_text().replace("train,", "x,").replace("val,", "train,").replace("x,", "val,")
+    (expert / "split.csv").write_text(sides)
+    refused = call(*asked)
+    assert refused.exit_code == 2
+    assert "no val cell of the codes of the model is left that none was trained on" in refused.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compared_networks_see_all_the_detail_that_they_can(place: Path, tmp_path: Path) -> None:
+    base = yaml.safe_load((place / "my cells.yaml").read_text())
+    base["phases"][0]["epochs"] = 1
+    networks = ["lenet5", {"backbone": "lenet5", "input_px": 40}]
+    config = tmp_path / "compare.yaml"
+    config.write_text(yaml.safe_dump({"base": base, "backbones": networks, "optimisers": ["sgd"]}))
+    result = call("train", "compare", config, "--out", tmp_path / "compared")
+    assert result.exit_code == 0, result.output
+    # Pictures of 80 px: at 32 px alone, 64 of them would do.
+    assert "80 80 80" in result.output
+    assert "64 64 64" not in result.output
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_networks_are_compared(place: Path, tmp_path: Path) -> None:
     base = yaml.safe_load((place / "my cells.yaml").read_text())
@@ -398,6 +432,13 @@ def test_a_merged_model_brings_the_taxonomy_it_needs(place: Path, tmp_path: Path
     assert call(*words, "--taxonomy", model / "taxonomy.yaml").exit_code == 0
     labels = {row["label"] for row in rows_of(tmp_path / "out" / "sparse.cells.csv") if row["kind"] == "rbc"}
     assert labels <= {"round_cell", "target_cell", "unclassified"}
+    # A recipe that does not merge has cells that the model has no name for.
+    content["data"].pop("merge")
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump(content))
+    asked = ("evaluate", "classifier", tmp_path / "whole.yaml", "--model", model, "--out", tmp_path / "judged")
+    judged = call(*asked, "--quiet")
+    assert judged.exit_code == 0, judged.output
+    assert "gives none of their codes (4 normocyte, 4 spherocyte)" in judged.output
 
 
 def test_a_wrong_recipe_is_told_in_one_line_with_its_file(place: Path, tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def test_what_can_be_known_beforehand_stops_all_before_the_first_training(tmp_pa
         comparison(backbones=["lenet5", "resnet19"])
     with pytest.raises(ValueError, match=r"lenet5-16-adam: net\.input_px"):
         comparison(backbones=[{"backbone": "lenet5", "input_px": 16}])
+    with pytest.raises(ValueError, match="lenet5-adam: .*no published weights of lenet5"):
+        comparison(backbones=["alexnet", {"backbone": "lenet5", "pretrained": "imagenet"}])
     absent = {"backbone": "alexnet", "pretrained": str(tmp_path / "absent.safetensors")}
     with pytest.raises(ConfigError, match=r"alexnet-adam: pretrained: .*absent\.safetensors: no such file"):
         run_comparison(comparison(backbones=["lenet5", absent]), rendered_cells(), tmp_path / "out")
@@ -115,6 +117,12 @@ def test_each_combination_has_its_own_recipe(tmp_path: Path) -> None:
             assert {float(row["learning_rate"]) for row in csv.DictReader(stream)} == {rate}
     with pytest.raises(ValueError, match="again"):
         comparison(backbones=["alexnet", "alexnet"])
+
+
+def test_cells_are_shared_at_the_largest_input_of_all_networks() -> None:
+    networks = ["lenet5", {"backbone": "lenet5", "input_px": 48}, {"backbone": "alexnet", "input_px": 64}]
+    assert comparison(backbones=networks).largest_input_px == 64
+    assert comparison(backbones=[{"backbone": "lenet5", "input_px": 32}]).largest_input_px == 32
 
 
 def test_the_shipped_comparison_names_known_networks() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pydantic
 import pytest
+from pydantic import Field
 
 from smearcount.cards import Card
-from smearcount.config import Settings, load_yaml, read_model, shipped
+from smearcount.config import Settings, Strict, load_yaml, read_model, shipped
 from smearcount.errors import ConfigError
 
 
@@ -60,6 +61,31 @@ def test_an_unknown_key_is_told_with_the_one_that_may_be_meant(tmp_path: Path) -
     ):
         with pytest.raises(ConfigError, match=rf"lab\.yaml: .*{words}"):
             read_model(Settings, write(tmp_path, text))
+
+
+class Step(Strict):
+    """A record in a list of another one."""
+
+    name: str
+    batch: int = 1
+
+
+class Steps(Strict):
+    """A record of records."""
+
+    steps: tuple[Step, ...] = Field(min_length=1)
+    last: Step | None = None
+
+
+def test_a_key_inside_of_others_is_told_in_the_same_way(tmp_path: Path) -> None:
+    """And a list whose entries are all wrong is not said to be empty as well."""
+    for text, words in (
+        ("steps: [{name: a, bach: 2}]", r"steps\.0\.bach: unknown key; batch may be meant$"),
+        ("steps: [{name: a}]\nlast: {name: b, zzz: 2}", r"last\.zzz: unknown key; known: name, batch$"),
+        ("steps: []", r"steps: .* at least 1 item"),
+    ):
+        with pytest.raises(ConfigError, match=rf"lab\.yaml: {words}"):
+            read_model(Steps, write(tmp_path, text))
 
 
 def test_an_expert_needs_a_gap_from_0_to_1(tmp_path: Path) -> None:

@@ -298,6 +298,31 @@ def test_a_classifier_is_judged_on_the_cells_of_a_recipe(asked: dict[str, Any]) 
     json.dumps(found)
 
 
+def test_a_recipe_of_less_detail_changes_nothing_of_what_a_classifier_is_shown(asked: dict[str, Any]) -> None:
+    content = yaml.safe_load(asked["recipe"].read_text())
+    predictions = []
+    for patch_um in (12.0, 24.0):
+        asked["recipe"].write_text(yaml.safe_dump({**content, "patch_um": patch_um}))
+        run_judging(Judging(**asked, split="val", sources=(), on_card=False))
+        predictions.append((asked["out"] / "predictions.csv").read_text())
+    assert predictions[0] == predictions[1]
+
+
+def test_cells_of_codes_that_a_classifier_lacks_are_counted(asked: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "east" / RED[0], tmp_path / "east" / "burr_cell")
+    content = yaml.safe_load((tmp_path / "cells.yaml").read_text())
+    content["east"]["classes"] |= {"burr_cell": "burr_cell"}
+    content["west"]["classes"] |= {"burr_cell": "burr_cell", RED[0]: ["burr_cell", "ovalocyte"]}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(content))
+    found = run_judging(Judging(**asked, split="all", sources=(), on_card=False))
+    assert (found["n"], found["left_out"]) == (24, 0)
+    assert found["strange"] == {"burr_cell": 8, "ovalocyte or burr_cell": 8}
+    content["east"]["classes"] = dict.fromkeys(RED[:2], "ovalocyte") | {"burr_cell": "burr_cell"}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match="gives none of the codes of these cells: burr_cell, ovalocyte"):
+        run_judging(Judging(**asked, split="all", sources=("east",), on_card=False))
+
+
 @pytest.fixture
 def patients(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str, Any]:
     """Cells of four patients in class folders, and a model that was trained on two of them."""

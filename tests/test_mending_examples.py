@@ -252,6 +252,16 @@ def test_every_code_synonym_and_name_of_the_taxonomy_is_understood(tmp_path: Pat
     }
 
 
+def test_folders_are_called_as_for_a_training(tmp_path: Path) -> None:
+    """In the plural, with accents and dashes; so are the codes of a classifier that no taxonomy knows."""
+    names = {"Elliptocytes": "elliptocyte", "Esferócito": "spherocyte", "tear-drop cells": "tear_drop_cell"}
+    names |= {"Target-Cells": "target_cell", "Round Cells": "round_cell"}
+    for name in names:
+        picture(tmp_path / name / "cell.png")
+    found = read_examples(tmp_path, load_taxonomy(), ["tear_drop_cell", "round_cell"])
+    assert {path.parent.name: code for path, code in found} == names
+
+
 def test_folders_that_can_not_be_meant_are_refused(tmp_path: Path) -> None:
     taxonomy = load_taxonomy()
     with pytest.raises(ImageError, match="no such folder"):

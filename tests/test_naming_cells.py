@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,7 +21,7 @@ from smearcount.detector import Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.images import write_picture
 from smearcount.training.cell_sources import load_cell_sources
-from smearcount.training.naming_cells import cells_of, checked_cells, data_of
+from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 
 Pixels = npt.NDArray[np.uint8]
@@ -81,6 +82,22 @@ def test_folders_are_known_by_codes_names_and_synonyms(tmp_path: Path) -> None:
     # The picture is the patch: 80 px stand for 12 um, and no more than twice what the network sees is kept.
     assert {round(len(w) * s, 3) for w, s in zip(cells.pixels, cells.um_per_px.tolist(), strict=True)} == {12.0}
     assert {len(window) for window in cells.pixels} == {64}
+
+
+def test_windows_are_fine_enough_for_every_network_that_is_shown_them(tmp_path: Path) -> None:
+    """Pictures of 80 px, of which LeNet-5 at 32 px needs 64; a larger input, an earlier phase, a narrower window."""
+    folder, own = folder_of(tmp_path / "in", Normal=4, HJ=4), recipe(folder=tmp_path / "in")
+    phases = [own.phases[0].model_copy(update={"input_px": 40, "name": "larger"}), *own.phases]
+    card: Any = SimpleNamespace(patch_um=12.0, input_px=38)
+    narrow: Any = SimpleNamespace(patch_um=10.0, input_px=32)
+    for cells, side in (
+        (cells_of(own, seen_by=[card, narrow]), 78),  # ceil(32 * 12 / 10) = 39
+        (cells_of(own, seen_by=[card]), 76),
+        (cells_of(own.model_copy(update={"phases": tuple(phases)})), 80),
+        (checked_cells(own, folder.parent, input_px=36), 72),
+        (checked_cells(own, folder.parent, input_px=20), 64),
+    ):
+        assert {len(window) for window in cells.pixels} == {side}
 
 
 def test_what_folders_mean_can_be_told(tmp_path: Path) -> None:
@@ -292,6 +309,42 @@ def test_merged_codes_are_one(collections: dict[str, Any]) -> None:
         cells_of(recipe(**collections, merge={"new": ["normocyte", "macrocyte"]}))
 
 
+@pytest.mark.parametrize(
+    ("codes", "kinds"),
+    [
+        (("normocyte", "burr_cell", "platelet"), ("rbc",)),
+        (("neutrophil", "erythroblast", "platelet"), ("wbc",)),
+        (("erythroblast", "platelet"), ("wbc",)),
+        (("burr_cell", "lymphocyte"), ("rbc", "wbc")),
+        (("platelet",), ("platelet",)),
+        (("round_cell", "monocyte"), ("rbc", "wbc")),
+    ],
+)
+def test_a_classifier_is_asked_about_the_cells_that_its_codes_are_of(
+    codes: tuple[str, ...], kinds: tuple[str, ...]
+) -> None:
+    merge = {"round_cell": ("normocyte", "spherocyte")}
+    assert asked_kinds(data_of(recipe(folder="cells", merge=merge)), codes) == kinds
+    for told in ({"kinds": ("nrbc",)}, {"asked_of": ("nrbc",), "kinds": ("rbc",)}):
+        assert asked_kinds(data_of(recipe(folder="cells", merge=merge, **told)), codes) == ("nrbc",)
+
+
+@pytest.mark.parametrize(
+    ("merge", "reason"),
+    [
+        ({"pale": ["normocyte", "lymphocyte"]}, "of different kinds"),
+        ({"PLT": ["normocyte", "spherocyte"]}, "'PLT' stands for both"),
+        ({"unclassified": ["normocyte", "spherocyte"]}, "no code but the absence of one"),
+    ],
+)
+def test_what_can_not_be_merged_is_known_before_the_training(
+    tmp_path: Path, merge: dict[str, list[str]], reason: str
+) -> None:
+    folder = folder_of(tmp_path, Normal=4, Spherocyte=4, Lymphocyte=4)
+    with pytest.raises(ConfigError, match=reason):
+        cells_of(recipe(folder=folder, merge=merge))
+
+
 def test_painted_cells_come_on_top(tmp_path: Path) -> None:
     """Codes that nobody has cells of are there once they are painted."""
     folder = folder_of(tmp_path, round=1)
@@ -324,6 +377,7 @@ def test_painted_cells_come_on_top(tmp_path: Path) -> None:
         ({"folder": "x", "painted": -1}, r"data\.painted"),
         ({"collections": ["raabin"], "groups": "y.csv"}, "groups are those of the pictures of a folder"),
         ({"folder": "x", "colour": 1}, r"data\.colour"),
+        ({"foldr": "x", "collections": ["y"]}, r"data\.foldr: unknown key; folder may be meant"),
         ({"collections": ["atlantis"]}, r"data\.collections: atlantis unknown; known: chula_rbc12"),
     ],
 )

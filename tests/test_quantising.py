@@ -159,7 +159,9 @@ needs_nncf = pytest.mark.skipif(
 def test_an_int8_version_is_a_checked_copy(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantising, "LEAST_CELLS", 10)
     samples = samples_in(_reds_and_blues(tmp_path / "in", 60))
+    (toy.folder / "split.csv").write_text("split,picture_sha256,group_sha256\n")
     folder, agreements = quantise(toy, samples, tmp_path / "out")
+    assert (folder / "split.csv").is_file()
     assert folder == tmp_path / "out" / "toy-int8"
     made = Model(folder)
     assert (made.card.id, made.card.precision) == ("toy-int8", "int8")

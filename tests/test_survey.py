@@ -16,7 +16,7 @@ from smearcount.cellsets import CellSet
 from smearcount.errors import ConfigError, DatasetError
 from smearcount.images import write_picture
 from smearcount.taxonomy import Taxonomy
-from smearcount.training.survey import check_pictures, faults_csv, folder_classes, sample_sheet, summary
+from smearcount.training.survey import check_folder, check_pictures, faults_csv, folder_classes, sample_sheet, summary
 
 
 def cell(seed: int, side: int = 64) -> np.ndarray:
@@ -75,6 +75,24 @@ def test_a_suffix_of_another_format_is_reported(folder: Path) -> None:
     (folder / "PLT" / "good0.png").rename(folder / "PLT" / "good0.JPG")
     (folder / "PLT" / "good1.jpg").rename(folder / "PLT" / "good1.JPEG")
     assert found(folder) == {("good0.JPG", "wrong suffix", "reported")}
+
+
+def test_no_picture_of_a_folder_is_dropped_unseen(folder: Path) -> None:
+    """A type that is not read, and pictures that no name tells; what is none is no fault."""
+    for number, name in enumerate(("good1.dat", "good1")):
+        write_picture(folder / "PLT" / "new.jpg", cell(30 + number)).replace(folder / "PLT" / name)
+    (folder / "PLT" / "moving.gif").write_bytes(b"GIF89a and more")
+    (folder / "PLT" / "notes.txt").write_text("of patient 3")
+    (folder / "PLT" / "Thumbs.db").write_bytes(b"")
+    faults = check_folder(folder)
+    assert {(each.file.name, each.fault, each.action) for each in faults} == {
+        ("good1.dat", "wrong suffix", "left out"),
+        ("good1", "wrong suffix", "left out"),
+        ("moving.gif", "unreadable", "left out"),
+    }
+    details = [each.detail for each in faults]
+    assert "named .dat, is a JPEG: rename it" in details
+    assert any("a GIF picture" in detail for detail in details)
 
 
 def test_small_and_blank_pictures_are_left_out(folder: Path) -> None:
@@ -181,6 +199,13 @@ def test_unknown_folders_are_named_with_the_codes(folder: Path, taxonomy: Taxono
     }
 
 
+def test_an_accent_may_be_a_character_of_its_own(folder: Path, taxonomy: Taxonomy) -> None:
+    """As in the names of files that come from a Mac."""
+    on_disk = "Ce\u0301lula rara"
+    write_picture(_made(folder / on_disk) / "a.png", cell(0))
+    assert folder_classes(folder, taxonomy, {"C\u00e9lula rara": "burr_cell"})[on_disk] == "burr_cell"
+
+
 def test_classes_are_the_first_folders_below_also_empty_ones(folder: Path, taxonomy: Taxonomy) -> None:
     _made(folder / "PLT" / "patient1")
     (folder / "PLT" / "good0.png").rename(folder / "PLT" / "patient1" / "good0.png")
@@ -234,6 +259,7 @@ def test_numbers_and_sizes_are_those_of_the_cells() -> None:
     assert [rows["all"][name] for name in ("cells", "train", "val", "north", "south")] == ["9", "6", "3", "5", "4"]
     assert survey.imbalance == 2.0
     assert survey.empty == ("basophil",)
+    assert survey.unjudged == ("platelet",)
 
 
 def test_the_table_tells_what_is_missing_and_uneven() -> None:
@@ -243,6 +269,7 @@ def test_the_table_tells_what_is_missing_and_uneven() -> None:
     assert "2.0 : 1" in text
     assert "no cells of basophil" in text
     assert "north 5, south 1" in text
+    assert "not judged, for want of validation cells: platelet" in " ".join(text.split())
 
 
 def test_no_cells_are_no_survey() -> None:

@@ -109,3 +109,24 @@ def test_merged_codes_become_codes_of_their_kind(tmp_path: Path) -> None:
     assert load_taxonomy(path) == merged
     with pytest.raises(ConfigError, match="mixed: neutrophil, normocyte are of different kinds"):
         shipped_one.merged({"mixed": ("neutrophil", "normocyte")})
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        *(
+            ("ELLIPTOCYTES", "elliptocyte"),
+            ("  target - Cell ", "target_cell"),
+            ("Howell/Jolly body", "howell_jolly_body"),
+        ),
+        *(
+            ("Esfer\u00f3citos", "spherocyte"),
+            ("Esfero\u0301cito", "spherocyte"),
+            ("blob", None),
+            ("", None),
+            ("s", None),
+        ),
+    ],
+)
+def test_a_code_goes_by_its_names_however_they_are_written(taxonomy: Taxonomy, name: str, code: str | None) -> None:
+    assert taxonomy.code_of(name) == code

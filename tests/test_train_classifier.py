@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,27 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import f1_score
 
 from smearcount.calibration import fit_temperature
 from smearcount.cards import Model
 from smearcount.cellsets import CellSet
 from smearcount.config import read_model, shipped
 from smearcount.errors import ConfigError, ModelError, UsageError
+from smearcount.judging import Judged, figures
 from smearcount.naming_nets import BACKBONES, NetSpec, build_net
 from smearcount.patches import to_batch
 from smearcount.training import naming_data
 from smearcount.training.cell_views import plain_view
 from smearcount.training.classifier import ClassifierRecipe, train_classifier
 from smearcount.training.naming_data import balance_weights, epoch_rows
-from smearcount.training.naming_module import NamingModule, make_optimiser, make_schedule, partial_losses
+from smearcount.training.naming_module import (
+    NamingModule,
+    make_optimiser,
+    make_schedule,
+    partial_losses,
+    validation_figures,
+)
 from smearcount.training.naming_recipe import Balance, Optimiser, Phase
 from smearcount.training.naming_setting import steepest
 from smearcount.training.packaging import package_naming_run
@@ -201,6 +211,38 @@ def test_a_cut_within_an_epoch_and_more_threads_change_nothing(tmp_path: Path, m
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_a_scheduler_that_stops_a_training_is_not_told_that_it_is_finished(tmp_path: Path) -> None:
+    """SIGTERM ends it like Ctrl-C, and the next call goes on."""
+    cells, asked = rendered_cells(), recipe(phases=[phase(epochs=3)])
+
+    def stop(line: str) -> None:
+        if "epoch 2/3" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(asked, cells, tmp_path / "cut", report=stop)
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    runs = [train_classifier(asked, cells, tmp_path / name) for name in ("cut", "whole")]
+    ours, theirs = (load_file(run / "model.safetensors") for run in runs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_training_that_comes_apart_is_stopped_with_the_remedy(tmp_path: Path) -> None:
+    wild = phase(epochs=9, learning_rate=10.0, schedule="constant")
+    lines = list[str]()
+    with pytest.raises(ConfigError, match="came apart in epoch .*lower learning_rate"):
+        train_classifier(
+            recipe("alexnet", phases=[wild], optimiser={"kind": "sgd", "momentum": 0.99}),
+            rendered_cells(),
+            tmp_path,
+            report=lines.append,
+        )
+    assert "nan" in lines[-1]
+    assert len(lines) < 9
+    assert not (tmp_path / "summary.json").exists()
+
+
 def test_a_finished_run_is_kept_and_another_refused(tmp_path: Path) -> None:
     cells, lines = rendered_cells(), list[str]()
     train_classifier(recipe(), cells, tmp_path / "run")
@@ -351,6 +393,20 @@ def test_balance_weights_have_their_closed_forms() -> None:
     np.testing.assert_allclose(nearly, inverse, rtol=1e-3)
 
 
+def test_a_code_without_a_labelled_cell_has_no_part_in_macro_f1() -> None:
+    """As in the report: of four codes the last is given once, but no validation cell is one."""
+    truth, named = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 3, 1, 0, 2])
+    logits, targets = torch.eye(4)[named], torch.eye(4)[truth].bool()
+    found = validation_figures(logits, targets)
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, named, labels=[0, 1, 2], average="macro"))
+    probs = torch.softmax(logits, dim=1).numpy()
+    cells = (np.array(["cell"] * 6), np.array(["own"] * 6), np.zeros((6, 4, 4, 3), np.uint8))
+    assert figures(Judged(probs, targets.numpy(), ("a", "b", "c", "d"), *cells))["macro_f1"]["value"] == pytest.approx(
+        found["macro_f1"]
+    )
+
+
 def test_epochs_are_balanced() -> None:
     targets = counts_of(3, 7, 20, coarse=5)
     strata = np.where(targets.sum(1) > 1, 3, targets.argmax(1))
@@ -441,7 +497,11 @@ def test_a_found_rate_is_used_for_all_layers(tmp_path: Path) -> None:
             phase(find_rate=True, schedule="constant", learning_rate=1e-3, body_rate_first=1e-5, body_rate_last=1e-4)
         ]
     )
+    killed = tmp_path / "run" / ".lr_find_of-a-search-that-was-killed.ckpt"
+    killed.parent.mkdir()
+    killed.touch()
     run = train_classifier(searching, rendered_cells(), tmp_path / "run")
+    assert not killed.exists()
     (row,) = history(run)
     assert 1e-7 < row["learning_rate"] < 1
     assert row["learning_rate"] != 1e-3

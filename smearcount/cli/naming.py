@@ -134,7 +134,8 @@ def train_compare(
     with clear_errors():
         asked = read_model(ComparisonRecipe, config)
         with named_recipe(config):
-            cells = _checked_cells(asked.base, make_folder(out), quiet=quiet or not is_first())
+            side = asked.largest_input_px
+            cells = _checked_cells(asked.base, make_folder(out), quiet=quiet or not is_first(), input_px=side)
             rows = run_comparison(asked, cells, out, report=None if quiet else typer.echo, finish=finish)
     if is_first():
         typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
@@ -159,14 +160,14 @@ def train_survey(recipe: Recipe, out: Out = Path("runs/survey"), quiet: Quiet = 
     typer.echo(f"written: {out / 'classes.csv'}, {out / 'faults.csv'}, {out / 'leaks.txt'}, {written}")
 
 
-def _checked_cells(recipe: ClassifierRecipe, out: Path, *, quiet: bool) -> CellSet:
+def _checked_cells(recipe: ClassifierRecipe, out: Path, *, quiet: bool, input_px: int = 0) -> CellSet:
     """The cells of a recipe without broken pictures and leaks, both listed in `out`; their summary on screen."""
     from rich.console import Console
 
     from smearcount.training.naming_cells import checked_cells
     from smearcount.training.survey import summary
 
-    cells = checked_cells(recipe, out, None if quiet else typer.echo)
+    cells = checked_cells(recipe, out, None if quiet else typer.echo, input_px=input_px)
     if not quiet:
         Console(highlight=False).print(summary(cells).as_table())
     return cells
@@ -193,6 +194,9 @@ def evaluate_classifier(
         typer.echo(json.dumps({name: figures[name] for name in kept}, indent=2))
     if figures["left_out"]:
         typer.echo(f"{figures['left_out']} cells left out: {model} was trained on them, or on others of their groups")
+    if figures["strange"]:
+        listed = ", ".join(f"{n} {code}" for code, n in figures["strange"].items())
+        typer.echo(f"{sum(figures['strange'].values())} cells left out: {model} gives none of their codes ({listed})")
     typer.echo(f"report in {out / 'report.html'}")
 
 

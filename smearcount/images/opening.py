@@ -13,7 +13,16 @@ from smearcount.images.slides import is_mirax, open_slide, slide_vendor
 from smearcount.images.source import DEFAULT_LIMITS, ImageSource, ReadLimits
 from smearcount.images.tiff import open_tiff, scanner_of
 
-__all__ = ["SUFFIXES", "FolderListing", "find_images", "first_bytes", "kind_of_file", "list_folder", "open_image"]
+__all__ = [
+    "SUFFIXES",
+    "FolderListing",
+    "find_images",
+    "first_bytes",
+    "kind_of_file",
+    "list_folder",
+    "open_image",
+    "unnamed_pictures",
+]
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".btf", ".tf2", ".tf8")
@@ -156,9 +165,33 @@ def list_folder(folder: Path, recursive: bool, overlays: Path | None = None) -> 
         ImageError: the folder is missing or can't be listed.
     """
     visible = _visible_files(folder, recursive)
-    pictures = [path for path in visible if path.suffix.lower() in SUFFIXES or path.suffix.lower() in _NAMES]
+    pictures = [path for path in visible if _named(path)]
     taken = [path for path in pictures if not _is_overlay(path, folder, overlays)]
     return FolderListing(tuple(taken), len(pictures) - len(taken), len(visible) - len(pictures))
+
+
+def unnamed_pictures(folder: Path) -> list[tuple[Path, str]]:
+    """The files of a folder and its sub-folders that are pictures by their first bytes, but not named like any.
+
+    Returns:
+        Each with the name of its format.
+
+    Raises:
+        ImageError: the folder is missing or can't be listed.
+    """
+    kinds = ((path, _kind_or_none(path)) for path in _visible_files(folder, True) if not _named(path))
+    return [(path, kind) for path, kind in kinds if kind]
+
+
+def _kind_or_none(path: Path) -> str:
+    try:
+        return kind_of_file(first_bytes(path))
+    except ImageError:
+        return ""
+
+
+def _named(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES or path.suffix.lower() in _NAMES
 
 
 def _is_overlay(path: Path, folder: Path, overlays: Path | None) -> bool:

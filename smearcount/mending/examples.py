@@ -7,6 +7,7 @@ scaled to length 1 and compared by the cosine. `features` is `(N, D) float32`, t
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,9 +193,9 @@ def extend(labels: Labels, features: FloatArray, prototypes: Prototypes) -> Exte
 def read_examples(folder: Path, taxonomy: Taxonomy, codes: Iterable[str] = ()) -> list[tuple[Path, str]]:
     """The pictures below the folders of a folder, sorted, each with the code its folder is named after.
 
-    A folder's name is one of `codes`, or a code, a synonym or a display name of the taxonomy, in any case and with any
-    spacing; any other name becomes a new code. Deeper folders belong to the one at the top. A file of a type that is
-    not read is listed too: opening it says so.
+    A folder's name is one of `codes`, or a code, a synonym or a display name of the taxonomy, however it is written,
+    also in the plural; any other name becomes a new code. Deeper folders belong to the one at the top. A file of a type
+    that is not read is listed too: opening it says so.
 
     Raises:
         UsageError: there is no example, a folder has none, a picture is in no class folder, or a name is no code.
@@ -205,32 +206,21 @@ def read_examples(folder: Path, taxonomy: Taxonomy, codes: Iterable[str] = ()) -
     if loose or not pictures:
         what = f"{len(loose)} pictures such as {loose[0]} are in no class" if loose else "no pictures"
         raise UsageError(f"{folder}: {what}; expected one folder a class, named after its code")
-    known = _known_words(taxonomy) | {_word(code): code for code in codes}
+    own = {f"{_word(code)}{plural}": code for plural in ("s", "") for code in codes}
     found = [(path, path.relative_to(folder).parts[0]) for path in pictures]
     visible = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     empty = sorted(visible - {name for _, name in found})
     if empty:
         raise UsageError(f"{folder}: no pictures in {', '.join(empty)}; add examples or delete the folder")
-    code_of = {name: known.get(_word(name), _word(name)) for _, name in found}
+    code_of = {name: own.get(_word(name)) or taxonomy.code_of(name) or _word(name) for _, name in found}
     wrong = [name for name, code in code_of.items() if code in ("", UNCLASSIFIED)]
     if wrong:
         raise UsageError(f"{folder}: {', '.join(wrong)} can't be a code; name the folder after a kind of cell")
     return [(path, code_of[name]) for path, name in found]
 
 
-def _known_words(taxonomy: Taxonomy) -> dict[str, str]:
-    """Code of each code, synonym and display name; where two stand for one word, in this order."""
-    words: dict[str, str] = {}
-    entries = taxonomy.codes.items()
-    for names in ([(code, (code, *e.synonyms)) for code, e in entries], [(code, (e.name,)) for code, e in entries]):
-        for code, spellings in names:
-            for spelling in spellings:
-                words.setdefault(_word(spelling), code)
-    return words
-
-
 def _word(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+    return re.sub(r"[\W_]+", "_", unicodedata.normalize("NFC", name.casefold())).strip("_")
 
 
 def _checked_counts(units: Doubles, labels: Rows, codes: tuple[str, ...]) -> Rows:

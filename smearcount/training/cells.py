@@ -33,7 +33,7 @@ def read_cells(
         codes: of the classifier; labels outside of them are left out.
         detector: finds the cells on fields and single pictures, so that training sees what inference sees.
         patch_um: side of the classifier's window; more is kept around it.
-        input_px: side of its input; windows are kept at no more than twice that resolution.
+        input_px: side of the largest input they are shown at; windows are kept at no more than twice that resolution.
         seed: of the splits and of the choice where a collection is larger than wanted.
 
     Raises:

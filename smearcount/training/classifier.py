@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -42,9 +43,7 @@ __all__ = ["ClassifierRecipe", "check_training", "train_classifier"]
 Report = Callable[[str], None]
 
 
-def train_classifier(
-    recipe: ClassifierRecipe, cells: CellSet, out: Path, *, report: Report | None = None, bar: bool = False
-) -> Path:
+def train_classifier(recipe: ClassifierRecipe, cells: CellSet, out: Path, *, report: Report | None = None) -> Path:
     """Train a classifier, or go on with an interrupted training; returns the folder of the run.
 
     Args:
@@ -52,12 +51,13 @@ def train_classifier(
         cells: with both splits set; their codes are those of the classifier.
         out: folder of the run; created, and written after every epoch.
         report: takes each line of `train.log` as it is written.
-        bar: show Lightning's progress bar.
 
     Raises:
-        ConfigError: the recipe does not fit this machine, or there are fewer than two codes.
+        ConfigError: the recipe does not fit this machine, there are fewer than two codes, or the losses grow beyond all
+            numbers.
         UsageError: there are too few cells, or the folder holds another run.
         ModelError: the pretrained weights can't be had or don't fit.
+        KeyboardInterrupt: it was stopped, by Ctrl-C or SIGTERM; called again, it goes on.
     """
     check_training(recipe, cells)
     identity = _identity(recipe, cells)
@@ -68,8 +68,12 @@ def train_classifier(
     with ExitStack() as stack:
         for setting in (quiet_lightning(), all_cores(), pl.utilities.seed.isolate_rng()):
             stack.enter_context(setting)
-        run = _Run(_Job(recipe, cells, out, identity, report or (lambda _: None), bar))
-        run.train()
+        run = _Run(_Job(recipe, cells, out, identity, report or (lambda _: None)))
+        try:
+            run.train()
+        except SystemExit as stop:
+            # Lightning ends the program by itself, after SIGTERM as if the training were finished.
+            raise KeyboardInterrupt from stop
         if is_first():
             run.finish()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -139,7 +143,6 @@ class _Job:
     out: Path
     identity: str
     report: Report
-    bar: bool
 
 
 class _Run:
@@ -180,9 +183,7 @@ class _Run:
         weights = balance_weights(targets, self.recipe.balance)
         module = NamingModule(self.net, self.recipe, self._with_found_rate(phase, data, weights), weights, before)
         best = KeepBest(self.recipe.early_stopping) if self.recipe.early_stopping else None
-        trainer = self._trainer(
-            max_epochs=phase.epochs, callbacks=self._callbacks(best), enable_progress_bar=self.job.bar
-        )
+        trainer = self._trainer(max_epochs=phase.epochs, callbacks=self._callbacks(best))
         if resumes:
             self._log(f"{phase.name}: resumed after epoch {self._epochs(phase)}")
         trainer.fit(module, datamodule=data, ckpt_path=self.file if resumes else None, weights_only=True)
@@ -212,6 +213,7 @@ class _Run:
         if not phase.find_rate:
             return phase
         if phase.name not in self.searches:
+            self._remove_search_files()
             module = NamingModule(deepcopy(self.net), self.recipe, phase, weights)
             trainer = self._trainer(max_epochs=-1, enable_checkpointing=False, check_val_every_n_epoch=10**6)
             self.searches[phase.name] = find_rate(trainer, module, data)
@@ -223,6 +225,12 @@ class _Run:
             return phase
         self._log(f"{phase.name}: learning rate {found:.3g} found")
         return phase.scaled(found / phase.learning_rate)
+
+    def _remove_search_files(self) -> None:
+        """Searches that were killed leave the weights that they began with."""
+        if is_first():
+            for left in self.out.glob(".lr_find_*.ckpt"):
+                left.unlink()
 
     def _recalibrate(self) -> None:
         """Fit the BatchNorm statistics of the pretrained body to plain views of some training cells."""
@@ -242,6 +250,11 @@ class _Run:
             plot_losses({"": self.history}, self.out / "losses.png")
         values = " ".join(f"{key} {figures[key]:.4f}" for key in ("train_loss", "valid_loss", "accuracy", "macro_f1"))
         self._log(f"{phase.name} epoch {figures['epoch']}/{phase.epochs} {values} {figures['seconds']:.1f} s")
+        if not math.isfinite(figures["valid_loss"]):
+            raise ConfigError(
+                f"{phase.name}: the training came apart in epoch {figures['epoch']:.0f}: the loss is no number any "
+                "more; lower learning_rate, and train into another folder"
+            )
 
     def _log(self, line: str) -> None:
         if is_first():

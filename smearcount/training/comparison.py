@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from smearcount.cellsets import CellSet
-from smearcount.config import Strict
+from smearcount.config import Strict, faults_of
 from smearcount.errors import ConfigError
 from smearcount.training.classifier import check_training, train_classifier
 from smearcount.training.naming_data import is_first
@@ -93,6 +93,11 @@ class ComparisonRecipe(Strict):
                 raise ValueError(f"{combination.name}: {_reason(error)}") from error
         return self
 
+    @property
+    def largest_input_px(self) -> int:
+        """Side of the largest input of all networks, which all share the cells."""
+        return max(combination.recipe(self.base).largest_input_px for combination in _combinations(self))
+
 
 @dataclass(frozen=True)
 class _Combination:
@@ -145,7 +150,7 @@ def run_comparison(
 
     Args:
         config: base recipe, networks, optimisers.
-        cells: as for one training.
+        cells: as for one training, in windows for the largest input.
         out: folder of the comparison.
         report: takes a line for each epoch and each failure.
         finish: takes the folder, the recipe and the name of each run that is finished, to make a model of it.
@@ -206,7 +211,7 @@ def _combinations(config: ComparisonRecipe) -> Iterator[_Combination]:
 def _reason(error: Exception) -> str:
     """One line."""
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return faults_of(error, ClassifierRecipe)
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
-from smearcount.cards import find_model
+from smearcount.cards import ClassifierCard, find_model
 from smearcount.cellsets import CellSet
-from smearcount.config import Settings, Strict
+from smearcount.config import Settings, Strict, faults_of
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
+from smearcount.records import KINDS
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cell_sources import CellSource, class_of, folder_of, load_cell_sources
@@ -25,9 +27,9 @@ from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted
-from smearcount.training.survey import PictureFault, check_pictures, faults_csv, folder_classes, known_code
+from smearcount.training.survey import PictureFault, check_folder, faults_csv, folder_classes
 
-__all__ = ["CellData", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
+__all__ = ["CellData", "asked_kinds", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
 
 Kinds = tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
 
@@ -36,9 +38,9 @@ class CellData(Strict):
     """Where the cells of a training come from.
 
     Attributes:
-        kinds: the classifier gives every code of these kinds that its cells have.
+        kinds: the classifier gives every code of these kinds that its cells have; those of red cells by default.
         codes: these codes instead of all of the kinds.
-        asked_of: kinds of found cells that it is asked about; `kinds` by default.
+        asked_of: kinds of found cells that it is asked about; by default `kinds`, else those that its codes are of.
         collections: entries of the file of collections.
         cells: that file, instead of `configs/cells.yaml`.
         folder: a folder with one sub-folder a class, instead of collections.
@@ -53,7 +55,7 @@ class CellData(Strict):
         detector: finds the cells in the pictures of the collections.
     """
 
-    kinds: Kinds = ("rbc",)
+    kinds: Kinds = ()
     codes: tuple[str, ...] = ()
     asked_of: Kinds = ()
     collections: tuple[str, ...] = ()
@@ -86,8 +88,7 @@ def data_of(recipe: ClassifierRecipe) -> CellData:
     try:
         return CellData.model_validate(recipe.data)
     except ValidationError as error:
-        faults = "; ".join(f"data.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        raise ConfigError(faults) from error
+        raise ConfigError(faults_of(error, CellData, "data")) from error
 
 
 @contextmanager
@@ -99,7 +100,9 @@ def named_recipe(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None) -> CellSet:
+def checked_cells(
+    recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None, *, input_px: int = 0
+) -> CellSet:
     """The cells of a recipe without training cells that show the same as a validation cell; these are in `leaks.txt`.
 
     For a folder, pictures that are left out are listed in `faults.csv`, with those that are merely suspicious.
@@ -108,6 +111,7 @@ def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], N
         recipe: whose `data` decides.
         out: folder for both files.
         report: takes the line that says how many pictures were left out and how many leaks removed.
+        input_px: side of the largest input that will be shown them, where it is larger than the recipe's own.
 
     Raises:
         ConfigError: a collection, a code or a class is unknown, or nothing is left to learn one of them from.
@@ -118,7 +122,7 @@ def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], N
     write_text_atomic(out / "faults.csv", faults_csv(faults, data.folder))
     asked = _asked(data, faults)
     _refuse_unusable_folders(data, asked, out)
-    cells, leaks = without_leaks(_cells(recipe, data, asked))
+    cells, leaks = without_leaks(_cells(recipe, data, asked, input_px))
     write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
     if report:
         report(f"{len(_left_out(faults))} pictures left out (faults.csv), {len(leaks)} leaks removed (leaks.txt)")
@@ -126,15 +130,37 @@ def checked_cells(recipe: ClassifierRecipe, out: Path, report: Callable[[str], N
     return cells
 
 
-def cells_of(recipe: ClassifierRecipe, *, whole: bool = False) -> CellSet:
-    """The cells that a recipe asks for, cut out, split and painted; with `whole` also those it leaves out.
+def cells_of(recipe: ClassifierRecipe, *, whole: bool = False, seen_by: Iterable[ClassifierCard] = ()) -> CellSet:
+    """The cells that a recipe asks for, cut out, split and painted.
+
+    Args:
+        recipe: whose `data` decides.
+        whole: also those that it leaves out of the training.
+        seen_by: classifiers that will be shown the cells, which may see more detail than the recipe's own.
 
     Raises:
         ConfigError: a collection, a code or a class is unknown.
         DatasetError: the labelled cells are not at hand.
     """
     data = data_of(recipe)
-    return _cells(recipe, data, _asked(data, _faults(data)), whole=whole)
+    sides = [math.ceil(card.input_px * recipe.window_um / card.patch_um) for card in seen_by]
+    return _cells(recipe, data, _asked(data, _faults(data)), max(sides, default=0), whole=whole)
+
+
+def asked_kinds(data: CellData, codes: Sequence[str]) -> tuple[str, ...]:
+    """Kinds of found cells that a classifier of some codes is asked about, as `data` says or as its codes are.
+
+    The detector finds nucleated cells without telling erythroblasts, and a classifier that knows platelets among others
+    knows them to put a wrong detection right.
+
+    Raises:
+        ConfigError: codes of several kinds are merged.
+    """
+    if told := data.asked_of or data.kinds:
+        return told
+    kind_of = load_taxonomy(data.taxonomy).merged(data.merge).kind_of
+    kinds = {"wbc" if kind_of[code] == "nrbc" else kind_of[code] for code in codes}
+    return tuple(kind for kind in KINDS if kind in (kinds - {"platelet"} or kinds))
 
 
 def pictures_of(recipe: ClassifierRecipe, cells: CellSet) -> list[Path | None]:
@@ -161,11 +187,11 @@ def _asked(data: CellData, faults: Sequence[PictureFault]) -> _Asked:
     if data.folder:
         given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
         return _Asked(tuple(dict.fromkeys((*(code for code in taxonomy.codes if code in given), *given))), sources)
-    return _Asked(tuple(code for kind in data.kinds for code in taxonomy.codes_of(kind)), sources)
+    return _Asked(tuple(code for kind in data.kinds or ("rbc",) for code in taxonomy.codes_of(kind)), sources)
 
 
 def _known_codes(names: Sequence[str], taxonomy: Taxonomy) -> tuple[str, ...]:
-    codes = {name: known_code(name, taxonomy) for name in names}
+    codes = {name: taxonomy.code_of(name) for name in names}
     if unknown := [name for name, code in codes.items() if code is None]:
         raise ConfigError(f"data.codes: {', '.join(unknown)} unknown; known: {', '.join(taxonomy.codes)}")
     return tuple(dict.fromkeys(code for code in codes.values() if code))
@@ -207,16 +233,16 @@ def _left_out_classes(names: Sequence[str]) -> str:
 
 def _faults(data: CellData) -> list[PictureFault]:
     """What is wrong with the pictures of a folder; collections are as they were published."""
-    return check_pictures(find_images(data.folder, recursive=True), data.folder) if data.folder else []
+    return check_folder(data.folder) if data.folder else []
 
 
 def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:
     return frozenset(fault.file for fault in faults if fault.action == "left out")
 
 
-def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, *, whole: bool = False) -> CellSet:
-    detector = Detector(find_model(data.detector), RuntimeChoice())
-    cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, recipe.input_px, recipe.seed)
+def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, input_px: int, *, whole: bool = False) -> CellSet:
+    detector, side = Detector(find_model(data.detector), RuntimeChoice()), max(recipe.largest_input_px, input_px)
+    cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed)
     if unknown := sorted(set(data.leave_out) - set(cells.sources.tolist())):
         known = ", ".join(np.unique(cells.sources).tolist())
         raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {known}")
@@ -228,6 +254,7 @@ def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, *, whole: bo
         cells = _without_empty_codes(cells)
     if data.merge:
         targets, merged = merge_targets(cells.targets, cells.codes, data.merge)
+        load_taxonomy(data.taxonomy).merged(data.merge)  # that they can be merged is to be known before the training
         cells = replace(cells, targets=targets, codes=merged)
     return cells
 

@@ -14,8 +14,9 @@ import torch
 import torchmetrics
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassConfusionMatrix
 
+from smearcount.judging.bootstrap import macro, per_class
 from smearcount.naming_nets import CellNet
 from smearcount.training.naming_data import Batch, chance, rank_of_ranks
 from smearcount.training.naming_recipe import ClassifierRecipe, EarlyStop, Optimiser, Phase
@@ -74,10 +75,10 @@ class NamingModule(pl.LightningModule):
         super().__init__()
         self.net, self.recipe, self.phase, self.first_epoch = net, recipe, phase, first_epoch
         self.register_buffer("weights", torch.from_numpy(weights), persistent=False)
-        self.train_loss = torchmetrics.MeanMetric()
-        self.valid_loss = torchmetrics.MeanMetric()
-        self.accuracy = MulticlassAccuracy(len(weights), average="micro")
-        self.macro_f1 = MulticlassF1Score(len(weights), average="macro")
+        # A loss that is no number is not to be left out of the mean: the training has come apart.
+        self.train_loss = torchmetrics.MeanMetric(nan_strategy="disable")
+        self.valid_loss = torchmetrics.MeanMetric(nan_strategy="disable")
+        self.confusion = MulticlassConfusionMatrix(len(weights))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout, so that it does not depend on what happened before this batch."""
@@ -123,19 +124,17 @@ class NamingModule(pl.LightningModule):
         exact = targets.sum(dim=1) == 1
         if exact.any():
             codes, truth = logits[exact].argmax(dim=1), targets[exact].int().argmax(dim=1)
-            self.accuracy.update(codes, truth)
-            self.macro_f1.update(codes, truth)
+            self.confusion.update(codes, truth)
 
     def validation_values(self) -> dict[str, float]:
         """Figures of the validation cells that have been seen since the last call of `reset_validation`."""
-        metrics = {"valid_loss": self.valid_loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
-        return {name: float(metric.compute()) for name, metric in metrics.items()}
+        return {"valid_loss": float(self.valid_loss.compute()), **_of_table(self.confusion.compute())}
 
     def on_validation_epoch_end(self) -> None:
         """Hand the figures to the callbacks that wait for them."""
         # The metrics have put the processes together already; Lightning wants to hear it.
         self.log_dict(self.validation_values(), sync_dist=True)
-        for metric in (self.valid_loss, self.accuracy, self.macro_f1):
+        for metric in (self.valid_loss, self.confusion):
             metric.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
@@ -203,12 +202,18 @@ def validation_figures(logits: Tensor, targets: Tensor) -> dict[str, float]:
         targets: `(N, K) bool`.
     """
     exact = targets.sum(dim=1) == 1
-    codes, truth, n = logits[exact].argmax(dim=1), targets[exact].int().argmax(dim=1), targets.shape[1]
-    return {
-        "valid_loss": float(partial_losses(logits, targets).mean()),
-        "accuracy": float(MulticlassAccuracy(n, average="micro")(codes, truth)),
-        "macro_f1": float(MulticlassF1Score(n, average="macro")(codes, truth)),
-    }
+    table = MulticlassConfusionMatrix(targets.shape[1])(logits[exact].argmax(dim=1), targets[exact].int().argmax(dim=1))
+    return {"valid_loss": float(partial_losses(logits, targets).mean()), **_of_table(table)}
+
+
+def _of_table(confusion: Tensor) -> dict[str, float]:
+    """Accuracy, and macro-F1 over the codes that have labelled cells, as in the report, of `(K, K)` true by predicted.
+
+    In single precision, in which Lightning hands them on: the best epoch is the same for everyone then.
+    """
+    table = confusion.cpu().numpy()
+    f1 = macro(per_class(table)[2], table)
+    return {"accuracy": float(np.float32(table.trace() / table.sum())), "macro_f1": float(np.float32(f1))}
 
 
 class KeepBest(pl.Callback):

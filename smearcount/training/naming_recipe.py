@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from smearcount.config import Strict
+from smearcount.naming_heads import SMALL_NETS
 from smearcount.naming_nets import NetSpec
 from smearcount.training.cell_views import CellAugmentation
 
@@ -196,10 +197,21 @@ class ClassifierRecipe(Strict):
             raise ValueError(f"input_px: {self.net.backbone} fits one size only, got {sorted(sides)}")
         return self
 
+    @model_validator(mode="after")
+    def _weights_are_published(self) -> ClassifierRecipe:
+        if self.pretrained == "imagenet" and self.net.backbone in SMALL_NETS:
+            raise ValueError(f"pretrained: there are no published weights of {self.net.backbone}; leave them out")
+        return self
+
     @property
     def input_px(self) -> int:
         """Side of the network input in the last phase, which is the one of the finished classifier."""
         return self.phases[-1].input_px or self.net.input_px
+
+    @property
+    def largest_input_px(self) -> int:
+        """Side of the network input in the phase where it is largest."""
+        return max(phase.input_px or self.net.input_px for phase in self.phases)
 
     @property
     def window_um(self) -> float:

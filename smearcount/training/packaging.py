@@ -17,14 +17,16 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
 from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Metric, Model, as_yaml, find_model
-from smearcount.config import load_yaml, shipped
+from smearcount.config import faults_of, load_yaml, shipped
 from smearcount.errors import ConfigError, ModelError
 from smearcount.probe import probe_errors
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
 
 __all__ = [
     "SPLIT_FILE",
+    "TAXONOMY_FILE",
     "assemble",
+    "copy_companions",
     "export_model",
     "git_commit",
     "package_classifier",
@@ -39,6 +41,9 @@ LARGEST_CELL_UM = 24.0
 
 SPLIT_FILE = "split.csv"
 """In the folder of a classifier that a laboratory trained: which cells it knows; no runtime reads it."""
+
+TAXONOMY_FILE = "taxonomy.yaml"
+"""The shipped taxonomy and the codes that a recipe merges, beside the model that gives them."""
 
 
 def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], out: Path) -> Card:
@@ -76,8 +81,8 @@ def _checked(kind: type[Card], values: dict[str, Any]) -> Card:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"words of the card of {values.get('id', 'a model without id')}: {faults}") from error
+        whose = values.get("id", "a model without id")
+        raise ConfigError(f"words of the card of {whose}: {faults_of(error, kind)}") from error
 
 
 def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
@@ -115,18 +120,19 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
 def package_naming_run(run: Path, recipe_name: str, about_path: Path | None, kinds: Iterable[str]) -> Path:
     """Package a classifier's run as `<run>/model`, with the words of `about_path`, or plain ones under its own id.
 
-    A model folder that holds these weights already keeps what was measured; it gets the words of `about_path`, if any.
+    A model folder that holds these weights already keeps what was measured; it gets the kinds, and the words of
+    `about_path`, if any.
 
     Raises:
         ConfigError: the words are malformed.
     """
     out = run / "model"
+    told = load_about(about_path) if about_path else {}
     if _holds(out, half_weights(run / "model.safetensors")):
-        if about_path:
-            _reword(out, load_about(about_path))
+        _reword(out, {"kinds": tuple(kinds), **told})
         return out
     name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
-    about = load_about(about_path) if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
+    about = told if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
     package_classifier(run, {"kinds": tuple(kinds), **about}, out)
     return out
 
@@ -143,7 +149,9 @@ def _holds(folder: Path, weights: bytes) -> bool:
 
 def _reword(folder: Path, about: dict[str, Any]) -> None:
     card = Model(folder).card
-    _write_card(folder, _checked(type(card), {**as_yaml(card), **about}))
+    reworded = _checked(type(card), {**as_yaml(card), **about})
+    if reworded != card:
+        _write_card(folder, reworded)
 
 
 _UNMEASURED = "Not measured yet"
@@ -225,8 +233,7 @@ def export_model(model: str, to: str, out: Path) -> Path:
     try:
         for name in found.card.files:
             (staging / name).write_bytes(found.read(name))
-        if (found.folder / SPLIT_FILE).is_file():
-            shutil.copyfile(found.folder / SPLIT_FILE, staging / SPLIT_FILE)
+        copy_companions(found.folder, staging)
         new = {"model.onnx": export_onnx(found)} if to == "onnx" else export_openvino(found)
         for name, content in new.items():
             (staging / name).write_bytes(content)
@@ -240,6 +247,13 @@ def export_model(model: str, to: str, out: Path) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def copy_companions(folder: Path, target: Path) -> None:
+    """Copy what lies beside the files of a card: the list of the cells that a model knows, and its taxonomy."""
+    for name in (SPLIT_FILE, TAXONOMY_FILE):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
 
 
 def update_card(folder: Path, **changes: Any) -> Card:

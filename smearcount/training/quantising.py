@@ -32,7 +32,7 @@ from smearcount.patches import to_batch
 from smearcount.probe import ProbeError, probe_error
 from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime
 from smearcount.scale import find_at_scale
-from smearcount.training.packaging import update_card
+from smearcount.training.packaging import copy_companions, update_card
 
 __all__ = ["MOST_APART", "Agreement", "Samples", "compare", "quantise", "samples_in", "samples_of"]
 
@@ -161,6 +161,7 @@ def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agre
     try:
         _write_network(model, list(_inputs(model, samples.calibration)), staging)
         _write_card(model, staging)
+        copy_companions(model.folder, staging)
         made = Model(staging)
         if not isinstance(model.card, ClassifierCard):
             update_card(staging, min_score=_matched_thresholds(model, made, samples.calibration))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ import numpy.typing as npt
 from smearcount.cellsets import CellSet
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.geometry import resize_rgb
-from smearcount.images import ReadLimits, find_images, open_image
-from smearcount.images.opening import first_bytes, kind_of_file
+from smearcount.images import ReadLimits, find_images, list_folder, open_image
+from smearcount.images.opening import first_bytes, kind_of_file, unnamed_pictures
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import Taxonomy
 from smearcount.training.cell_sources import SMALLEST_CELL_PX, class_of
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "PictureFault",
     "Survey",
+    "check_folder",
     "check_pictures",
     "faults_csv",
     "folder_classes",
-    "known_code",
     "sample_sheet",
     "summary",
 ]
@@ -51,7 +52,7 @@ _SUFFIXES = {
     "PNG": (".png",),
     "BMP": (".bmp",),
     "WebP": (".webp",),
-    "TIFF": (".tif", ".tiff", ".svs", ".ndpi"),
+    "TIFF": (".tif", ".tiff", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".bif"),
 }
 
 
@@ -82,12 +83,25 @@ class _Checked:
     grey: bool
 
 
+def check_folder(folder: Path) -> list[PictureFault]:
+    """What is wrong with the pictures of a folder of classes, also those that are not named like pictures.
+
+    Raises:
+        ImageError: the folder is missing or can't be listed.
+    """
+    unnamed = [
+        PictureFault(path, "wrong suffix", "left out", f"named {path.suffix or 'without'}, is a {kind}: rename it")
+        for path, kind in unnamed_pictures(folder)
+    ]
+    return check_pictures(list_folder(folder, recursive=True).pictures, folder) + unnamed
+
+
 def check_pictures(paths: Iterable[Path], folder: Path | None = None) -> list[PictureFault]:
     """Read every picture once and list what is wrong, in the order of the paths.
 
-    Left out: what can't be decoded or is truncated, too small, blank, animated or of several pages, or stands in two
-    classes pixel by pixel. Reported: a suffix that is not that of the content, a copy within its class, grey among
-    coloured ones.
+    Left out: what can't be decoded or is of a type that is not read, truncated, too small, blank, of several frames or
+    pages, or stands in two classes pixel by pixel. Reported: a suffix that is not that of the content, a copy within
+    its class, grey among coloured ones.
 
     The class of a picture is the first folder below `folder`; without one, the folder that it is in.
     """
@@ -164,15 +178,11 @@ def _copies(read: list[_Checked]) -> list[PictureFault]:
     return faults
 
 
-def known_code(name: str, taxonomy: Taxonomy) -> str | None:
-    """The code that goes by a name: a code, its display name or a synonym, however it is written; None without one."""
-    return _code(name, _words(taxonomy))
-
-
 def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = None) -> dict[str, Meaning]:
     """What each class folder below `folder` means: a code, several where it is coarser, or "" to leave it out.
 
-    A folder is known by a code, its display name or a synonym, in any case, with `_`, `-` or blanks, and in the plural.
+    A folder is known by a code, its display name or a synonym, in any case, with `_`, `-` or blanks, with or without
+    accents, and in the plural.
 
     Args:
         folder: its folders are the classes, also those without any picture.
@@ -189,8 +199,10 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
     if beside or not pictures:
         fault = f"{len(beside)} pictures such as {beside[0]} beside the class folders" if beside else "no pictures"
         raise DatasetError(f"{folder}: {fault}; expected one folder of pictures for each class")
-    given, words = dict(classes or {}), _words(taxonomy)
-    unknown = [name for name in names if name not in given and _code(name, words) is None]
+    # A file system may write an accent as a character of its own, unlike a keyboard.
+    on_disk = {unicodedata.normalize("NFC", name): name for name in names}
+    given = {on_disk.get(unicodedata.normalize("NFC", name), name): meant for name, meant in (classes or {}).items()}
+    unknown = [name for name in names if name not in given and taxonomy.code_of(name) is None]
     if unknown:
         raise ConfigError(
             f"{folder}: no code for the folders {', '.join(unknown)}; say what they are under `classes`, "
@@ -198,7 +210,7 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
         )
     if absent := sorted(given.keys() - set(names)):
         raise ConfigError(f"classes: no folder {', '.join(absent)} in {folder}; there are {', '.join(names)}")
-    meant = {name: given.get(name, _code(name, words) or "") for name in names}
+    meant = {name: given.get(name, taxonomy.code_of(name) or "") for name in names}
     wrong = {code for each in meant.values() for code in _as_codes(each)} - taxonomy.codes.keys()
     if wrong:
         raise ConfigError(f"classes: unknown codes {', '.join(sorted(wrong))}; known: {', '.join(taxonomy.codes)}")
@@ -207,21 +219,6 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
 
 def _as_codes(meant: Meaning) -> tuple[str, ...]:
     return tuple(code for code in ([meant] if isinstance(meant, str) else meant) if code)
-
-
-def _words(taxonomy: Taxonomy) -> dict[str, str]:
-    """The code of every word it goes by; codes and synonyms before display names."""
-    named = {_plain(entry.name): code for code, entry in taxonomy.codes.items()}
-    return named | {_plain(word): code for code, each in taxonomy.codes.items() for word in (code, *each.synonyms)}
-
-
-def _plain(word: str) -> str:
-    return " ".join(word.lower().replace("_", " ").replace("-", " ").split())
-
-
-def _code(name: str, words: Mapping[str, str]) -> str | None:
-    plain = _plain(name)
-    return words.get(plain) or words.get(plain.removesuffix("s"))
 
 
 @dataclass(frozen=True)
@@ -235,12 +232,14 @@ class Survey:
         sources: names of the sources.
         imbalance: cells of the largest code over those of the smallest that has any, in training; NaN without two.
         empty: codes without a cell of their own.
+        unjudged: other codes without such a cell in validation.
     """
 
     classes: tuple[Row, ...]
     sources: tuple[str, ...]
     imbalance: float
     empty: tuple[str, ...]
+    unjudged: tuple[str, ...]
 
     def as_csv(self) -> str:
         """The rows with all columns."""
@@ -252,7 +251,14 @@ class Survey:
 
         told = f"largest code : smallest code in training = {self.imbalance:.1f} : 1"
         empty = f"; no cells of {', '.join(self.empty)}" if self.empty else ""
-        table = Table(title="Labelled cells", caption=told + empty, title_justify="left", caption_justify="left")
+        unjudged = f"; not judged, for want of validation cells: {', '.join(self.unjudged)}" if self.unjudged else ""
+        sizes = "\npx: as the pictures are kept, which is no finer than twice the largest input"
+        table = Table(
+            title="Labelled cells",
+            caption=told + empty + unjudged + sizes,
+            title_justify="left",
+            caption_justify="left",
+        )
         table.add_column("class", max_width=40)
         for heading in ("cells", "train", "val", "px", "µm"):
             table.add_column(heading, justify="right")
@@ -279,7 +285,10 @@ def summary(cells: CellSet) -> Survey:
     trained = [int((mask & (cells.splits == "train")).sum()) for mask in own.values()]
     trained = [n for n in trained if n]
     imbalance = max(trained) / min(trained) if len(trained) > 1 else float("nan")
-    return Survey(tuple(rows), sources, imbalance, tuple(code for code, mask in own.items() if not mask.any()))
+    empty = tuple(code for code, mask in own.items() if not mask.any())
+    judged = {code for code, mask in own.items() if (mask & (cells.splits == "val")).any()}
+    unjudged = tuple(code for code in own if code not in (*empty, *judged))
+    return Survey(tuple(rows), sources, imbalance, empty, unjudged)
 
 
 def _choices(cells: CellSet) -> list[tuple[str, npt.NDArray[np.bool_]]]:
