@@ -13,7 +13,7 @@ from smearcount.datasets import KINDS, LabelledField
 from smearcount.errors import ConfigError
 from smearcount.simulate import random_set, render, write_set
 from smearcount.training.detector import DetectorRecipe, KindMaskedBCE, collate, train
-from smearcount.training.tiles import Augmentation, TileMaker, _dusty
+from smearcount.training.tiles import Augmentation, TileMaker
 
 RECIPE = shipped("configs") / "train" / "detector.yaml"
 STILL = Augmentation(
@@ -22,11 +22,7 @@ STILL = Augmentation(
 
 
 def maker(
-    border_px: int = 0,
-    labelled: frozenset[str] = frozenset(KINDS),
-    places: tuple[int, ...] = (30, 70),
-    kind: str = "rbc",
-    cut: float = 0,
+    border_px: int = 0, labelled: frozenset[str] = frozenset(KINDS), places: tuple[int, ...] = (30, 70)
 ) -> TileMaker:
     """Tiles of two drawn fields with one dark square each, whose box is known."""
     fields = []
@@ -35,9 +31,9 @@ def maker(
         pixels[place : place + 20, place : place + 24] = 40
         box = np.array([[place, place, place + 24, place + 20]], np.float32)
         path = Path(f"{place}.png")
-        field = LabelledField(path, "drawn", box, np.array([KINDS.index(kind)]), labelled, 0.16, border_px)
+        field = LabelledField(path, "drawn", box, np.array([0]), labelled, 0.16, border_px)
         fields.append((field, pixels))
-    return TileMaker(fields, {"drawn": 1.0}, 256, 0.16, STILL.model_copy(update={"cut": cut}), seed=3)
+    return TileMaker(fields, {"drawn": 1.0}, 256, 0.16, STILL, seed=3)
 
 
 def test_the_shipped_recipe_is_valid() -> None:
@@ -53,35 +49,9 @@ def test_a_wrong_recipe_names_the_key(tmp_path: Path) -> None:
         read_model(DetectorRecipe, path)
 
 
-def test_a_field_is_cut_through_a_cell_so_that_a_known_share_is_left() -> None:
-    shares = []
-    for number in range(20):
-        tile = maker(kind="wbc", cut=1.0).make(number)
-        assert len(tile.boxes) >= 2
-        sides = np.sort(tile.boxes[:, 2:] - tile.boxes[:, :2], axis=1)
-        # A square of 24 x 20 px loses a part of one side; a whole one is seen where the room in the tile cut nothing.
-        shares += (sides.prod(axis=1) / (24 * 20)).tolist()
-    assert np.mean(np.array(shares) < 0.95) > 0.8
-    assert np.quantile(shares, 0.1) > 0.25
-
-
-def test_red_cells_are_cut_often_enough_by_chance() -> None:
-    np.testing.assert_array_equal(maker(cut=1.0).make(0).pixels, maker().make(0).pixels)
-
-
-def test_dust_takes_light_of_every_colour_alike() -> None:
-    clean = np.full((200, 300, 3), (240, 180, 120), np.uint8)
-    for seed in range(8):
-        left = _dusty(clean, 0.16, np.random.default_rng(seed)) / clean
-        assert np.ptp(left, axis=2).max() < 0.01
-        assert left.min() < 0.9
-        assert 0 < (left[..., 1] < 0.9).mean() < 0.03
-
-
-@pytest.mark.parametrize("cut", [0.0, 1.0])
 @pytest.mark.parametrize("number", range(12))
-def test_boxes_stay_on_their_cells_however_a_tile_is_turned(number: int, cut: float) -> None:
-    tile = maker(kind="wbc", cut=cut).make(number)
+def test_boxes_stay_on_their_cells_however_a_tile_is_turned(number: int) -> None:
+    tile = maker().make(number)
     assert len(tile.boxes) >= 1
     for x_min, y_min, x_max, y_max in tile.boxes.round().astype(int):
         inner = tile.pixels[y_min + 1 : y_max - 1, x_min + 1 : x_max - 1]

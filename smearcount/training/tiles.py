@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from smearcount.config import Strict
-from smearcount.datasets import KINDS, LabelledField
+from smearcount.datasets import LabelledField
 from smearcount.geometry import FloatArray, clip_boxes, resize_rgb
 
 __all__ = ["Augmentation", "Pixels", "Tile", "TileMaker"]
@@ -24,12 +24,6 @@ Pixels = npt.NDArray[np.uint8]
 
 HED_FROM_RGB = np.linalg.inv(np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]))
 """Unmixing of optical densities into haematoxylin, eosin and residual (Ruifrok and Johnston 2001)."""
-
-VISIBLE = (0.1, 0.6)
-"""Share of its width or height that is left of a cell which is cut on purpose."""
-
-DUST_RADIUS_UM = (0.5, 1.8)
-"""Specks of the size of platelets; larger ones are no trouble."""
 
 
 class Augmentation(Strict):
@@ -44,8 +38,6 @@ class Augmentation(Strict):
     shrink: float = Field(gt=0, le=1)
     noise: float = Field(ge=0, le=50)
     grey: float = Field(ge=0, le=1)
-    cut: float = Field(default=0, ge=0, le=1)
-    dust: float = Field(default=0, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -118,12 +110,8 @@ class TileMaker:
         jitter = float(np.exp(np.clip(rng.normal(0, a.scale_sigma), -2.3 * a.scale_sigma, 2.3 * a.scale_sigma)))
         factor = field.um_per_px / self._um_per_px * jitter
         width, height = (max(8, round(source.shape[1] * factor)), max(8, round(source.shape[0] * factor)))
-        rare = np.flatnonzero(field.kinds != KINDS.index("rbc"))
-        if len(rare) and rng.random() < a.cut:
-            cell = (field.boxes[rng.choice(rare)] - strip) * factor
-            (x, crop_w), (y, crop_h) = _cutting((width, height), (room_x, room_y), cell, rng)
-        else:
-            (x, crop_w), (y, crop_h) = _span(width, room_x, rng), _span(height, room_y, rng)
+        crop_w, crop_h = min(width, room_x), min(height, room_y)
+        x, y = (int(rng.integers(width - crop_w + 1)), int(rng.integers(height - crop_h + 1)))
         x0, x1 = x / width * source.shape[1], (x + crop_w) / width * source.shape[1]
         y0, y1 = y / height * source.shape[0], (y + crop_h) / height * source.shape[0]
         piece = resize_rgb(np.ascontiguousarray(source[int(y0) : round(y1), int(x0) : round(x1)]), crop_w, crop_h)
@@ -134,37 +122,7 @@ class TileMaker:
         keep = (sides.min(axis=1, initial=np.inf) > 3) & (sides.prod(axis=1) > 0.08 * sides_full.prod(axis=1))
         if rng.random() >= a.plain:
             piece = _restained(piece, a, rng)
-        if rng.random() < a.dust:
-            piece = _dusty(piece, self._um_per_px, rng)
         return piece, boxes[keep], field.kinds[keep]
-
-
-def _span(length: int, room: int, rng: np.random.Generator, around: float | None = None) -> tuple[int, int]:
-    """Start and size of a random stretch of at most `room` of a side, with the place `around` in it where given."""
-    size = min(length, room)
-    first, last = 0, length - size
-    if around is not None:
-        first, last = max(first, min(last, int(around) - size + 1)), min(last, max(first, int(around)))
-    return int(rng.integers(first, last + 1)), size
-
-
-def _cutting(
-    size_wh: tuple[int, int], room_wh: tuple[int, int], cell: FloatArray, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """Start and size along x and y of a part of a field, one edge of which passes through a cell."""
-    cut_axis, visible = int(rng.integers(2)), rng.uniform(*VISIBLE)
-    spans = []
-    for axis, (length, room) in enumerate(zip(size_wh, room_wh, strict=True)):
-        low, high = (float(np.clip(cell[axis + end], 0, length)) for end in (0, 2))
-        if axis != cut_axis:
-            spans.append(_span(length, room, rng, (low + high) / 2))
-        elif rng.random() < 0.5:
-            start = int(np.clip(high - visible * (high - low), 0, max(length - 8, 0)))
-            spans.append((start, min(room, length - start)))
-        else:
-            end = int(np.clip(low + visible * (high - low), min(8, length), length))
-            spans.append((max(end - room, 0), min(room, end)))
-    return spans
 
 
 def _turned(tile: Tile, rng: np.random.Generator) -> Tile:
@@ -205,20 +163,6 @@ def _restained(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pix
         image = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     out = np.clip(image, 0, 255).astype(np.uint8)
     return _refocused(out, a, rng)
-
-
-def _dusty(pixels: Pixels, um_per_px: float, rng: np.random.Generator) -> Pixels:
-    """One to three specks before the camera: they take the same share of every colour, as no stained cell does."""
-    height, width = pixels.shape[:2]
-    passed: npt.NDArray[np.floating[Any]] = np.ones((height, width), np.float32)
-    for _ in range(int(rng.integers(1, 4))):
-        speck: npt.NDArray[np.floating[Any] | np.integer[Any]] = np.zeros((height, width), np.float32)
-        axes = np.maximum(rng.uniform(*DUST_RADIUS_UM) * rng.uniform(0.6, 1, 2) / um_per_px, 1).astype(int)
-        place = (int(rng.integers(width)), int(rng.integers(height)))
-        cv2.ellipse(speck, place, axes.tolist(), float(rng.uniform(0, 180)), 0, 360, 1.0, cv2.FILLED)
-        speck = cv2.GaussianBlur(speck, (0, 0), float(rng.uniform(0.15, 0.5) * axes.max()))
-        passed = passed * (1 - rng.uniform(0.2, 0.7) * speck)
-    return cast(Pixels, np.rint(pixels * passed[..., None]).astype(np.uint8))
 
 
 def _refocused(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pixels:
