@@ -14,10 +14,12 @@ import numpy.typing as npt
 from smearcount.cards import DetectorCard, Model
 from smearcount.errors import ModelError
 from smearcount.geometry import (
+    VOTE_IOU,
     FloatArray,
     areas,
     centres,
     clip_boxes,
+    close_pairs,
     greedy_nms,
     iou_matrix,
     overlapping_pairs,
@@ -218,5 +220,6 @@ def decode(output: FloatArray, min_scores: FloatArray, card: DetectorCard) -> Fo
     kinds, scores = excess.argmax(axis=0), excess.max(axis=0)
     centre, half = columns[:2].T, columns[2:4].T / 2
     boxes = np.concatenate([centre - half, centre + half], axis=1)
-    keep = greedy_nms(boxes, scores, kinds, card.nms_iou, card.cross_kind_iou)
-    return voted_boxes(boxes, scores, kinds, keep), scores[keep], kinds[keep]
+    pairs = close_pairs(boxes, min(card.nms_iou, card.cross_kind_iou, VOTE_IOU))
+    keep = greedy_nms(boxes, scores, kinds, card.nms_iou, card.cross_kind_iou, pairs)
+    return voted_boxes(boxes, scores, kinds, keep, pairs), scores[keep], kinds[keep]
