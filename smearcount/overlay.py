@@ -62,7 +62,7 @@ class _Entry:
 
 def _counted_entries(result: SmearResult, taxonomy: Taxonomy, present: Collection[tuple[str, str]]) -> list[_Entry]:
     """The lines of the counts, each with the cells it stands for: those of a code, or of a kind without names."""
-    lines = summary_lines(result.counts, result.counted_area_um2, taxonomy)
+    lines = summary_lines(result, taxonomy)
     entries, kind = [], ""
     for line, after in zip(lines, [*lines[1:], None], strict=True):
         kind = kind if line.level else line.key

@@ -95,7 +95,7 @@ class Analysis:
         """
         import pandas as pd
 
-        lines = report.summary_lines(self.counts, self.result.counted_area_um2, self.taxonomy)
+        lines = report.summary_lines(self.result, self.taxonomy)
         columns = ("percent", "percent_low", "percent_high", "per_mm2", "per_mm2_low", "per_mm2_high")
         rows = [
             (

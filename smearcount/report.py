@@ -25,6 +25,7 @@ from smearcount.counting import (
     density_per_mm2,
     kind_total,
     kind_totals,
+    names_kind,
     percentage,
     rate,
 )
@@ -230,8 +231,12 @@ class Line:
     density: Estimate
 
 
-def summary_lines(counts: Counts, area_um2: float, taxonomy: Taxonomy) -> list[Line]:
-    """Kinds with their share of all cells and density, and below each the codes seen, in per cent of the classified."""
+def summary_lines(result: SmearResult, taxonomy: Taxonomy) -> list[Line]:
+    """Kinds with their share of all cells and density, and below each the codes seen, in per cent of the classified.
+
+    Cells without a name have a line of their own where the models name cells of their kind.
+    """
+    counts, area_um2 = result.counts, result.counted_area_um2
     everything = sum(kind_total(counts, kind, taxonomy) for kind in KINDS)
     lines = []
     for kind in taxonomy.kinds:
@@ -248,7 +253,7 @@ def summary_lines(counts: Counts, area_um2: float, taxonomy: Taxonomy) -> list[L
             share = percentage(k, classified)
             lines.append(Line(1, kind, code, taxonomy.codes[code].name, k, share, density_per_mm2(k, area_um2)))
         k = counts.unclassified.get(kind, 0)
-        if k and codes:
+        if k and (codes or names_kind(result.labels, kind, taxonomy)):
             lines.append(Line(1, kind, UNCLASSIFIED, "Unclassified", k, NOTHING, density_per_mm2(k, area_um2)))
     return lines
 
@@ -271,7 +276,7 @@ def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    lines = summary_lines(result.counts, result.counted_area_um2, taxonomy)
+    lines = summary_lines(result, taxonomy)
     # Text, not str: a file name may hold what rich would read as markup.
     title, caption = Text(result.image_id, "bold"), Text(_caption(result, taxonomy, lines))
     table = Table(
@@ -353,7 +358,7 @@ def json_report(result: SmearResult, taxonomy: Taxonomy) -> str:
                 **{"type": line.key, "kind": line.kind, "name": line.name, "count": line.count},
                 **{"percent": _triple(line.share), "per_mm2": _triple(line.density)},
             }
-            for line in summary_lines(result.counts, result.counted_area_um2, taxonomy)
+            for line in summary_lines(result, taxonomy)
         ],
         "rates": {name: _triple(value) for name, value in _rates(totals).items()},
         "quality": {

@@ -188,7 +188,7 @@ def test_text_survives_what_a_file_name_may_hold(make_result: Make, taxonomy: Ta
 
 
 def test_the_lines_of_the_table_add_up(result: SmearResult, taxonomy: Taxonomy) -> None:
-    lines = report.summary_lines(result.counts, result.counted_area_um2, taxonomy)
+    lines = report.summary_lines(result, taxonomy)
     kinds = {line.key: line for line in lines if line.level == 0}
     assert {key: line.count for key, line in kinds.items()} == {"rbc": 4, "wbc": 1, "nrbc": 1, "platelet": 1}
     assert sum(line.share.value for line in kinds.values()) == pytest.approx(100)
@@ -198,6 +198,16 @@ def test_the_lines_of_the_table_add_up(result: SmearResult, taxonomy: Taxonomy) 
     assert (unnamed.count, math.isnan(unnamed.share.value)) == (1, True)
     for line in lines:
         assert line.density.low <= line.density.value <= line.density.high
+
+
+def test_cells_that_all_lack_a_name_have_a_line_where_there_could_be_names(
+    result: SmearResult, taxonomy: Taxonomy
+) -> None:
+    found = replace(result.counts, named={"platelet": 1}, unclassified={"rbc": 4, "wbc": 1})
+    lines = report.summary_lines(replace(result, counts=found), taxonomy)
+    assert [(line.kind, line.count) for line in lines if line.key == "unclassified"] == [("rbc", 4), ("wbc", 1)]
+    unasked = replace(result, counts=found, labels=Labels.none(len(result.detections)))
+    assert "unclassified" not in [line.key for line in report.summary_lines(unasked, taxonomy)]
 
 
 def test_limits_as_text() -> None:
