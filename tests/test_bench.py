@@ -386,6 +386,10 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
     assert figures["toy"]["naming over network, f32, processor time"] > 1
     assert figures["toy"]["share looked at again, f32"] == 0
     assert figures["toy"]["a cell, f32 (ms)"] == pytest.approx(figures["toy"]["naming, f32 (ms)"] / 25, abs=1e-3)
+    assert "field" not in figures
+    two = bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12, ("toy", "toy"), 25, 1, 1))
+    assert 0 < two["field"]["cells named"] <= 50
+    assert two["field"]["a cell, f32 (ms)"] > 0
     asked.clear()
     toy.card = toy.classifier_card = card.model_copy(update={"second_look": 0.8})
     figures = bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12, ("toy",), 25, 1, 1))

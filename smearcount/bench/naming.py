@@ -6,6 +6,7 @@ bare network here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,11 @@ class NamingJob:
 
 
 def bench_naming(job: NamingJob) -> dict[str, Any]:
-    """Milliseconds for all cells and for one, and naming over the bare network, for each classifier.
+    """Milliseconds for all cells and for one, and naming over the bare network.
+
+    Returns:
+        Those of each classifier, by its id; and with several as `field` those of cells in the proportions of the field,
+        each named by the classifier that is asked about its kind.
 
     Raises:
         UsageError: there is no classifier.
@@ -72,37 +77,57 @@ def bench_naming(job: NamingJob) -> dict[str, Any]:
     for model in models:
         asked = found.boxes[np.isin(found.kinds, model.classifier_card.kinds)]
         boxes = np.resize(asked if len(asked) else found.boxes, (job.cells, 4))
-        figures[model.card.id] = _times(model, source, boxes, (scale.um_per_px, job))
+        figures[model.card.id] = _times([(model, boxes)], source, scale.um_per_px, job)
+    if len(models) > 1:
+        some = found.take(np.resize(np.arange(len(found)), job.cells))
+        mixed = [(model, some.boxes[np.isin(some.kinds, model.classifier_card.kinds)]) for model in models]
+        mixed = [(model, boxes) for model, boxes in mixed if len(boxes)]
+        figures["field"] = _times(mixed, source, scale.um_per_px, job) if mixed else {}
     return figures
 
 
-def _times(model: Model, source: PixelSource, boxes: FloatArray, how: tuple[float, NamingJob]) -> dict[str, Any]:
-    """The times of one classifier."""
-    um_per_px, job = how
+def _times(
+    asked: Sequence[tuple[Model, FloatArray]], source: PixelSource, um_per_px: float, job: NamingJob
+) -> dict[str, Any]:
+    """The times of some classifiers one after the other, each with the boxes of the cells that it is asked about."""
+    cells = sum(len(boxes) for _, boxes in asked)
     contenders: dict[str, Contender] = {}
-    again: dict[str, float] = {}
-    views = _views(model.classifier_card, source, boxes, um_per_px)
+    figures: dict[str, Any] = {"cells named": cells}
     for label, precision in (("f32", "f32"), ("default", "auto")):
-        choice = RuntimeChoice("openvino", "cpu", precision, job.threads)
-        classifier = Classifier(model, choice)
-        run, _ = make_runtime(model, choice)
-        chunks = [views[row : row + run.at_once] for row in range(0, len(views), run.at_once)]
-        batches = [to_batch(chunk, classifier.card.mean, classifier.card.std) for chunk in chunks]
-        unsure = [_unsure(run, batch, classifier.card) for batch in batches]
-        again[f"share looked at again, {label}"] = round(float(np.concatenate(unsure).mean()), 3)
-        batches += [quarter_turns(batch[rows]) for batch, rows in zip(batches, unsure, strict=True) if rows.any()]
-        contenders[f"naming, {label}"] = partial(classifier.name, source, boxes, um_per_px)
-        contenders[f"network, {label}"] = partial(_run_all, run, batches)
+        each = [_One(model, RuntimeChoice("openvino", "cpu", precision, job.threads)) for model, _ in asked]
+        named = [(one, boxes) for one, (_, boxes) in zip(each, asked, strict=True)]
+        looks = [(one, *one.batches(source, boxes, um_per_px)) for one, boxes in named]
+        figures[f"share looked at again, {label}"] = round(sum(again for *_, again in looks) / cells, 3)
+        contenders[f"naming, {label}"] = partial(_name_all, named, source, um_per_px)
+        contenders[f"network, {label}"] = partial(_run_all, [(one.run, batches) for one, batches, _ in looks])
     laps = alternate(contenders, job.rounds)
-    ms = {name: 1000 * each.wall for name, each in laps.items()}
-    figures = {f"{name} (ms)": round(value, 2) for name, value in ms.items()} | again
+    ms = {name: 1000 * lap.wall for name, lap in laps.items()}
+    figures |= {f"{name} (ms)": round(value, 2) for name, value in ms.items()}
     for label in ("f32", "default"):
         naming, network = ms[f"naming, {label}"], ms[f"network, {label}"]
-        figures[f"a cell, {label} (ms)"] = round(naming / job.cells, 3)
+        figures[f"a cell, {label} (ms)"] = round(naming / cells, 3)
         figures[f"naming over network, {label}"] = round(naming / network, 3)
         used = laps[f"naming, {label}"].cpu / laps[f"network, {label}"].cpu
         figures[f"naming over network, {label}, processor time"] = round(used, 3)
     return figures
+
+
+class _One:
+    """A classifier, and its bare network beside it."""
+
+    def __init__(self, model: Model, choice: RuntimeChoice) -> None:
+        self.classifier = Classifier(model, choice)
+        self.run, _ = make_runtime(model, choice)
+
+    def batches(self, source: PixelSource, boxes: FloatArray, um_per_px: float) -> tuple[list[FloatArray], int]:
+        """All that the network is asked for these cells, and how many of them are looked at again."""
+        card = self.classifier.card
+        views = _views(card, source, boxes, um_per_px)
+        chunks = [views[row : row + self.run.at_once] for row in range(0, len(views), self.run.at_once)]
+        batches = [to_batch(chunk, card.mean, card.std) for chunk in chunks]
+        unsure = [_unsure(self.run, batch, card) for batch in batches]
+        turned = [quarter_turns(batch[rows]) for batch, rows in zip(batches, unsure, strict=True) if rows.any()]
+        return batches + turned, int(np.concatenate(unsure).sum())
 
 
 def _views(card: ClassifierCard, source: PixelSource, boxes: FloatArray, um_per_px: float) -> list[Pixels]:
@@ -116,6 +141,12 @@ def _unsure(run: Runtime, batch: FloatArray, card: ClassifierCard) -> npt.NDArra
     return np.asarray(calibrated(run(batch)[0], card.temperature).max(axis=1) < np.float32(card.second_look))
 
 
-def _run_all(run: Runtime, batches: list[FloatArray]) -> None:
-    for batch in batches:
-        run(batch)
+def _name_all(named: Sequence[tuple[_One, FloatArray]], source: PixelSource, um_per_px: float) -> None:
+    for one, boxes in named:
+        one.classifier.name(source, boxes, um_per_px)
+
+
+def _run_all(asked: Sequence[tuple[Runtime, list[FloatArray]]]) -> None:
+    for run, batches in asked:
+        for batch in batches:
+            run(batch)
