@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, Protocol
@@ -21,7 +22,7 @@ from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino, quiet_ultralytics
 
 __all__ = ["Floats", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime"]
-__all__ += ["has_int8", "make_runtime", "model_for"]
+__all__ += ["has_int8", "make_runtime", "model_for", "openvino_core"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -137,6 +138,27 @@ def _openvino() -> Any:
     return openvino
 
 
+_CORE_ALONE = Lock()
+
+
+def openvino_core() -> Any:
+    """The one core of OpenVINO in this process.
+
+    Where the processor has AMX, each gives its thread a stack for signals, and puts back the one before when it ends.
+    Several that do not end in turn leave one that is gone, and Ctrl-C ends the process by a segmentation fault.
+
+    Raises:
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    with _CORE_ALONE:
+        return _core()
+
+
+@lru_cache(1)
+def _core() -> Any:
+    return _openvino().Core()
+
+
 def has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this machine has the instructions that make INT8 worth while.
 
@@ -147,7 +169,7 @@ def has_int8(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     if flags:
         return not INT8_INSTRUCTIONS.isdisjoint(flags[1].split())
     # It says yes for any x86 processor; where the flags can't be read, its word is all there is.
-    return "INT8" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "INT8" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def model_for(name: str, choice: RuntimeChoice, weights: Path | None = None) -> Model:
@@ -185,7 +207,7 @@ class OpenVinoRuntime:
             raise ModelError(
                 f"{model.folder}: no OpenVINO files; run `smearcount export {model.card.id} --to openvino`"
             )
-        core = openvino.Core()
+        core = openvino_core()
         weights = np.frombuffer(model.read(xml.removesuffix(".xml") + ".bin"), np.uint8)
         network = core.read_model(model.read(xml), openvino.Tensor(weights.reshape(-1).copy()))
         self.input_dtype = np.dtype(np.uint8 if levels else np.float32)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import subprocess
 import sys
 from copy import copy as duplicate
 from dataclasses import replace
@@ -188,3 +189,26 @@ def test_the_probe_of_a_detector_holds_confident_cells_of_every_kind(name: str) 
     faint = expected.copy()
     faint[:, :4, expected[0, 4:].max(axis=0) < PROBE_SCORE] += 50
     assert probe_error(model.card, faint, expected).fits(model.card)
+
+
+STOPPED = """
+import os, signal, sys
+from smearcount.cards import find_model
+from smearcount.runtimes import RuntimeChoice, make_runtime
+
+def load():
+    return make_runtime(find_model("red-cells"), RuntimeChoice("openvino", "cpu", "f32", 1))[0]
+
+first, second = load(), load()
+del first
+del second
+load()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_process_that_loaded_networks_and_dropped_them_can_be_stopped() -> None:
+    """Where the processor has AMX, cores of OpenVINO that do not end in turn leave no stack for signals."""
+    done = subprocess.run([sys.executable, "-c", STOPPED], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")

@@ -30,7 +30,7 @@ from smearcount.geometry import FloatArray, resize_rgb
 from smearcount.images import find_images, open_image
 from smearcount.patches import to_batch
 from smearcount.probe import ProbeError, probe_error
-from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime
+from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime, openvino_core
 from smearcount.scale import find_at_scale
 from smearcount.training.packaging import copy_companions, update_card
 
@@ -206,7 +206,7 @@ def _write_network(model: Model, inputs: list[FloatArray], folder: Path) -> None
     import openvino
 
     nncf.set_log_level(logging.ERROR)
-    network = openvino.Core().read_model(model.read("model.xml"), openvino.Tensor(_bytes(model.read("model.bin"))))
+    network = openvino_core().read_model(model.read("model.xml"), openvino.Tensor(_bytes(model.read("model.bin"))))
     names = [operation.get_friendly_name() for operation in network.get_ordered_ops()]
     # NNCF shows its progress on stdout, which belongs to what a command has to say.
     with contextlib.redirect_stdout(sys.stderr):
@@ -288,9 +288,7 @@ def _matched_thresholds(model: Model, made: Model, pictures: Sequence[tuple[Path
 
 def _rests() -> tuple[str, ...]:
     """Precisions in which the layers that are not quantised can run here."""
-    import openvino
-
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("f32", "bf16") if "BF16" in able else ("f32",)
 
 
