@@ -94,8 +94,8 @@ def _times(
     contenders: dict[str, Contender] = {}
     figures: dict[str, Any] = {"cells named": cells}
     for label, precision in (("f32", "f32"), ("default", "auto")):
-        each = [_One(model, RuntimeChoice("openvino", "cpu", precision, job.threads)) for model, _ in asked]
-        named = [(one, boxes) for one, (_, boxes) in zip(each, asked, strict=True)]
+        choice = RuntimeChoice("openvino", "cpu", precision, job.threads)
+        named = [(_One(model, choice), boxes) for model, boxes in asked]
         looks = [(one, *one.batches(source, boxes, um_per_px)) for one, boxes in named]
         figures[f"share looked at again, {label}"] = round(sum(again for *_, again in looks) / cells, 3)
         contenders[f"naming, {label}"] = partial(_name_all, named, source, um_per_px)

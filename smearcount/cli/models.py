@@ -18,6 +18,8 @@ _LOOKS = "txl_pbc,deepbionet"
 _ALL = f"{_LOOKS},iml_malaria"
 
 ModelName = Annotated[str, typer.Option("--model", callback=known_model, help="Model id or folder.")]
+Compared = Annotated[str, typer.Option("--sources", help="Collections, comma-separated.")]
+Spread = Annotated[int, typer.Option("--fields", min=1, help="Number of fields, spread over the looks.")]
 
 models_app = typer.Typer(help="Shipped and own models.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a model of your own.", no_args_is_help=True)
@@ -135,7 +137,7 @@ def train_labels(
 @evaluate_app.command("detector")
 def evaluate_detector(
     model: ModelName = _DETECTOR,
-    sources: Annotated[str, typer.Option(help="Collections, comma-separated.")] = _ALL,
+    sources: Compared = _ALL,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
     scale: Annotated[str, typer.Option(help="labels (from the labelled red cells) or estimated.")] = "labels",
     card: Annotated[bool, typer.Option("--card", help="Write the figures on the model's card.")] = False,
@@ -158,10 +160,6 @@ def evaluate_detector(
             write_text_atomic(out, text + "\n")
     if not quiet:
         typer.echo(text)
-
-
-Compared = Annotated[str, typer.Option("--sources", help="Collections, comma-separated.")]
-Spread = Annotated[int, typer.Option("--fields", min=1, help="Number of fields, spread over the looks.")]
 
 
 @evaluate_app.command("magnification")
@@ -194,10 +192,7 @@ def _show_changes(model: str, sources: str, fields: int, changes: Mapping[str, A
 
 @evaluate_app.command("runtimes")
 def evaluate_runtimes(
-    model: ModelName = _DETECTOR,
-    sources: Compared = f"{_LOOKS},iml_malaria",
-    fields: Spread = 100,
-    quiet: Quiet = False,
+    model: ModelName = _DETECTOR, sources: Compared = _ALL, fields: Spread = 100, quiet: Quiet = False
 ) -> None:
     """Counts and boxes in every runtime and precision at hand against OpenVINO in float32."""
     from smearcount.robustness import across_runtimes, spread_fields
