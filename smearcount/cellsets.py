@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.errors import DatasetError
-
-__all__ = ["CellSet", "join", "load_cells", "save_cells"]
+__all__ = ["CellSet", "join"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -109,41 +105,3 @@ def join(parts: Sequence[CellSet]) -> CellSet:
         parts[0].codes,
         *(np.concatenate([np.asarray(getattr(part, name), np.str_) for part in parts]) for name in _WORDS),
     )
-
-
-def save_cells(path: Path, cells: CellSet) -> None:
-    """Write a set as one `.npz` file of plain arrays, so that it need not be cut out again."""
-    sides = np.array([window.shape[0] for window in cells.pixels], np.int64)
-    flat = np.concatenate([window.reshape(-1) for window in cells.pixels]) if len(cells) else np.zeros(0, np.uint8)
-    part = path.with_name(f"{path.name}.part.npz")
-    np.savez(
-        part,
-        sides=sides,
-        pixels=flat,
-        um_per_px=cells.um_per_px,
-        targets=cells.targets,
-        codes=np.array(cells.codes),
-        **{name: getattr(cells, name) for name in _WORDS},
-    )
-    part.replace(path)
-
-
-def load_cells(path: Path) -> CellSet:
-    """A set that `save_cells` wrote; no pickle is read.
-
-    Raises:
-        DatasetError: the file is no such set.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            sides = stored["sides"]
-            flat = np.split(stored["pixels"], np.cumsum(3 * sides**2))[: len(sides)]
-            return CellSet(
-                tuple(part.reshape(side, side, 3) for part, side in zip(flat, sides.tolist(), strict=True)),
-                stored["um_per_px"],
-                stored["targets"],
-                tuple(stored["codes"].tolist()),
-                *(stored[name] for name in _WORDS),
-            )
-    except (OSError, KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise DatasetError(f"{path}: no set of labelled cells ({error}); let it be cut out again") from error

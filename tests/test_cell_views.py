@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
-from smearcount.training.cell_views import (
-    STRONG,
-    THESIS,
-    CellAugmentation,
-    Warp,
-    augmented_view,
-    plain_view,
-    warped_view,
-)
+from smearcount.config import read_model
+from smearcount.training.cell_views import CellAugmentation, Warp, augmented_view, plain_view, warped_view
+from smearcount.training.naming_recipe import ClassifierRecipe
 
 Pixels = npt.NDArray[np.uint8]
 STILL = CellAugmentation()
+THESIS, STRONG = (
+    read_model(ClassifierRecipe, Path(__file__).parents[1] / "configs" / "train" / name).augmentation
+    for name in ("thesis.yaml", "white-cells.yaml")
+)
 
 
 def scene(size: int = 160, seed: int = 0, block: int = 8) -> Pixels:

@@ -1,16 +1,14 @@
-"""Sets of labelled cells: parallel whatever is done to them, and the same after a way through a file."""
+"""Sets of labelled cells: parallel whatever is done to them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from smearcount.cellsets import CellSet, join, load_cells, save_cells
-from smearcount.errors import DatasetError
+from smearcount.cellsets import CellSet, join
 
 SIDES = (8, 5, 12, 8)
 
@@ -95,31 +93,3 @@ def test_long_words_survive_joining() -> None:
     both = join([four(groups=deep), four("b", origins=deep)])
     assert both.groups[:4].tolist() == deep.tolist()
     assert both.origins[4:].tolist() == deep.tolist()
-
-
-@pytest.mark.parametrize("rows", [range(4), range(1), range(0)])
-def test_a_file_gives_the_set_back(tmp_path: Path, rows: range) -> None:
-    cells = four().take(np.array(rows, np.intp))
-    save_cells(tmp_path / "cells.npz", cells)
-    again = load_cells(tmp_path / "cells.npz")
-    assert rows_of(again) == rows_of(cells)
-    assert again.codes == cells.codes
-    assert (again.um_per_px.dtype, again.targets.dtype) == (np.float32, np.bool_)
-    assert [path.name for path in tmp_path.iterdir()] == ["cells.npz"]
-
-
-def test_what_is_no_set_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    save_cells(tmp_path / "good.npz", four())
-    whole = (tmp_path / "good.npz").read_bytes()
-    (tmp_path / "empty.npz").write_bytes(b"")
-    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    np.save(tmp_path / "single.npy", np.zeros(3))
-    np.savez(tmp_path / "other.npz", something=np.zeros(3))
-    with np.load(tmp_path / "good.npz") as stored:
-        fields = dict(stored)
-    np.savez(tmp_path / "short.npz", **{**fields, "groups": fields["groups"][:2]})
-    # An object array would be unpickled.
-    np.savez(tmp_path / "pickled.npz", **{**fields, "groups": np.array([{}, {}, {}, {}], object)})
-    for name in ("empty.npz", "cut.npz", "single.npy", "other.npz", "short.npz", "pickled.npz", "absent.npz"):
-        with pytest.raises(DatasetError, match=f"{name}.*cut out again"):
-            load_cells(tmp_path / name)

@@ -1,129 +1,24 @@
-"""Judging names where the answer is known: drawn cells, and drawn fields with right, wrong and misplaced labels."""
+"""Names of whole fields where the answer is known: drawn fields with right, wrong and misplaced labels."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import yaml
 
-from smearcount.cards import Model, find_model
-from smearcount.cellsets import CellSet
-from smearcount.classifier import Classifier
-from smearcount.config import read_model
-from smearcount.errors import DatasetError, ModelError, UsageError
-from smearcount.evaluate_names import (
-    Judging,
-    NamedPoints,
-    card_rows,
-    field_scales,
-    heat_of,
-    judge_cells,
-    name_points,
-    point_figures,
-    run_judging,
-)
+from smearcount.errors import DatasetError
+from smearcount.evaluate_names import NamedPoints, field_scales, name_points, point_figures
 from smearcount.images import write_picture
-from smearcount.judging import figures
 from smearcount.pipeline import Pipeline
-from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_sources import CellSource
-from smearcount.training.cell_views import plain_view
-from smearcount.training.naming_cells import cells_of as recipe_cells
-from smearcount.training.naming_recipe import ClassifierRecipe
 
-Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
 
 RED = ("normocyte", "spherocyte", "target_cell")
 UM_PER_PX = 0.16
-
-
-@pytest.fixture
-def model(naming_models: Path) -> Model:
-    return find_model("red-discs", naming_models)
-
-
-def cells_of(draw: Draw, codes: tuple[str, ...], truth: list[tuple[str, ...]], drawn: list[str]) -> CellSet:
-    """Windows of 120 px with a disc that is drawn as one thing and labelled as another."""
-    rng, windows = np.random.default_rng(0), []
-    for code in drawn:
-        disc = np.array([[60, 60, rng.uniform(40, 52)]])
-        windows.append(draw((120, 120), disc, (code,)).pixels)
-    n = len(drawn)
-    return CellSet(
-        pixels=tuple(windows),
-        um_per_px=np.full(n, UM_PER_PX, np.float32),
-        targets=np.array([[code in allowed for code in codes] for allowed in truth], bool),
-        codes=codes,
-        sources=np.array(["east", "west"] * n)[:n],
-        groups=np.array([f"slide {row // 2}" for row in range(n)]),
-        splits=np.full(n, "val"),
-        origins=np.array([f"cell {row}" for row in range(n)]),
-    )
-
-
-def test_cells_are_judged_by_what_the_classifier_can_say(model: Model, draw_discs: Draw) -> None:
-    """Codes in another order, one that the classifier lacks, and coarse labels."""
-    codes = ("burr_cell", "target_cell", "normocyte", "spherocyte")
-    truth: list[tuple[str, ...]] = [
-        *(("normocyte",), ("spherocyte",), ("target_cell",), ("normocyte",)),
-        *(("burr_cell",), ("spherocyte", "target_cell"), ("burr_cell", "normocyte")),
-    ]
-    drawn = ["normocyte", "spherocyte", "target_cell", "spherocyte", "normocyte", "target_cell", "normocyte"]
-    cells = cells_of(draw_discs, codes, truth, drawn)
-    judged = judge_cells(model, cells)
-    assert judged.codes == RED
-    assert judged.origins.tolist() == [f"cell {row}" for row in (0, 1, 2, 3, 5, 6)]
-    assert judged.right.tolist() == [True, True, True, False, True, True]
-    assert [judged.truth(row) for row in range(6)] == [
-        *("normocyte", "spherocyte", "target_cell", "normocyte"),
-        *("spherocyte|target_cell", "normocyte"),
-    ]
-    classifier = Classifier(model, RuntimeChoice())
-    views = [plain_view(cells.pixels[row], UM_PER_PX, 12.0, 32) for row in (0, 1, 2, 3, 5, 6)]
-    np.testing.assert_allclose(judged.probs, classifier.name_views(views).probs, atol=1e-6)
-    for row in range(6):
-        np.testing.assert_array_equal(judged.views[row], views[row])
-    assert len(judged.views[1:3]) == 2
-    assert judged.groups is not None
-    assert judged.groups.tolist() == ["slide 0", "slide 0", "slide 1", "slide 1", "slide 2", "slide 3"]
-
-
-def test_heat_maps_are_of_what_was_predicted(model: Model, draw_discs: Draw) -> None:
-    judged = judge_cells(model, cells_of(draw_discs, RED, [("normocyte",), ("spherocyte",)], ["normocyte"] * 2))
-    maps = heat_of(model, judged)(np.array([1, 0]))
-    assert maps.shape == (2, 32, 32)
-    assert maps.min() >= 0
-    assert maps.max() <= 1
-
-
-def test_rows_of_a_card_have_their_closed_form(model: Model, draw_discs: Draw) -> None:
-    drawn = ["normocyte"] * 6 + ["spherocyte"] * 4
-    truth = [(code,) for code in drawn]
-    truth[0] = ("spherocyte",)
-    judged = judge_cells(model, cells_of(draw_discs, RED, truth, drawn))
-    metrics, abstention = card_rows(figures(judged), judged, "drawn, val")
-    values = {metric.name: metric.value for metric in metrics}
-    assert values["accuracy"] == pytest.approx(0.9)
-    # Of normocytes 5 of 6 named so are right and all are found; of spherocytes 4 of 5 are found, and all are right.
-    assert values["F1 of normocyte"] == pytest.approx(2 * (5 / 6) / (1 + 5 / 6))
-    assert values["F1 of spherocyte"] == pytest.approx(2 * 0.8 / 1.8)
-    assert values["macro f1"] == pytest.approx((values["F1 of normocyte"] + values["F1 of spherocyte"]) / 2)
-    assert "F1 of target_cell" not in values
-    assert {metric.data for metric in metrics} == {"drawn, val"}
-    assert {metric.n for metric in metrics if metric.name.startswith("F1")} == {5}
-    assert abstention[0] == (0.2, 0.0, pytest.approx(0.9))
-    assert all(later[1] >= earlier[1] for earlier, later in zip(abstention, abstention[1:], strict=False))
-    assert all(0 <= accuracy <= 1 for _, _, accuracy in abstention)
 
 
 DISCS = [
@@ -249,133 +144,3 @@ def test_nothing_to_measure_is_said(naming_pipeline: Callable[..., Pipeline], fi
     assert name_points(naming_pipeline(), ("own", coarse), "val", own_scale=True).truth == []
     with pytest.raises(DatasetError, match=r"train\.txt: no such split list"):
         name_points(naming_pipeline(), ("own", field), "train", own_scale=True)
-
-
-@pytest.fixture
-def asked(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str, Any]:
-    """A recipe over two collections of drawn cells in folders, and a copy of the model to be judged."""
-    rng = np.random.default_rng(0)
-    entries = {}
-    for source in ("east", "west"):
-        for code in RED[:2]:
-            (tmp_path / source / code).mkdir(parents=True)
-            for row in range(8):
-                disc = np.array([[37.5, 37.5, rng.uniform(38, 54)]])
-                pixels = draw_discs((75, 75), disc, (code,)).pixels
-                write_picture(tmp_path / source / code / f"{row}.png", pixels)
-        classes = {code: code for code in RED[:2]}
-        entry = {"format": "folders", "folder": str(tmp_path / source), "classes": classes, "val_share": 0.25}
-        entries[source] = {**entry, "um_per_px": {"any": UM_PER_PX}}
-    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(entries))
-    content = {
-        "data": {"collections": ["east", "west"], "cells": str(tmp_path / "cells.yaml"), "leave_out": ["west"]},
-        **{"net": {"backbone": "lenet5", "input_px": 32}, "patch_um": 12.0},
-        "phases": [{"name": "all", "body": "trained", "epochs": 1, "learning_rate": 0.01}],
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    shutil.copytree(naming_models / "red-discs", tmp_path / "model")
-    return {"recipe": tmp_path / "recipe.yaml", "model": str(tmp_path / "model"), "out": tmp_path / "judged"}
-
-
-def test_a_classifier_is_judged_on_the_cells_of_a_recipe(asked: dict[str, Any]) -> None:
-    """Also on the sources that the recipe leaves out of the training, which is what they were left out for."""
-    found = run_judging(Judging(**asked, split="val", sources=(), on_card=True))
-    assert (found["n"], found["accuracy"]["value"]) == (8, 1.0)
-    assert {each["source"] for each in found["sources"]} == {"east", "west"}
-    page = (asked["out"] / "report.html").read_text()
-    assert "red-discs on recipe, val" in page
-    card = Model(Path(asked["model"])).classifier_card
-    assert {metric.data for metric in card.metrics} == {"recipe, val"}
-    assert card.abstention
-    found = run_judging(Judging(**asked, split="all", sources=("west",), on_card=True))
-    assert found["n"] == 16
-    assert [each["source"] for each in found["sources"]] == ["west"]
-    run_judging(Judging(**asked, split="val", sources=(), on_card=True))
-    metrics = Model(Path(asked["model"])).classifier_card.metrics
-    names = [(metric.name, metric.data) for metric in metrics]
-    assert len(names) == len(set(names))
-    assert {metric.data for metric in metrics} == {"recipe, val", "west, all"}
-    json.dumps(found)
-
-
-def test_a_recipe_of_less_detail_changes_nothing_of_what_a_classifier_is_shown(asked: dict[str, Any]) -> None:
-    content = yaml.safe_load(asked["recipe"].read_text())
-    predictions = []
-    for patch_um in (12.0, 24.0):
-        asked["recipe"].write_text(yaml.safe_dump({**content, "patch_um": patch_um}))
-        run_judging(Judging(**asked, split="val", sources=(), on_card=False))
-        predictions.append((asked["out"] / "predictions.csv").read_text())
-    assert predictions[0] == predictions[1]
-
-
-def test_cells_of_codes_that_a_classifier_lacks_are_counted(asked: dict[str, Any], tmp_path: Path) -> None:
-    shutil.copytree(tmp_path / "east" / RED[0], tmp_path / "east" / "burr_cell")
-    content = yaml.safe_load((tmp_path / "cells.yaml").read_text())
-    content["east"]["classes"] |= {"burr_cell": "burr_cell"}
-    content["west"]["classes"] |= {"burr_cell": "burr_cell", RED[0]: ["burr_cell", "ovalocyte"]}
-    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(content))
-    found = run_judging(Judging(**asked, split="all", sources=(), on_card=False))
-    assert (found["n"], found["left_out"]) == (24, 0)
-    assert found["strange"] == {"burr_cell": 8, "ovalocyte or burr_cell": 8}
-    content["east"]["classes"] = dict.fromkeys(RED[:2], "ovalocyte") | {"burr_cell": "burr_cell"}
-    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(UsageError, match="gives none of the codes of these cells: burr_cell, ovalocyte"):
-        run_judging(Judging(**asked, split="all", sources=("east",), on_card=False))
-
-
-@pytest.fixture
-def patients(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str, Any]:
-    """Cells of four patients in class folders, and a model that was trained on two of them."""
-    rng = np.random.default_rng(1)
-    for row in range(16):
-        code, patient = RED[row % 2], tmp_path / "cells" / RED[row % 2] / f"patient{row // 4}"
-        patient.mkdir(parents=True, exist_ok=True)
-        disc = np.array([[37.5, 37.5, rng.uniform(38, 54)]])
-        write_picture(patient / f"{row}.png", draw_discs((75, 75), disc, (code,)).pixels)
-    content = {
-        **{"data": {"folder": str(tmp_path / "cells"), "val_share": 0.5}, "patch_um": 12.0},
-        **{"net": {"backbone": "lenet5", "input_px": 32}},
-        "phases": [{"name": "all", "body": "trained", "epochs": 1, "learning_rate": 0.01}],
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    shutil.copytree(naming_models / "red-discs", tmp_path / "model")
-    return {"recipe": tmp_path / "recipe.yaml", "model": str(tmp_path / "model"), "out": tmp_path / "judged"}
-
-
-def listed(model: str, patients: Sequence[int]) -> None:
-    """The list of a training on other pictures of some patients."""
-    ids = (hashlib.sha256(f"patient{number}".encode()).hexdigest()[:16] for number in patients)
-    rows = "".join(f"train,{number:016x},{each}\n" for number, each in enumerate(ids))
-    (Path(model) / "split.csv").write_text("split,picture_sha256,group_sha256\n" + rows)
-
-
-def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str, Any]) -> None:
-    job = Judging(**patients, split="val", sources=(), on_card=False)
-    assert (run_judging(job)["n"], run_judging(job)["left_out"]) == (8, 0)
-    cells = recipe_cells(read_model(ClassifierRecipe, patients["recipe"]))
-    val = sorted({int(name[-1]) for name in cells.groups[cells.splits == "val"].tolist()})
-    assert len(val) == 2
-    listed(patients["model"], [val[0]])
-    found = run_judging(job)
-    assert (found["n"], found["left_out"]) == (4, 4)
-    # Asked for by name, training cells are judged.
-    assert run_judging(replace(job, split="all"))["n"] == 16
-    listed(patients["model"], val)
-    with pytest.raises(UsageError, match="trained on all 8 cells that are now for validation; label new ones"):
-        run_judging(job)
-    (Path(patients["model"]) / "split.csv").write_text("cell,side\n")
-    with pytest.raises(ModelError, match=r"split\.csv: expected the columns split, picture_sha256, group_sha256"):
-        run_judging(job)
-
-
-def test_without_the_card_flag_the_model_stays_as_it_is(asked: dict[str, Any]) -> None:
-    before = (Path(asked["model"]) / "card.yaml").read_bytes()
-    run_judging(Judging(**asked, split="train", sources=("east",), on_card=False))
-    assert (Path(asked["model"]) / "card.yaml").read_bytes() == before
-
-
-def test_what_can_not_be_judged_is_refused(asked: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="no cell of north in val"):
-        run_judging(Judging(**asked, split="val", sources=("north",), on_card=False))
-    with pytest.raises(UsageError, match="--split: expected val, train or all, got 'test'"):
-        Judging(**asked, split="test", sources=(), on_card=False)

@@ -1,7 +1,6 @@
 """The leak check: the same field or cell is recognised however it was shrunk or cut out, another one never is."""
 
 import csv
-import itertools
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,16 +15,7 @@ from smearcount.images import ArraySource
 from smearcount.patches import sample_window
 from smearcount.simulate import SmearRecipe, render
 from smearcount.training import leaks
-from smearcount.training.leaks import (
-    cross_split_leaks,
-    duplicate_groups,
-    duplicate_pairs,
-    merged_groups,
-    near_duplicates,
-    same_cells,
-    signature,
-    without_leaks,
-)
+from smearcount.training.leaks import cross_split_leaks, near_duplicates, same_cells, signature, without_leaks
 
 
 def field(seed: int) -> np.ndarray:
@@ -55,64 +45,6 @@ def test_blank_pictures_and_empty_lists_are_no_duplicates() -> None:
     blank = [(Path("blank.png"), signature(np.full((50, 60, 3), 200, np.uint8)))]
     assert near_duplicates(blank, blank) == []
     assert near_duplicates([], blank) == []
-
-
-def unit_vectors(n: int, seed: int) -> np.ndarray:
-    """Unit vectors of which many are copies of another one with a little noise, in chains."""
-    rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(n, 40))
-    for row in rng.choice(np.arange(1, n), n // 2, replace=False):
-        vectors[row] = vectors[rng.integers(row)] + rng.normal(scale=0.08, size=40)
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def slow_groups(vectors: np.ndarray, allowed: np.ndarray) -> list[int]:
-    """Flooding the lowest number along every allowed pair until nothing changes."""
-    group = list(range(len(vectors)))
-    changed = True
-    while changed:
-        changed = False
-        for a, b in itertools.combinations(range(len(vectors)), 2):
-            if allowed[a, b] and vectors[a] @ vectors[b] > leaks.SAME and group[a] != group[b]:
-                group[a] = group[b] = min(group[a], group[b])
-                changed = True
-    return group
-
-
-@pytest.mark.parametrize("where", ["any", "across", "within"])
-@pytest.mark.parametrize("block", [7, 512])
-def test_groups_are_those_of_a_slow_flood(where: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks, "_BLOCK", block)
-    vectors = unit_vectors(60, seed=3)
-    sources = np.random.default_rng(4).choice(["a", "b", "c"], 60)
-    alike = sources[:, None] == sources
-    allowed = {"any": np.ones_like(alike), "across": ~alike, "within": alike}[where]
-    expected = slow_groups(vectors, allowed)
-    assert 20 < len(set(expected)) < 60
-    assert duplicate_groups(vectors, sources, where).tolist() == expected
-
-
-def test_pairs_are_ordered_and_never_of_a_row_with_itself() -> None:
-    pairs = duplicate_pairs(unit_vectors(60, seed=5))
-    assert len(pairs)
-    assert (pairs[:, 0] < pairs[:, 1]).all()
-    assert len(np.unique(pairs, axis=0)) == len(pairs)
-
-
-def test_blank_pictures_stay_groups_of_their_own() -> None:
-    assert duplicate_groups(np.zeros((3, 5), np.float32)).tolist() == [0, 1, 2]
-    assert duplicate_groups(np.zeros((0, 5), np.float32)).tolist() == []
-
-
-def test_sources_are_needed_to_tell_them_apart() -> None:
-    with pytest.raises(ValueError, match="sources: expected 3"):
-        duplicate_pairs(np.eye(3, dtype=np.float32), None, "across")
-
-
-def test_linked_groups_become_one() -> None:
-    groups = np.array(["x", "y", "x", "z", "w", "y"])
-    assert merged_groups(groups, np.array([[2, 5], [3, 4]])).tolist() == ["x", "x", "x", "w", "w", "x"]
-    assert merged_groups(groups, np.zeros((0, 2), np.intp)).tolist() == groups.tolist()
 
 
 WHITE = {"neutrophil": 3, "eosinophil": 1, "lymphocyte": 3, "monocyte": 1}
@@ -225,8 +157,7 @@ def test_shrunk_originals_are_found_among_real_fields_by_their_look() -> None:
     # Pictures are known by their names, and others of the same microscope must not be taken for them.
     shown = [*named, *singles[::30]]
     fields = [root / "txl_pbc" / "images" / f"{originals[path.name]}.jpg" for path in named]
-    vectors = np.stack([signature(cv2.imread(str(path))) for path in (*shown, *fields)])
-    sources = np.array(["pbc8"] * len(shown) + ["txl_pbc"] * len(fields))
-    pairs = {(shown[a].name, fields[b - len(shown)].stem) for a, b in duplicate_pairs(vectors, sources, "across")}
+    small, large = ([(path, signature(cv2.imread(str(path)))) for path in paths] for paths in (shown, fields))
+    pairs = {(single.name, field.stem) for single, field in near_duplicates(small, large)}
     assert {(path.name, originals[path.name]) for path in named} <= pairs
     assert len(pairs) <= len(named) + 1

@@ -8,15 +8,7 @@ import pytest
 import yaml
 
 from smearcount.errors import ConfigError, UsageError
-from smearcount.mending.merging import (
-    CodePair,
-    MergeProposal,
-    merge_probs,
-    merge_targets,
-    plot_merges,
-    propose_merges,
-    unit_rows,
-)
+from smearcount.mending.merging import CodePair, MergeProposal, merge_targets, plot_merges, propose_merges, unit_rows
 
 CODES = ("burr_cell", "ovalocyte", "elliptocyte", "target_cell", "stomatocyte", "macrocyte", "sickle_cell")
 PLANTED = {
@@ -178,17 +170,6 @@ def test_a_coarse_label_becomes_exact_where_its_codes_are_merged() -> None:
     merged, after = merge_targets(targets, ("a", "b", "c"), {"ab": ("a", "b")})
     assert after == ("ab", "c")
     np.testing.assert_array_equal(merged, np.array([[1, 0], [1, 1], [0, 1]], np.bool_))
-
-
-def test_probabilities_are_summed() -> None:
-    probs = np.random.default_rng(0).dirichlet(np.ones(4), 50).astype(np.float32)
-    merged, after = merge_probs(probs, ("a", "b", "c", "d"), {"b": ("d", "b")})
-    assert after == ("a", "b", "c")
-    np.testing.assert_allclose(merged.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(merged[:, 1], probs[:, 1] + probs[:, 3], atol=1e-6)
-    same, unchanged = merge_probs(probs, ("a", "b", "c", "d"), {})
-    assert unchanged == ("a", "b", "c", "d")
-    np.testing.assert_array_equal(same, probs)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from smearcount.cellsets import CellSet
-from smearcount.training.splits import folds, split_groups, split_rows, with_split
+from smearcount.training.splits import folds, split_groups
 
 
 def made(seed: int, n: int = 900, n_groups: int = 60) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +57,7 @@ def test_few_groups_are_split_as_well_as_by_trying_everything(seed: int) -> None
 
 def test_rows_split_to_the_very_share() -> None:
     labels = np.repeat(["a", "b", "c"], [500, 100, 5])
-    in_val = split_rows(labels, 0.2, seed=1) == "val"
+    in_val = split_groups(np.arange(len(labels)), labels, 0.2, seed=1) == "val"
     assert [int(in_val[labels == each].sum()) for each in "abc"] == [100, 20, 1]
 
 
@@ -93,7 +92,7 @@ def test_both_sides_have_a_group_whatever_the_classes() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
 def test_a_share_of_nothing_or_all_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="val_share"):
-        split_rows(np.arange(4), share, seed=0)
+        split_groups(np.arange(4), np.arange(4), share, seed=0)
 
 
 def test_one_group_and_unequal_lengths_are_refused() -> None:
@@ -120,24 +119,3 @@ def test_as_many_folds_as_groups_leave_one_group_out_each() -> None:
     assert sorted(fold[::4].tolist()) == list(range(6))
     with pytest.raises(ValueError, match="expected 2 to 6 folds"):
         folds(groups, labels, 7, seed=0)
-
-
-def test_cells_are_split_by_their_groups_and_choices_of_codes() -> None:
-    n = 200
-    targets = np.zeros((n, 3), np.bool_)
-    targets[np.arange(n), np.arange(n) % 2] = True
-    targets[::10, 2] = True
-    cells = CellSet(
-        tuple(np.zeros((4, 4, 3), np.uint8) for _ in range(n)),
-        np.ones(n, np.float32),
-        targets,
-        ("a", "b", "c"),
-        np.full(n, "made"),
-        (np.arange(n) // 2).astype("<U5"),
-        np.full(n, ""),
-        np.arange(n).astype("<U5"),
-    )
-    split = with_split(cells, 0.2, seed=0)
-    assert (split.splits[::2] == split.splits[1::2]).all()
-    assert [int((split.splits[rows] == "val").sum()) for rows in (slice(0, n, 10), slice(1, n, 2))] == [4, 20]
-    assert split.groups is cells.groups

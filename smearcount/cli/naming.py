@@ -36,6 +36,8 @@ Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A fil
 Classifier = Annotated[str, typer.Option("--model", callback=known_classifier, help="Classifier: id or folder.")]
 Sources = Annotated[str, typer.Option("--sources", help="Only these sources of cells, comma-separated.")]
 
+_SHOWN = ("n", "accuracy", "macro_f1", "ece")
+"""Figures of a report that are shown on screen."""
 
 mend_app = typer.Typer(
     help="Mend a classifier: merge codes, add an expert for a confusable pair.", no_args_is_help=True
@@ -143,6 +145,34 @@ def train_compare(
     raise typer.Exit(1 if any(row["error"] for row in rows) else 0)
 
 
+@train_app.command("folds")
+def train_folds(
+    recipe: Recipe,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Number of folds.")] = 5,
+    out: Out = Path("runs/folds"),
+    quiet: Quiet = False,
+) -> None:
+    """Cross-validation: each cell is judged by a network that was trained without its fold; one report of all cells."""
+    from smearcount.fold_runs import FoldsJob, cross_validate
+    from smearcount.images import make_folder
+    from smearcount.training.naming_cells import named_recipe, usable_cells
+    from smearcount.training.naming_data import is_first
+    from smearcount.training.naming_recipe import ClassifierRecipe
+
+    with clear_errors():
+        asked = read_model(ClassifierRecipe, recipe)
+        with named_recipe(recipe):
+            cells, left_out = usable_cells(asked, make_folder(out))
+            if is_first() and not quiet:
+                typer.echo(f"{len(cells)} cells in {folds} folds, {left_out} pictures left out (faults.csv)")
+            found = cross_validate(FoldsJob(asked, recipe.stem, folds, out), cells, None if quiet else typer.echo)
+    if not is_first():
+        return
+    if not quiet:
+        typer.echo(json.dumps({name: found[name] for name in _SHOWN}, indent=2))
+    typer.echo(f"report in {out / 'report.html'}, a row for each fold in {out / 'folds.csv'}")
+
+
 @train_app.command("survey")
 def train_survey(recipe: Recipe, out: Out = Path("runs/survey"), quiet: Quiet = False) -> None:
     """What a recipe would train on: faulty pictures, numbers and sizes of each class, a sheet of samples, leaks."""
@@ -184,14 +214,13 @@ def evaluate_classifier(
     quiet: Quiet = False,
 ) -> None:
     """Judge a classifier on the labelled cells of a recipe: one HTML report with pictures, and CSV."""
-    from smearcount.evaluate_names import Judging, run_judging
+    from smearcount.evaluate_cells import Judging, run_judging
 
     with clear_errors():
         job = Judging(recipe, model, split, tuple(filter(None, sources.split(","))), card, out)
         figures = run_judging(job)
     if not quiet:
-        kept = ("n", "accuracy", "macro_f1", "ece")
-        typer.echo(json.dumps({name: figures[name] for name in kept}, indent=2))
+        typer.echo(json.dumps({name: figures[name] for name in _SHOWN}, indent=2))
     if figures["left_out"]:
         typer.echo(f"{figures['left_out']} cells left out: {model} was trained on them, or on others of their groups")
     if figures["strange"]:

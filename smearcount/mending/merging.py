@@ -25,16 +25,7 @@ from smearcount.mending.tiebreak import confusion_counts
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "CodePair",
-    "MergeProposal",
-    "merge_probs",
-    "merge_targets",
-    "merged_codes",
-    "plot_merges",
-    "propose_merges",
-    "unit_rows",
-]
+__all__ = ["CodePair", "MergeProposal", "merge_targets", "merged_codes", "plot_merges", "propose_merges", "unit_rows"]
 
 Bools = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
@@ -223,21 +214,6 @@ def merge_targets(
     for old, new in enumerate(index):
         merged[:, new] |= targets[:, old]
     return merged, after
-
-
-def merge_probs(
-    probs: FloatArray, codes: tuple[str, ...], merge: Mapping[str, Sequence[str]]
-) -> tuple[FloatArray, tuple[str, ...]]:
-    """Probabilities `(N, K) float32` in merged codes: a new code has the sum of the old ones.
-
-    Raises:
-        ConfigError: `merge` does not fit the codes.
-    """
-    after, index = merged_codes(codes, merge)
-    merged = np.zeros((len(probs), len(after)), np.float64)
-    for old, new in enumerate(index):
-        merged[:, new] += probs[:, old]
-    return merged.astype(np.float32), after
 
 
 def plot_merges(proposal: MergeProposal, colours: Mapping[str, str] | None = None) -> npt.NDArray[np.uint8]:

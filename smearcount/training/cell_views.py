@@ -20,7 +20,7 @@ from smearcount.images import ArraySource
 from smearcount.patches import sample_window, samples_across
 from smearcount.training.tiles import HED_FROM_RGB, Pixels
 
-__all__ = ["STRONG", "THESIS", "CellAugmentation", "Warp", "augmented_view", "plain_view", "warped_view"]
+__all__ = ["CellAugmentation", "Warp", "augmented_view", "plain_view", "warped_view"]
 
 RGB_FROM_HED = np.linalg.inv(HED_FROM_RGB)
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -113,20 +113,6 @@ class CellAugmentation(Strict):
     noise: float = Field(default=6, ge=0, le=50)
     jpeg_share: float = Field(default=0, ge=0, le=1)
     jpeg_quality: int = Field(default=35, ge=5, le=95)
-
-
-STRONG = CellAugmentation(
-    flip=0.5, rotate=1, scale_sigma=0.12, shift_um=0.3, plain=0.1, stain_share=0.85, stain_sigma=0.25,
-    stain_offset=0.04, background_sigma=0.1, colour_share=0.6, hue_sigma=0.05, saturation_sigma=0.3, light_share=0.7,
-    brightness=0.3, contrast_sigma=0.15, gamma_sigma=0.18, grey=0.03, blur_share=0.25, shrink_share=0.3,
-    sharpen_share=0.2, noise_share=0.3, jpeg_share=0.3,
-)  # fmt: skip
-"""For laboratories that were not seen in training."""
-
-THESIS = CellAugmentation(
-    flip=0.75, rotate=0.75, zoom_share=0.75, zoom_to=1.1, light_share=0.75, brightness=0.2
-)  # fmt: skip
-"""Flips both ways, any rotation, zoom to 1.1, brightness 0.2, no warp, each with probability 0.75 (Justel 2019)."""
 
 
 @dataclass(frozen=True)

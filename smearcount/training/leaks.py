@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import cv2
 import numpy as np
@@ -18,16 +18,7 @@ import numpy.typing as npt
 
 from smearcount.cellsets import CellSet
 
-__all__ = [
-    "cross_split_leaks",
-    "duplicate_groups",
-    "duplicate_pairs",
-    "merged_groups",
-    "near_duplicates",
-    "same_cells",
-    "signature",
-    "without_leaks",
-]
+__all__ = ["cross_split_leaks", "near_duplicates", "same_cells", "signature", "without_leaks"]
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
@@ -81,62 +72,6 @@ def near_duplicates(
         return []
     likeness = np.stack([vector for _, vector in first]) @ np.stack([vector for _, vector in second]).T
     return [(first[a][0], second[b][0]) for a, b in np.argwhere(likeness > SAME)]
-
-
-def duplicate_pairs(
-    signatures: Floats, sources: npt.NDArray[np.str_] | None = None, where: Literal["any", "across", "within"] = "any"
-) -> Indices:
-    """All pairs of near-duplicates `(P, 2)`, the lower row first.
-
-    Args:
-        signatures: `(N, D) float32` unit vectors; a row of zeros is like nothing.
-        sources: `(N,)` collection of each picture.
-        where: compare only pictures of different sources (`across`), only of one source (`within`), or all (`any`).
-
-    Raises:
-        ValueError: `across` or `within` without a source for each row.
-    """
-    if where != "any" and (sources is None or len(sources) != len(signatures)):
-        raise ValueError(f"sources: expected {len(signatures)} to compare {where} them, got {sources}")
-    found = [np.zeros((0, 2), np.intp)]
-    for start in range(0, len(signatures), _BLOCK):
-        likeness = signatures[start : start + _BLOCK] @ signatures[start:].T
-        pairs = np.argwhere(np.triu(likeness > SAME, k=1)) + start
-        if sources is not None and where != "any":
-            pairs = pairs[(sources[pairs[:, 0]] == sources[pairs[:, 1]]) == (where == "within")]
-        found.append(pairs)
-    return np.concatenate(found)
-
-
-def duplicate_groups(
-    signatures: Floats, sources: npt.NDArray[np.str_] | None = None, where: Literal["any", "across", "within"] = "any"
-) -> Indices:
-    """The group `(N,)` of each picture: the lowest row that a chain of near-duplicates links it to, itself if none.
-
-    Arguments and errors are those of `duplicate_pairs`.
-    """
-    return _lowest_linked(len(signatures), duplicate_pairs(signatures, sources, where))
-
-
-def merged_groups(groups: npt.NDArray[np.str_], pairs: Indices) -> npt.NDArray[np.str_]:
-    """The groups `(N,)` of a split, where those that a pair of rows of `pairs (P, 2)` links have become one."""
-    names, numbers = np.unique(groups, return_inverse=True)
-    return np.asarray(names[_lowest_linked(len(names), numbers[pairs])[numbers]], groups.dtype)
-
-
-def _lowest_linked(n: int, pairs: Indices) -> Indices:
-    parent = np.arange(n)
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = int(parent[row])
-        return row
-
-    for a, b in pairs.tolist():
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-    return np.array([root(row) for row in range(n)], np.intp)
 
 
 def cross_split_leaks(cells: CellSet) -> list[tuple[int, int]]:

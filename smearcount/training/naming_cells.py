@@ -29,7 +29,18 @@ from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.painted_cells import with_painted
 from smearcount.training.survey import PictureFault, check_folder, faults_csv, folder_classes
 
-__all__ = ["CellData", "asked_kinds", "cells_of", "checked_cells", "data_of", "named_recipe", "pictures_of"]
+__all__ = [
+    "CellData",
+    "asked_kinds",
+    "cells_of",
+    "checked_cells",
+    "data_of",
+    "fair_cells",
+    "named_recipe",
+    "pictures_of",
+    "refuse_untrained_codes",
+    "usable_cells",
+]
 
 Kinds = tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
 
@@ -117,17 +128,55 @@ def checked_cells(
         ConfigError: a collection, a code or a class is unknown, or nothing is left to learn one of them from.
         DatasetError: the labelled cells are not at hand.
     """
+    cells, left_out = usable_cells(recipe, out, input_px=input_px)
+    cells, leaks = fair_cells(cells, out)
+    if report:
+        report(f"{left_out} pictures left out (faults.csv), {leaks} leaks removed (leaks.txt)")
+    refuse_untrained_codes(cells, data_of(recipe))
+    return cells
+
+
+def usable_cells(recipe: ClassifierRecipe, out: Path, *, input_px: int = 0) -> tuple[CellSet, int]:
+    """The cells of a recipe, however they are split, and the number of pictures left out; arguments as above.
+
+    Raises:
+        ConfigError: a collection, a code or a class is unknown, or a class has no usable picture.
+        DatasetError: the labelled cells are not at hand.
+    """
     data = data_of(recipe)
     faults = _faults(data)
     write_text_atomic(out / "faults.csv", faults_csv(faults, data.folder))
     asked = _asked(data, faults)
     _refuse_unusable_folders(data, asked, out)
-    cells, leaks = without_leaks(_cells(recipe, data, asked, input_px))
+    return _cells(recipe, data, asked, input_px), len(_left_out(faults))
+
+
+def fair_cells(cells: CellSet, out: Path) -> tuple[CellSet, int]:
+    """The cells without the training cells that show the same as a validation cell, and how many those were.
+
+    They are listed in `leaks.txt` in the folder `out`.
+    """
+    cells, leaks = without_leaks(cells)
     write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
-    if report:
-        report(f"{len(_left_out(faults))} pictures left out (faults.csv), {len(leaks)} leaks removed (leaks.txt)")
-    _refuse_untrained_codes(cells, data, asked)
-    return cells
+    return cells, len(leaks)
+
+
+def refuse_untrained_codes(cells: CellSet, data: CellData) -> None:
+    """Stop where a code has no cell on the side of the training.
+
+    Raises:
+        ConfigError: it names the codes, and what to do.
+    """
+    trained = cells.targets[cells.splits == "train"].any(axis=0)
+    idle = [code for code, any_cell in zip(cells.codes, trained.tolist(), strict=True) if not any_cell]
+    if not idle:
+        return
+    meant = {old for code in idle for old in data.merge.get(code, (code,))}
+    source = _asked(data, ()).sources["folder"] if data.folder else None
+    folders = [name for name in source.classes if source.codes_of(name) & meant] if source else []
+    without = f"leave these classes out with `{_left_out_classes(folders)}`"
+    remedy = without if folders else "list the others under `data: codes:`"
+    raise ConfigError(f"no training cell of {', '.join(idle)}; add some, or {remedy}")
 
 
 def cells_of(recipe: ClassifierRecipe, *, whole: bool = False, seen_by: Iterable[ClassifierCard] = ()) -> CellSet:
@@ -209,20 +258,6 @@ def _refuse_unusable_folders(data: CellData, asked: _Asked, out: Path) -> None:
             f"{data.folder}: no usable picture in {', '.join(empty)} (see {out / 'faults.csv'}); add some, or leave "
             f"these classes out with `{_left_out_classes(empty)}`"
         )
-
-
-def _refuse_untrained_codes(cells: CellSet, data: CellData, asked: _Asked) -> None:
-    """Stop where a code has no cell on the side of the training."""
-    trained = cells.targets[cells.splits == "train"].any(axis=0)
-    idle = [code for code, any_cell in zip(cells.codes, trained.tolist(), strict=True) if not any_cell]
-    if not idle:
-        return
-    meant = {old for code in idle for old in data.merge.get(code, (code,))}
-    source = asked.sources["folder"] if data.folder else None
-    folders = [name for name in source.classes if source.codes_of(name) & meant] if source else []
-    without = f"leave these classes out with `{_left_out_classes(folders)}`"
-    remedy = without if folders else "list the others under `data: codes:`"
-    raise ConfigError(f"no training cell of {', '.join(idle)}; add some, or {remedy}")
 
 
 def _left_out_classes(names: Sequence[str]) -> str:

@@ -5,16 +5,14 @@ A group is what shows the same blood or the same picture: a slide, a photograph,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.cellsets import CellSet
-
-__all__ = ["folds", "split_groups", "split_rows", "with_split"]
+__all__ = ["folds", "split_groups"]
 
 Labels = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
@@ -50,15 +48,6 @@ def split_groups(groups: Labels, labels: Labels, val_share: float, seed: int) ->
     return np.where(chosen[group_of], "val", "train")
 
 
-def split_rows(labels: Labels, val_share: float, seed: int) -> npt.NDArray[np.str_]:
-    """The random split of rows, such as 80/20, stratified by class: every row is a group of its own.
-
-    Raises:
-        ValueError: the share is out of range, or there are fewer than two rows.
-    """
-    return split_groups(np.arange(len(labels)), labels, val_share, seed)
-
-
 def folds(groups: Labels, labels: Labels, n: int, seed: int) -> npt.NDArray[np.intp]:
     """The fold `(N,)` of each row, 0 to n - 1, for cross-validation: groups are whole, classes spread evenly.
 
@@ -77,16 +66,6 @@ def folds(groups: Labels, labels: Labels, n: int, seed: int) -> npt.NDArray[np.i
         fold[left[chosen]] = number
         left = left[~chosen]
     return fold[group_of]
-
-
-def with_split(cells: CellSet, val_share: float, seed: int) -> CellSet:
-    """The cells split anew by their groups; cells of the same choice of codes count as a class.
-
-    Raises:
-        ValueError: the share is out of range, or there are fewer than two groups.
-    """
-    _, choice = np.unique(cells.targets, axis=0, return_inverse=True)
-    return replace(cells, splits=split_groups(cells.groups, choice, val_share, seed))
 
 
 def _counts(groups: Labels, labels: Labels) -> tuple[npt.NDArray[np.intp], Counts]:

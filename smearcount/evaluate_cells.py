@@ -1,0 +1,162 @@
+"""`smearcount evaluate classifier`: a classifier on cells cut out as in training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.calibration import abstention_rows
+from smearcount.cards import Metric, Model, find_model
+from smearcount.cellsets import CellSet, Pixels
+from smearcount.classifier import Classifier
+from smearcount.config import read_model
+from smearcount.errors import UsageError
+from smearcount.images import make_folder
+from smearcount.judging import Judged, figures, heat_maps, write_report
+from smearcount.patches import to_batch
+from smearcount.runtimes import RuntimeChoice, network_of
+from smearcount.training.cell_views import plain_view
+from smearcount.training.naming_cells import cells_of, named_recipe
+from smearcount.training.naming_model import trained_on
+from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.packaging import update_card
+
+__all__ = ["CellViews", "Judging", "card_rows", "heat_of", "judge_cells", "run_judging"]
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(4, 20))
+"""Thresholds of abstention on a card."""
+
+
+@dataclass(frozen=True, eq=False)
+class CellViews(Sequence[Pixels]):
+    """What a network sees of the cells of a set, `(side, side, 3) uint8 RGB` each, made when asked for."""
+
+    cells: CellSet
+    patch_um: float
+    side: int
+
+    def __len__(self) -> int:
+        """Number of cells."""
+        return len(self.cells)
+
+    def __getitem__(self, row: Any) -> Any:
+        """The view of a row, or a list of those of a slice."""
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
+        return plain_view(self.cells.pixels[row], float(self.cells.um_per_px[row]), self.patch_um, self.side)
+
+
+def judge_cells(model: Model, cells: CellSet, choice: RuntimeChoice | None = None) -> Judged:
+    """What a classifier says of labelled cells; of those without a code that it can give, nothing."""
+    classifier = Classifier(model, choice or RuntimeChoice())
+    columns = [cells.codes.index(code) for code in classifier.card.codes if code in cells.codes]
+    shared = np.isin(classifier.card.codes, cells.codes)
+    targets = np.zeros((len(cells), len(classifier.card.codes)), bool)
+    targets[:, shared] = cells.targets[:, columns]
+    known = np.flatnonzero(~_strangers(cells, classifier.card.codes))
+    kept = cells.take(known)
+    views = CellViews(kept, classifier.card.patch_um, classifier.card.input_px)
+    probs = classifier.name_views(views[i] for i in range(len(kept))).probs
+    return Judged(probs, targets[known], classifier.card.codes, kept.origins, kept.sources, views, kept.groups)
+
+
+def heat_of(model: Model, judged: Judged) -> Callable[[npt.NDArray[np.intp]], npt.NDArray[np.float32]]:
+    """Grad-CAM of what was predicted, for rows of judged cells."""
+    card = model.classifier_card
+
+    def heat(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        batch = to_batch([judged.views[int(row)] for row in rows], card.mean, card.std)
+        return heat_maps(network_of(model), batch, judged.predictions[rows])
+
+    return heat
+
+
+def card_rows(found: dict[str, Any], judged: Judged, where: str) -> tuple[list[Metric], list[tuple[float, ...]]]:
+    """The figures that belong on a card, and accuracy against the share left unclassified."""
+    metrics = [
+        Metric(name=name.replace("_", " "), data=where, n=found["n"], **found[name])
+        for name in ("accuracy", "macro_f1", "balanced_accuracy")
+    ]
+    metrics.append(Metric(name="expected calibration error", data=where, n=found["n"], value=found["ece"]))
+    for row in found["per_class"]:
+        if row["support"]:
+            metrics.append(Metric(name=f"F1 of {row['code']}", data=where, n=row["support"], value=row["f1"]))
+    rows = abstention_rows(judged.probs[judged.exact], judged.targets[judged.exact], THRESHOLDS)
+    return metrics, [tuple(round(value, 4) for value in row) for row in rows if not np.isnan(row[2])]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What `smearcount evaluate classifier` was asked for; the fields are its flags."""
+
+    recipe: Path
+    model: str
+    split: str
+    sources: tuple[str, ...]
+    on_card: bool
+    out: Path
+
+    def __post_init__(self) -> None:
+        """Check the split."""
+        if self.split not in ("val", "train", "all"):
+            raise UsageError(f"--split: expected val, train or all, got {self.split!r}")
+
+
+def run_judging(job: Judging) -> dict[str, Any]:
+    """Judge a classifier on the cells of a recipe, and write the report.
+
+    Returns:
+        The figures; as `left_out` how many validation cells are none for this classifier, which was trained on them;
+        and as `strange` how many it can't be judged on, as it gives none of their codes, by these.
+
+    Raises:
+        UsageError: no cell is left to judge on.
+        ConfigError: a collection, a code or a class of the recipe is unknown.
+        DatasetError: the labelled cells are not at hand.
+    """
+    recipe, model = read_model(ClassifierRecipe, job.recipe), find_model(job.model)
+    with named_recipe(job.recipe):
+        cells = cells_of(recipe, whole=True, seen_by=[model.classifier_card])
+    kept = np.isin(cells.sources, job.sources or cells.sources)
+    kept &= np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
+    cells = cells.take(np.flatnonzero(kept))
+    if not len(cells):
+        raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
+    known = trained_on(model.folder, recipe, cells) if job.split == "val" else np.zeros(len(cells), np.bool_)
+    if known.all():
+        raise UsageError(
+            f"{job.model} was trained on all {len(cells)} cells that are now for validation; label new ones"
+        )
+    cells = cells.take(~known)
+    strange = _strangers(cells, model.classifier_card.codes)
+    if strange.all():
+        codes = ", ".join(_numbers(cells.take(strange)))
+        raise UsageError(f"{job.model} gives none of the codes of these cells: {codes}")
+    judged = judge_cells(model, cells)
+    where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
+    write_report(judged, make_folder(job.out), f"{model.card.id} on {where}", heat_of(model, judged))
+    found = figures(judged)
+    if job.on_card:
+        metrics, abstention = card_rows(found, judged, where)
+        kept_metrics = [each for each in model.card.metrics if each.data != where]
+        update_card(
+            model.folder, metrics=[each.model_dump() for each in [*kept_metrics, *metrics]], abstention=abstention
+        )
+    return {**found, "left_out": int(known.sum()), "strange": _numbers(cells.take(strange))}
+
+
+def _strangers(cells: CellSet, codes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which cells `(N,)` are none of some codes."""
+    return np.asarray(~cells.targets[:, np.isin(cells.codes, codes)].any(axis=1))
+
+
+def _numbers(cells: CellSet) -> dict[str, int]:
+    """Cells by code, or by the codes that they may be."""
+    rows = (np.array(cells.codes)[row].tolist() for row in cells.targets)
+    return dict(sorted(Counter(" or ".join(row) for row in rows).items()))
