@@ -1,13 +1,12 @@
-"""What the light of the microscope leaves to count: where the field stop ends the view, and how light the glass is.
+"""What the light of the microscope did to a picture, undone before anything else looks at it.
 
-A photograph through an eyepiece shows a bright disc on black, and one by a telephone is often dark, or dark at the
-corners. None of this was in the training of the networks, which take black for the nuclei of white cells; so the
-surround is given the colour of bare glass, and dark places are brightened, before anything else looks at the picture.
+A photograph through an eyepiece shows a bright disc on black, and one by a telephone is often dark, dark at the
+corners, yellow or hazy. None of this was in the training of the networks, which take black for the nuclei of white
+cells; so the surround is given the colour of bare glass, dark places are brightened, colour and contrast made usual.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import cast
@@ -15,18 +14,18 @@ from typing import cast
 import cv2
 import numpy as np
 import numpy.typing as npt
-import shapely
-from shapely.affinity import scale, translate
 
-from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX
-from smearcount.geometry import FloatArray
+from smearcount.detector import Detector
+from smearcount.field_stop import BLACK, field_of_view, filled
+from smearcount.glass import glass_colour, is_tinted, lightest, may_be_faint, thinned, untinted, with_clear_cells
 from smearcount.images import ArraySource, ImageSource
+from smearcount.records import Detections, Scale
 from smearcount.region import Region
+from smearcount.scale import find_at_scale
 
 Rgb = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
 
-__all__ = ["MOST_PIXELS", "Lit", "counted_in_view", "even_light"]
+__all__ = ["MOST_PIXELS", "Lit", "even_light", "find_cells"]
 
 MOST_PIXELS = 50_000_000
 """Larger pictures come from scanners, which have neither field stop nor dark glass."""
@@ -38,9 +37,6 @@ labelled photographs is at 139 to 255."""
 DARKEST = 30.0
 """Level below which nothing is left to brighten."""
 
-_BLACK = 0.25
-"""Of the level of the glass: no channel of the surround is lighter. A nucleus is purple, which has a lighter blue."""
-
 FALLEN = 0.6
 """Share of its highest level to which the light falls from which on it is evened; that of the labelled photographs
 falls to 0.77 at most."""
@@ -51,18 +47,6 @@ _DIM, _MOST_EVENED, _PARTS = 0.75, 4.0, 8
 _FITTED_PIXELS = 65_000
 """To which the light is fitted: a thousand for the level of each part."""
 
-_SIDE_PX = 512
-"""Longest side of the reduced picture in which the view is sought."""
-
-_LEAST_SHARE = 0.01
-"""Of the picture: a smaller surround is none."""
-
-_CONVEX, _MOST_OF_LIGHT = 0.95, 0.8
-"""A view has this share of its convex hull, and of all that is lit: the black between glowing cells is no surround."""
-
-_RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
-"""The rim is at most this share of the longest side; it ends where the light reaches this share of its level."""
-
 
 @dataclass(frozen=True, eq=False)
 class Lit:
@@ -71,14 +55,25 @@ class Lit:
     Attributes:
         source: what finds and names cells looks at.
         view: what the field stop leaves of it, convex; None for all of it.
+        maybe_faint: its red cells may be too faint for the networks; those that are found will tell.
     """
 
     source: ImageSource
     view: Region | None = None
+    maybe_faint: bool = False
+
+    def changed(self, pixels: Rgb, *notes: str) -> Lit:
+        """The same with other pixels and with what was done to them; itself where nothing was."""
+        if not any(notes):
+            return self
+        old = self.source
+        told = (*old.notes, *filter(None, notes))
+        new = ArraySource(pixels, old.um_per_px, old.path, old.scale_origin, told, old.sha256, old.downsample)
+        return replace(self, source=new)
 
 
 def even_light(source: ImageSource) -> Lit:
-    """A picture with its black surround in the colour of the glass, and its light even and bright.
+    """A picture with its black surround in the colour of the glass, and its light even, bright and of usual colour.
 
     Args:
         source: returned as it is where there is nothing to do, or where it has more than `MOST_PIXELS`.
@@ -89,11 +84,12 @@ def even_light(source: ImageSource) -> Lit:
     width, height = source.size_wh
     if width * height > MOST_PIXELS:
         return Lit(source)
-    level, black_corner, dim_corner = _glance(source)
-    if level >= DIM and not dim_corner:
-        return Lit(source)
-    notes, pixels = list(source.notes), source.read(0, 0, width, height)
-    view = _view(pixels, level) if black_corner else None
+    seen = _glance(source)
+    lit = Lit(source, maybe_faint=seen.maybe_faint)
+    if seen.is_usual:
+        return lit
+    notes, pixels, level = list[str](), source.read(0, 0, width, height), seen.level
+    view = field_of_view(pixels, level) if seen.black_corner else None
     inside = np.ones((height, width), np.uint8) if view is None else view.mask((width, height))
     light = _light_over(pixels, inside)
     least, most = light.range_over(inside)
@@ -101,37 +97,81 @@ def even_light(source: ImageSource) -> Lit:
         pixels = light.evened(pixels, most)
         notes.append(f"uneven light, falling to {max(least, 0) / most:.2f}, evened")
     if view is not None:
-        pixels = _filled(pixels, inside)
+        pixels = filled(pixels, inside)
         notes.append("black around the field of view replaced by the colour of the glass")
     if DARKEST <= level < DIM:
         pixels = cast(Rgb, cv2.convertScaleAbs(pixels, alpha=BRIGHT / level))
         notes.append(f"brightened {BRIGHT / level:.1f} times: the glass is at {level:.0f} of 255")
-    if len(notes) == len(source.notes):
-        return Lit(source)
-    whole = ArraySource(
-        pixels, source.um_per_px, source.path, source.scale_origin, tuple(notes), source.sha256, source.downsample
-    )
-    return Lit(whole, view)
+    if seen.tinted and level >= DARKEST:
+        pixels, told = untinted(pixels, inside != 0)
+        notes.append(told)
+    return replace(lit, view=view).changed(pixels, *notes)
 
 
-def _glance(source: ImageSource) -> tuple[float, bool, bool]:
-    """Level of the lightest channel of the glass, from five bands across a picture; is a corner black, or dim?"""
+def find_cells(
+    lit: Lit, detector: Detector, um_per_px: float | None = None, slide: Scale | None = None
+) -> tuple[Lit, Scale, Detections]:
+    """Settle the scale of a picture and find every cell in it; with more contrast where that shows its cells faint.
+
+    Args:
+        lit: the picture.
+        detector: finds the cells.
+        um_per_px: the scale, where it was given.
+        slide: the scale of the slide, if it is known, for pictures without a scale of their own.
+
+    Returns:
+        The picture in which they were found, its scale, and the cells.
+    """
+    scale, found = find_at_scale(lit.source, detector, um_per_px, lit.source.um_per_px, slide, lit.view)
+    if not lit.maybe_faint:
+        return lit, scale, found
+    pixels = lit.source.read(0, 0, *lit.source.size_wh)
+    clear = lit.changed(*with_clear_cells(pixels, found.boxes[found.kinds == "rbc"]))
+    if clear is lit:
+        return lit, scale, found
+    return clear, *find_at_scale(clear.source, detector, um_per_px, clear.source.um_per_px, slide, clear.view)
+
+
+@dataclass(frozen=True)
+class _Glance:
+    """What five bands across a picture show.
+
+    Attributes:
+        level: of the lightest channel of the glass.
+        black_corner: a corner may lie outside the field stop.
+        dim_corner: the light may fall towards a corner.
+        tinted: the glass may be.
+        maybe_faint: as in `Lit`.
+    """
+
+    level: float
+    black_corner: bool
+    dim_corner: bool
+    tinted: bool
+    maybe_faint: bool
+
+    @property
+    def is_usual(self) -> bool:
+        """Nothing is worth a second look, unless cells turn out to be faint."""
+        return self.level >= DIM and not (self.dim_corner or self.tinted)
+
+
+def _glance(source: ImageSource) -> _Glance:
     width, height = source.size_wh
     side = max(8, min(width, height) // 40)
     bands = [source.read(0, round((height - side) * share), width, side) for share in (0, 0.25, 0.5, 0.75, 1)]
     step = max(1, width // 100)
-    lightest = np.stack([_lightest(band[::4, ::step]) for band in bands])
-    level = float(np.sort(lightest, axis=None)[int(0.95 * lightest.size)])
+    thin = np.stack([band[::4, ::step] for band in bands])
+    light = lightest(thin)
+    level = float(np.sort(light, axis=None)[int(0.95 * light.size)])
     corners = [part for band in (bands[0], bands[-1]) for part in (band[:, :side], band[:, -side:])]
-    black = any(max(cv2.mean(corner)[:3]) < _BLACK * level for corner in corners)
-    fifth = lightest.shape[2] // 5
-    ends = [part for band in lightest[[0, -1]] for part in (band[:, :fifth], band[:, -fifth:])]
-    return level, black, black or min(int(np.sort(end, axis=None)[int(0.9 * end.size)]) for end in ends) < _DIM * level
-
-
-def _lightest(pixels: Rgb) -> Rgb:
-    """The lightest channel of each pixel."""
-    return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+    black = any(max(cv2.mean(corner)[:3]) < BLACK * level for corner in corners)
+    fifth = light.shape[2] // 5
+    ends = [part for band in light[[0, -1]] for part in (band[:, :fifth], band[:, -fifth:])]
+    dim = min(int(np.sort(end, axis=None)[int(0.9 * end.size)]) for end in ends) < _DIM * level
+    pixels = thin.reshape(-1, 3)
+    glass = glass_colour(pixels)
+    return _Glance(level, black, black or dim, is_tinted(glass), may_be_faint(pixels, glass))
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +212,12 @@ def _light_over(pixels: Rgb, inside: Rgb) -> _Light:
 
     Parts that are darker than the fit have cells on them and weigh less, as do those far from it.
     """
-    lightest, seen = _lightest(_thinned(pixels, _FITTED_PIXELS)), _thinned(inside, _FITTED_PIXELS) != 0
+    light, seen = lightest(thinned(pixels, _FITTED_PIXELS)), thinned(inside, _FITTED_PIXELS) != 0
     places, levels = [], []
     rows, columns = (np.linspace(0, n, _PARTS + 1).astype(int) for n in seen.shape)
     for i, j in product(range(_PARTS), range(_PARTS)):
         part = (slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1]))
-        values = np.sort(lightest[part][seen[part]], kind="stable")  # by radix, ten times as fast
+        values = np.sort(light[part][seen[part]], kind="stable")  # by radix, ten times as fast
         if len(values) > 0.5 * seen[part].size:
             places.append(((2 * j + 1) / _PARTS - 1, (2 * i + 1) / _PARTS - 1))
             levels.append(float(values[int(0.9 * len(values))]))
@@ -190,92 +230,3 @@ def _light_over(pixels: Rgb, inside: Rgb) -> _Light:
         misfit = target - design @ terms
         weights = np.where(misfit < 0, 0.3, 1.0) / (1 + (misfit / 20) ** 2)
     return _Light(terms)
-
-
-def _view(pixels: Rgb, level: float) -> Region | None:
-    """The convex part of a picture that is not black, in pixels; None where the black is no surround."""
-    height, width = pixels.shape[:2]
-    factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
-    small_wh = (-(-width // factor), -(-height // factor))
-    small = _lightest(cast(Rgb, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA)))
-    _, parts = cv2.connectedComponents((small < _BLACK * level).astype(np.uint8))
-    corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
-    light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
-    opened = cv2.morphologyEx(light, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    contours, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not corners or not contours:
-        return None
-    largest = max(contours, key=cv2.contourArea)
-    hull = cv2.convexHull(largest)
-    if cv2.contourArea(largest) <= max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum()):
-        return None
-    inner = _convex_hull(_without_rim(small, hull, level))
-    # A contour runs through the middle of the outermost pixels.
-    outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
-    enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
-    seen = enlarged.intersection(shapely.box(0, 0, width, height))
-    lost = 1 - seen.area / (width * height)
-    if not isinstance(seen, shapely.Polygon) or not _LEAST_SHARE < lost < 1:
-        return None
-    told = f"{lost:.0%} of the picture lies outside the field stop and is left out"
-    return Region(seen, (told,), "the field of view")
-
-
-def _convex_hull(mask: Rgb) -> cv2.typing.MatLike:
-    return cv2.convexHull(cv2.findNonZero(mask))
-
-
-def _without_rim(small: Rgb, hull: cv2.typing.MatLike, level: float) -> Rgb:
-    """What lies within a hull, less the rim at which the light fades; the border of the picture has none."""
-    inside = np.zeros(np.add(small.shape, 2), np.uint8)
-    cv2.fillConvexPoly(inside[1:-1, 1:-1], hull, 1)
-    inside[[0, -1]], inside[:, [0, -1]] = inside[[1, -2]], inside[:, [1, -2]]
-    depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    widest = round(_RIM_SHARE * max(small.shape))
-    for width in range(widest):
-        ring = small[(depth > width) & (depth <= width + 1)]
-        if len(ring) and np.percentile(ring, 80) >= _RIM_LIGHT * level:
-            widest = width + 1
-            break
-    kept: Rgb = (depth > widest).astype(np.uint8)
-    return kept
-
-
-def _thinned(array: Rgb, number: int = 250_000) -> Rgb:
-    """About so many of the pixels `(H, W, ...)`, evenly spaced."""
-    step = max(1, round(math.sqrt(array.shape[0] * array.shape[1] / number)))
-    return array[::step, ::step]
-
-
-def _filled(pixels: Rgb, inside: Rgb) -> Rgb:
-    """The picture, outside a mask in the colour of the glass: the median of the lightest quarter inside."""
-    seen = _thinned(pixels)[_thinned(inside) != 0]
-    light = seen.sum(axis=1)
-    filled: Rgb = pixels.copy()
-    filled[inside == 0] = np.median(seen[light >= np.percentile(light, 75)], axis=0).astype(np.uint8)
-    return filled
-
-
-def counted_in_view(boxes: FloatArray, view: Region, um_per_px: float, rule: str) -> tuple[Bools, Region | None]:
-    """Which cells the field stop lets count, and the part of the view that the counts refer to.
-
-    With `corner`, the counting frame for any convex view: a cell counts when a square of 3 um whose top-left corner is
-    that of its box lies in the view, 2 px from the edge (see `counting.counted_mask`). With `all` every cell counts.
-
-    Args:
-        boxes: `(N, 4) float32` x_min, y_min, x_max, y_max in pixels.
-        view: its outline is convex.
-        um_per_px: scale of the picture.
-        rule: `corner` or `all`.
-
-    Returns:
-        `(N,) bool`, and a region; None where the view is too small for any.
-    """
-    if rule == "all":
-        return np.ones(len(boxes), np.bool_), view
-    inner, guard = view.outline.buffer(-EDGE_INSET_PX), EDGE_GUARD_UM / um_per_px
-    common = shapely.intersection_all([translate(inner, *by) for by in product((0, -guard), (0, -guard))])
-    if not isinstance(common, shapely.Polygon) or not common.area > 0:
-        return np.zeros(len(boxes), np.bool_), None
-    frame = replace(view, outline=common)
-    return frame.contains(boxes[:, :2]), frame

@@ -22,7 +22,7 @@ from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
-from smearcount.illumination import Lit, even_light
+from smearcount.illumination import Lit, even_light, find_cells
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -38,7 +38,7 @@ from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
 from smearcount.region import Region, read_region
 from smearcount.runtimes import RuntimeChoice, model_for
-from smearcount.scale import find_at_scale, settle_scale
+from smearcount.scale import settle_scale
 from smearcount.slide_scale import RedCells, SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
@@ -234,14 +234,13 @@ class Pipeline:
         """
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         lit = even_light(_held(image) if isinstance(image, np.ndarray) else self._opened(image, flag))
-        source = lit.source
-        name = image_id if image_id is not None else source.path.name
-        slide = (slide_scales or {}).get(source.size_wh)
-        region = self._region_in(source, name)
-        scale, found = find_at_scale(source, self.detector, flag, source.um_per_px, slide, lit.view)
+        name = image_id if image_id is not None else lit.source.path.name
+        slide = (slide_scales or {}).get(lit.source.size_wh)
+        region = self._region_in(lit.source, name)
+        lit, scale, found = find_cells(lit, self.detector, flag, slide)
         result, squares = self._judge(lit, found, scale, region, (name, slide_id))
         limits = tuple(each for each in (lit.view, region) if each is not None)
-        return Analysis(result, self.taxonomy, source, PATCH_SIDE_UM | self.namer.patch_um, squares, limits)
+        return Analysis(result, self.taxonomy, lit.source, PATCH_SIDE_UM | self.namer.patch_um, squares, limits)
 
     def measure(self, path: Path) -> RedCells:
         """The red cells from which the scale of a picture would be estimated.

@@ -16,8 +16,9 @@ from smearcount.cards import Model, find_model
 from smearcount.datasets import KINDS, LabelledField
 from smearcount.detector import Detector
 from smearcount.evaluate import labelled_fields
+from smearcount.field_stop import counted_in_view
 from smearcount.geometry import iou_matrix
-from smearcount.illumination import counted_in_view, even_light
+from smearcount.illumination import even_light, find_cells
 from smearcount.images import ArraySource, open_image
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
@@ -143,7 +144,7 @@ def across_changes(
         scale, cells = find_at_scale(ArraySource(pixels), detector)
         for name, change in changes.items():
             lit = even_light(ArraySource(np.ascontiguousarray(change(pixels))))
-            changed, found = find_at_scale(lit.source, detector, view=lit.view)
+            lit, changed, found = find_cells(lit, detector)
             plain = cells
             if lit.view is not None:
                 plain = cells.take(counted_in_view(cells.boxes, lit.view, scale.um_per_px, "corner")[0])

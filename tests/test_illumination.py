@@ -11,7 +11,8 @@ import shapely
 
 from smearcount import Pipeline, Settings
 from smearcount.counting import counted_mask
-from smearcount.illumination import MOST_PIXELS, counted_in_view, even_light
+from smearcount.field_stop import counted_in_view
+from smearcount.illumination import MOST_PIXELS, even_light
 from smearcount.images import ArraySource, open_image
 from smearcount.overlay import dim_outside
 from smearcount.records import Detections

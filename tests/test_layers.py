@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "smearcount"
 LAYERS = (
     ("errors", "records"),
     ("geometry", "config", "offline", "lists"),
-    ("taxonomy",),
+    ("taxonomy", "glass"),
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),
     ("runtimes", "counting", "datasets", "probe"),
@@ -18,6 +18,7 @@ LAYERS = (
     ("detector",),
     ("patches", "region"),
     ("scale", "slide_scale"),
+    ("field_stop",),
     ("illumination",),
     ("classifier", "mending"),
     ("quality", "report", "outlines", "squares", "naming"),

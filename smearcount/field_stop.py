@@ -1,0 +1,122 @@
+"""Where the field stop of the microscope ends the view: the surround is filled, and left out of counts and areas."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+from typing import cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+from shapely.affinity import scale, translate
+
+from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX
+from smearcount.geometry import FloatArray
+from smearcount.glass import lightest, thinned
+from smearcount.region import Region
+
+__all__ = ["BLACK", "counted_in_view", "field_of_view", "filled"]
+
+Rgb = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
+
+BLACK = 0.25
+"""Of the level of the glass: no channel of the surround is lighter. A nucleus is purple, which has a lighter blue."""
+
+_SIDE_PX = 512
+"""Longest side of the reduced picture in which the view is sought."""
+
+_LEAST_SHARE = 0.01
+"""Of the picture: a smaller surround is none."""
+
+_CONVEX, _MOST_OF_LIGHT = 0.95, 0.8
+"""A view has this share of its convex hull, and of all that is lit: the black between glowing cells is no surround."""
+
+_RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
+"""The rim is at most this share of the longest side; it ends where the light reaches this share of its level."""
+
+
+def field_of_view(pixels: Rgb, level: float) -> Region | None:
+    """The convex part of a picture that is not black, in pixels; None where the black is no surround."""
+    height, width = pixels.shape[:2]
+    factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
+    small_wh = (-(-width // factor), -(-height // factor))
+    small = lightest(cast(Rgb, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA)))
+    _, parts = cv2.connectedComponents((small < BLACK * level).astype(np.uint8))
+    corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
+    light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
+    opened = cv2.morphologyEx(light, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    contours, _ = cv2.findContours(opened, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    if not corners or not contours:
+        return None
+    largest = max(contours, key=cv2.contourArea)
+    hull = cv2.convexHull(largest)
+    if cv2.contourArea(largest) <= max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum()):
+        return None
+    inner = _convex_hull(_without_rim(small, hull, level))
+    # A contour runs through the middle of the outermost pixels.
+    outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
+    enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
+    seen = enlarged.intersection(shapely.box(0, 0, width, height))
+    lost = 1 - seen.area / (width * height)
+    if not isinstance(seen, shapely.Polygon) or not _LEAST_SHARE < lost < 1:
+        return None
+    told = f"{lost:.0%} of the picture lies outside the field stop and is left out"
+    return Region(seen, (told,), "the field of view")
+
+
+def _convex_hull(mask: Rgb) -> cv2.typing.MatLike:
+    return cv2.convexHull(cv2.findNonZero(mask))
+
+
+def _without_rim(small: Rgb, hull: cv2.typing.MatLike, level: float) -> Rgb:
+    """What lies within a hull, less the rim at which the light fades; the border of the picture has none."""
+    inside = np.zeros(np.add(small.shape, 2), np.uint8)
+    cv2.fillConvexPoly(inside[1:-1, 1:-1], hull, 1)
+    inside[[0, -1]], inside[:, [0, -1]] = inside[[1, -2]], inside[:, [1, -2]]
+    depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1]
+    widest = round(_RIM_SHARE * max(small.shape))
+    for width in range(widest):
+        ring = small[(depth > width) & (depth <= width + 1)]
+        if len(ring) and np.percentile(ring, 80) >= _RIM_LIGHT * level:
+            widest = width + 1
+            break
+    kept: Rgb = (depth > widest).astype(np.uint8)
+    return kept
+
+
+def filled(pixels: Rgb, inside: Rgb) -> Rgb:
+    """The picture, outside a mask in the colour of the glass: the median of the lightest quarter inside."""
+    seen = thinned(pixels)[thinned(inside) != 0]
+    light = seen.sum(axis=1)
+    whole: Rgb = pixels.copy()
+    whole[inside == 0] = np.median(seen[light >= np.percentile(light, 75)], axis=0).astype(np.uint8)
+    return whole
+
+
+def counted_in_view(boxes: FloatArray, view: Region, um_per_px: float, rule: str) -> tuple[Bools, Region | None]:
+    """Which cells the field stop lets count, and the part of the view that the counts refer to.
+
+    With `corner`, the counting frame for any convex view: a cell counts when a square of 3 um whose top-left corner is
+    that of its box lies in the view, 2 px from the edge (see `counting.counted_mask`). With `all` every cell counts.
+
+    Args:
+        boxes: `(N, 4) float32` x_min, y_min, x_max, y_max in pixels.
+        view: its outline is convex.
+        um_per_px: scale of the picture.
+        rule: `corner` or `all`.
+
+    Returns:
+        `(N,) bool`, and a region; None where the view is too small for any.
+    """
+    if rule == "all":
+        return np.ones(len(boxes), np.bool_), view
+    inner, guard = view.outline.buffer(-EDGE_INSET_PX), EDGE_GUARD_UM / um_per_px
+    common = shapely.intersection_all([translate(inner, *by) for by in product((0, -guard), (0, -guard))])
+    if not isinstance(common, shapely.Polygon) or not common.area > 0:
+        return np.zeros(len(boxes), np.bool_), None
+    frame = replace(view, outline=common)
+    return frame.contains(boxes[:, :2]), frame
