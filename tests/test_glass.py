@@ -1,0 +1,177 @@
+"""Tinted light and faint cells: what is usual stays as it is, what is not is counted like the plain picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount import Pipeline, Settings
+from smearcount.glass import (
+    BLUE_OVER_GREEN,
+    CLEAR,
+    FAINT,
+    FEWEST_CELLS,
+    RED_OVER_GREEN,
+    USUAL_GLASS,
+    glass_colour,
+    is_tinted,
+    untinted,
+    with_clear_cells,
+)
+from smearcount.illumination import even_light
+from smearcount.images import ArraySource, open_image
+
+Pixels = npt.NDArray[np.uint8]
+SAMPLES = Path(__file__).parents[1] / "sample_smears"
+TINTS = {"yellow": (1.0, 0.8, 0.4), "blue": (0.6, 0.75, 1.1), "green": (0.55, 1.0, 0.6)}
+
+
+def field(name: str = "large_field.jpg") -> Pixels:
+    return open_image(SAMPLES / name).read(600, 400, 1200, 900)
+
+
+def tinted(pixels: Pixels, tint: tuple[float, float, float]) -> Pixels:
+    return np.clip(pixels * np.array(tint) + 0.5, 0, 255).astype(np.uint8)
+
+
+def hazy(pixels: Pixels, share: float) -> Pixels:
+    """With a share of its contrast about a light grey."""
+    return np.clip((pixels - 220.0) * share + 220.5, 0, 255).astype(np.uint8)
+
+
+def drawn(density: float, cells: int, glass: tuple[int, int, int] = (220, 200, 190)) -> tuple[Pixels, npt.NDArray]:
+    """Discs of one optical density in every channel, and their boxes."""
+    pixels = np.full((400, 600, 3), glass, np.uint8)
+    places = [(50 + 100 * (number % 6), 50 + 100 * (number // 6)) for number in range(cells)]
+    for place in places:
+        colour = [round(level * math.exp(-density)) for level in glass]
+        cv2.circle(pixels, place, 25, colour, -1)
+    return pixels, np.float32([(x - 25, y - 25, x + 25, y + 25) for x, y in places]).reshape(-1, 4)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.load(Settings(classifiers=()))
+
+
+def counts(pipeline: Pipeline, pixels: Pixels) -> dict[str, int]:
+    kinds = pipeline.analyze(pixels).result.detections.kinds
+    return {kind: int((kinds == kind).sum()) for kind in ("rbc", "wbc")}
+
+
+def test_the_glass_is_what_is_lightest() -> None:
+    pixels, _ = drawn(0.5, 12)
+    assert glass_colour(pixels.reshape(-1, 3)).tolist() == [220, 200, 190]
+    assert glass_colour(np.zeros((40, 3), np.uint8)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("red", "blue", "expected"),
+    [
+        (1.0, 1.0, False),
+        (RED_OVER_GREEN[0] + 0.01, 1.0, False),
+        (RED_OVER_GREEN[0] - 0.01, 1.0, True),
+        (RED_OVER_GREEN[1] + 0.01, 1.0, True),
+        (1.0, BLUE_OVER_GREEN[0] - 0.01, True),
+        (1.0, BLUE_OVER_GREEN[1] + 0.01, True),
+        (RED_OVER_GREEN[1] - 0.01, BLUE_OVER_GREEN[0] + 0.01, False),
+    ],
+)
+def test_limits_of_a_tint(red: float, blue: float, expected: bool) -> None:
+    assert is_tinted(np.array([red, 1.0, blue]) * 150) is expected
+
+
+def test_tinted_glass_gets_the_usual_colour_and_keeps_its_lightness() -> None:
+    pixels, _ = drawn(0.4, 12, (200, 160, 70))
+    balanced, told = untinted(pixels, np.ones((400, 600), bool))
+    glass = balanced[0, 0].astype(float)
+    np.testing.assert_allclose(glass / glass[1], USUAL_GLASS, atol=0.01)
+    assert glass.max() == 200
+    # A cell keeps its optical density in every channel.
+    np.testing.assert_allclose(balanced[50, 50] / glass, math.exp(-0.4), atol=0.01)
+    assert told == "tinted light balanced: the glass is at 200, 160, 70 of 255"
+    again, nothing = untinted(balanced, np.ones((400, 600), bool))
+    assert again is balanced
+    assert nothing == ""
+
+
+def test_a_channel_without_light_is_not_blown_up() -> None:
+    pixels = np.full((100, 100, 3), (200, 150, 4), np.uint8)
+    balanced, told = untinted(pixels, np.ones((100, 100), bool))
+    assert told
+    assert balanced[0, 0, 2] == 16
+
+
+def test_only_what_shows_the_smear_decides_on_its_tint() -> None:
+    pixels = np.full((100, 100, 3), 200, np.uint8)
+    pixels[:, 50:] = (255, 255, 0)
+    inside = np.zeros((100, 100), bool)
+    inside[:, :50] = True
+    assert untinted(pixels, inside)[1] == ""
+    assert untinted(pixels, ~inside)[1] != ""
+    assert untinted(pixels, np.zeros((100, 100), bool)) == (pixels, "")
+
+
+@pytest.mark.parametrize("name", list(TINTS))
+def test_a_tinted_picture_is_counted_like_a_plain_one(pipeline: Pipeline, name: str) -> None:
+    plain = counts(pipeline, field())
+    shown = tinted(field(), TINTS[name])
+    assert is_tinted(glass_colour(shown.reshape(-1, 3)))
+    analysis = pipeline.analyze(shown)
+    found = counts(pipeline, shown)
+    assert abs(found["rbc"] - plain["rbc"]) <= 0.02 * plain["rbc"]
+    assert found["wbc"] == plain["wbc"]
+    assert [note.split(":")[0] for note in analysis.result.reading] == ["tinted light balanced"]
+    # What is shown and cut out is what was looked at.
+    glass = glass_colour(analysis.source.read(0, 0, 1200, 900).reshape(-1, 3))
+    np.testing.assert_allclose(glass / glass[1], USUAL_GLASS, atol=0.03)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.10, 0.13])
+def test_faint_cells_become_clear_ones(density: float) -> None:
+    pixels, boxes = drawn(density, 12)
+    clear, told = with_clear_cells(pixels, boxes)
+    assert told.startswith("contrast raised")
+    glass, cell = clear[0, 0].astype(float), clear[50, 50].astype(float)
+    assert (glass == pixels[0, 0]).all()
+    reached = math.log(glass[1] / cell[1])
+    assert reached == pytest.approx(CLEAR if density > 0.09 else -math.log(1 - 4 * (1 - math.exp(-density))), abs=0.03)
+
+
+@pytest.mark.parametrize(("density", "cells"), [(FAINT + 0.02, 12), (0.5, 12), (0.05, FEWEST_CELLS - 1), (0.05, 0)])
+def test_clear_cells_and_few_cells_leave_the_contrast_alone(density: float, cells: int) -> None:
+    pixels, boxes = drawn(density, cells)
+    clear, told = with_clear_cells(pixels, boxes)
+    assert clear is pixels
+    assert told == ""
+
+
+@pytest.mark.parametrize("share", [0.35, 0.25])
+def test_a_hazy_picture_is_counted_like_a_plain_one(pipeline: Pipeline, share: float) -> None:
+    plain = counts(pipeline, field())
+    analysis = pipeline.analyze(hazy(field(), share))
+    found = counts(pipeline, hazy(field(), share))
+    assert abs(found["rbc"] - plain["rbc"]) <= 0.03 * plain["rbc"]
+    assert found["wbc"] == plain["wbc"]
+    assert [note.split(" ")[:2] for note in analysis.result.reading] == [["contrast", "raised"]]
+
+
+@pytest.mark.parametrize("noise", [1.0, 4.0, 10.0])
+@pytest.mark.parametrize("fall", [0.0, 25.0])
+def test_an_empty_field_stays_empty(pipeline: Pipeline, noise: float, fall: float) -> None:
+    """Its grain and its shading are fainter than any cell, and are no cells with more contrast either."""
+    rng, shade = np.random.default_rng(0), np.linspace(0, fall, 640)[None, :, None]
+    empty = np.clip(np.array([225, 212, 200]) - shade + rng.normal(0, noise, (480, 640, 3)), 0, 255).astype(np.uint8)
+    result = pipeline.analyze(empty, um_per_px=0.15).result
+    assert len(result.detections.boxes) == 0
+    assert result.reading == ()
+
+
+def test_a_glance_looks_for_faint_cells_where_there_may_be_some() -> None:
+    assert even_light(ArraySource(hazy(field(), 0.25))).maybe_faint
+    assert not even_light(ArraySource(field())).maybe_faint
