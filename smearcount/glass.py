@@ -92,7 +92,9 @@ def untinted(pixels: Rgb, inside: npt.NDArray[np.bool_]) -> tuple[Rgb, str]:
         return pixels, ""
     gains = np.minimum(np.array(USUAL_GLASS) / max(USUAL_GLASS) * glass.max() / glass, _MOST)
     shown = ", ".join(f"{value:.0f}" for value in glass)
-    return _mapped(pixels, np.arange(256.0)[:, None] * gains), f"tinted light balanced: the glass is at {shown} of 255"
+    return _mapped(
+        pixels, np.arange(256.0)[:, None] * gains
+    ), f"tinted light balanced: the glass is at {shown} of 255 in red, green, blue"
 
 
 def with_clear_cells(pixels: Rgb, red_cells: FloatArray) -> tuple[Rgb, str]:

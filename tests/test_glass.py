@@ -94,7 +94,7 @@ def test_tinted_glass_gets_the_usual_colour_and_keeps_its_lightness() -> None:
     assert glass.max() == 200
     # A cell keeps its optical density in every channel.
     np.testing.assert_allclose(balanced[50, 50] / glass, math.exp(-0.4), atol=0.01)
-    assert told == "tinted light balanced: the glass is at 200, 160, 70 of 255"
+    assert told == "tinted light balanced: the glass is at 200, 160, 70 of 255 in red, green, blue"
     again, nothing = untinted(balanced, np.ones((400, 600), bool))
     assert again is balanced
     assert nothing == ""
