@@ -16,13 +16,11 @@ from smearcount.errors import ModelError
 from smearcount.geometry import (
     VOTE_IOU,
     FloatArray,
-    areas,
     centres,
     clip_boxes,
     close_pairs,
     greedy_nms,
     iou_matrix,
-    overlapping_pairs,
     touches_edge,
     voted_boxes,
 )
@@ -199,16 +197,8 @@ class Detector:
         reach = np.maximum(band, (boxes[:, 2:] - boxes[:, :2]) / 2)
         from_seam = centres(boxes) % core_px
         rows = np.flatnonzero(np.any((from_seam < reach) | (from_seam > core_px - reach), axis=1))
-        order = rows[np.lexsort((kinds[rows], *boxes[rows].T[::-1], -scores[rows]))]
-        first, second, common = overlapping_pairs(boxes[order])
-        area, kind = areas(boxes[order]), kinds[order]
-        overlap = common / (area[first] + area[second] - common)
-        same = kind[first] == kind[second]
-        clash = (first < second) & (overlap > np.where(same, self.card.nms_iou, self.card.cross_kind_iou))
-        removed = np.zeros(len(order), bool)
-        for better, worse in sorted(zip(first[clash].tolist(), second[clash].tolist(), strict=True)):
-            removed[worse] |= not removed[better]
-        return np.setdiff1d(np.arange(len(boxes)), order[removed])
+        keep = greedy_nms(boxes[rows], scores[rows], kinds[rows], self.card.nms_iou, self.card.cross_kind_iou)
+        return np.setdiff1d(np.arange(len(boxes)), np.delete(rows, keep))
 
 
 def decode(output: FloatArray, min_scores: FloatArray, card: DetectorCard) -> Found:

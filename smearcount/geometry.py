@@ -46,6 +46,9 @@ MATRIX_BELOW = 200
 STRIP_BOXES = 8192
 """Boxes in one search tree: a slide has tens of thousands, and a tree takes some 300 bytes for each."""
 
+CLOSE_BOXES = 1024
+"""Boxes whose close pairs are sought together: each is compared with those in a band across the whole picture."""
+
 VOTE_IOU = 0.7
 """Overlap from which on a removed box has a say in where the kept one lies."""
 
@@ -187,22 +190,36 @@ class ClosePairs:
 
 
 def close_pairs(boxes_xyxy: FloatArray, min_iou: float) -> ClosePairs:
-    """All pairs of boxes `(N, 4)` whose intersection over union is more than `min_iou`."""
-    middles, sides = centres(boxes_xyxy), np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0)
-    reach = (1 / max(min_iou, LEAST_IOU) - 1) / 2 * sides
-    by_height = np.argsort(middles[:, 1], kind="stable")
-    heights = middles[by_height, 1]
+    """All pairs of boxes `(N, 4)` whose intersection over union is more than `min_iou`.
+
+    Memory grows with the number of pairs, not with the square of the number of boxes.
+    """
+    by_height = np.argsort(centres(boxes_xyxy)[:, 1], kind="stable")
+    ordered = boxes_xyxy[by_height]
+    starts = range(0, max(len(ordered), 1), CLOSE_BOXES)
+    strips = [
+        _close_below(ordered, np.arange(start, min(start + CLOSE_BOXES, len(ordered))), min_iou) for start in starts
+    ]
+    first, second, iou = (np.concatenate(columns) for columns in zip(*strips, strict=True))
+    return ClosePairs(by_height[first], by_height[second], iou)
+
+
+def _close_below(
+    boxes: FloatArray, rows: npt.NDArray[np.intp], min_iou: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], FloatArray]:
+    """The pairs of some rows of boxes sorted by the height of their middle with those after them, and their overlap."""
+    columns, heights = np.ascontiguousarray(centres(boxes).T)
+    reach = (1 / max(min_iou, LEAST_IOU) - 1) / 2 * np.maximum(boxes[rows, 2:] - boxes[rows, :2], 0)
     # Boxes whose middles are further apart than this, either way, can't overlap so much: few pairs are left of all.
-    below = np.searchsorted(heights, heights + reach[by_height, 1], side="right") - np.arange(len(heights)) - 1
-    first = np.repeat(np.arange(len(heights)), below)
+    below = np.searchsorted(heights, heights[rows] + reach[:, 1], side="right") - rows - 1
+    first = np.repeat(rows, below)
     second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(below) - below, below)
-    columns, width = middles[by_height, 0], reach[by_height, 0]
-    near = np.abs(columns[first] - columns[second]) <= width[first]
-    first, second = by_height[first[near]], by_height[second[near]]
-    common, area = _common_areas(boxes_xyxy, first, second), areas(boxes_xyxy)
+    near = np.abs(columns[first] - columns[second]) <= np.repeat(reach[:, 0], below)
+    first, second = first[near], second[near]
+    common, area = _common_areas(boxes, first, second), areas(boxes)
     iou = common / np.maximum(area[first] + area[second] - common, np.float32(LEAST_IOU))
     close = iou > min_iou
-    return ClosePairs(first[close], second[close], iou[close])
+    return first[close], second[close], iou[close]
 
 
 def greedy_nms(

@@ -59,9 +59,9 @@ def thinned(array: npt.NDArray[AnyLevel], number: int = 250_000) -> npt.NDArray[
 
 
 def glass_colour(pixels: Rgb) -> Floats:
-    """Mean red, green and blue, 1 at least, of the lightest fifth of the pixels `(N, 3)`."""
+    """Mean red, green and blue, 1 at least, of the lightest tenth of the pixels `(N, 3)`."""
     level = np.add(pixels[:, 0], pixels[:, 1], dtype=np.int16) + pixels[:, 2]
-    light = np.flatnonzero(level >= np.sort(level)[int(0.8 * len(level))])
+    light = np.flatnonzero(level >= np.sort(level)[int(0.9 * len(level))])
     return np.asarray(np.maximum(pixels.take(light, axis=0).mean(axis=0), 1.0), np.float64)
 
 

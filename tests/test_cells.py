@@ -17,7 +17,7 @@ import yaml
 from smearcount.cellsets import CellSet
 from smearcount.datasets import load_sources
 from smearcount.detector import FILL, Detector
-from smearcount.errors import ConfigError, DatasetError, ImageError
+from smearcount.errors import ConfigError, DatasetError, ImageError, UsageError
 from smearcount.images import write_picture
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.cell_formats import CONTEXT, cut_window
@@ -475,7 +475,7 @@ def test_labelled_points_are_those_with_one_code(points: Path) -> None:
     (points / "labels" / "b.txt").write_text("1 2 77\n")
     with pytest.raises(DatasetError, match="class '77' is not among"):
         labelled_points("own", source, "val")
-    with pytest.raises(DatasetError, match="expected a collection of points or typed fields, got folders"):
+    with pytest.raises(UsageError, match="expected a collection of points or typed fields, got folders"):
         labelled_points("own", source.model_copy(update={"format": "folders"}), "val")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from smearcount import geometry
 from smearcount.geometry import (
     VOTE_IOU,
     FloatArray,
     areas,
     centres,
     clip_boxes,
+    close_pairs,
     diameters,
     greedy_nms,
     iou_matrix,
@@ -164,3 +166,23 @@ def test_a_box_without_voters_stays_and_order_is_without_influence() -> None:
     turned = voted_boxes(boxes[::-1], scores[::-1], kinds[::-1], np.array([3, 2, 0]))
     np.testing.assert_array_equal(turned, voted)
     assert voted_boxes(boxes[:0], scores[:0], kinds[:0], np.zeros(0, np.intp)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 64, 1024])
+@pytest.mark.parametrize("min_iou", [0.0, 0.3, 0.7])
+def test_close_pairs_are_those_of_the_whole_matrix(
+    at_once: int, min_iou: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(geometry, "CLOSE_BOXES", at_once)
+    rng = np.random.default_rng(at_once)
+    corner = rng.uniform(0, 300, (200, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(2, 60, (200, 2))], axis=1).astype(np.float32)
+    boxes[50:80] = boxes[20:50] + rng.normal(0, 2, (30, 4)).astype(np.float32)
+    pairs = close_pairs(boxes, min_iou)
+    iou = iou_matrix(boxes, boxes)
+    expected = {(a, b) for a, b in np.argwhere(iou > min_iou).tolist() if a < b}
+    found = [tuple(sorted(pair)) for pair in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)]
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    np.testing.assert_allclose(pairs.iou, iou[pairs.first, pairs.second], rtol=1e-6)
+    assert len(close_pairs(boxes[:0], min_iou).first) == 0

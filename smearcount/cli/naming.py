@@ -107,6 +107,7 @@ def train_classifier(
     with clear_errors():
         asked = read_model(ClassifierRecipe, recipe)
         with named_recipe(recipe):
+            asked.check_pretrained()
             cells = _checked_cells(asked, make_folder(out), quiet=quiet or not is_first())
             run = train(asked, cells, out, report=None if quiet else typer.echo)
         if not is_first():
@@ -162,6 +163,7 @@ def train_folds(
     with clear_errors():
         asked = read_model(ClassifierRecipe, recipe)
         with named_recipe(recipe):
+            asked.check_pretrained()
             cells, left_out = usable_cells(asked, make_folder(out))
             if is_first() and not quiet:
                 typer.echo(f"{len(cells)} cells in {folds} folds, {left_out} pictures left out (faults.csv)")

@@ -195,11 +195,10 @@ def run_comparison(
 def _check(combination: _Combination, config: ComparisonRecipe, cells: CellSet) -> None:
     recipe = combination.recipe(config.base)
     try:
+        recipe.check_pretrained()
         check_training(recipe, cells)
     except ConfigError as error:
         raise ConfigError(f"{combination.name}: {error}") from error
-    if isinstance(recipe.pretrained, Path) and not recipe.pretrained.is_file():
-        raise ConfigError(f"{combination.name}: pretrained: {recipe.pretrained}: no such file; check the path")
 
 
 def _combinations(config: ComparisonRecipe) -> Iterator[_Combination]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smearcount.datasets import picture_of, stems_of
-from smearcount.errors import DatasetError
+from smearcount.errors import UsageError
 from smearcount.images import open_image
 from smearcount.training.cell_sources import CellSource, folder_of, point_rows, readable, types_of
 
@@ -28,10 +28,11 @@ def labelled_points(name: str, source: CellSource, split: str) -> list[LabelledP
     """The labelled cells of the fields of a collection of points or types, where the label is one code.
 
     Raises:
-        DatasetError: the collection is missing, malformed, or of another format.
+        DatasetError: the collection is missing or malformed.
+        UsageError: it is of another format.
     """
     if source.format not in ("points", "typed"):
-        raise DatasetError(f"{name}: expected a collection of points or typed fields, got {source.format}")
+        raise UsageError(f"{name}: expected a collection of points or typed fields, got {source.format}")
     folder = folder_of(name, source)
     with readable(folder, source):
         types = types_of(folder / source.types) if source.format == "typed" else None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from smearcount.config import Strict
+from smearcount.errors import ConfigError
 from smearcount.naming_heads import SMALL_NETS
 from smearcount.naming_nets import NetSpec
 from smearcount.training.cell_views import CellAugmentation
@@ -217,6 +218,15 @@ class ClassifierRecipe(Strict):
     def window_um(self) -> float:
         """Side of the window in which the finished classifier sees a cell."""
         return self.named_um or self.patch_um
+
+    def check_pretrained(self) -> None:
+        """See whether the file of the pretrained weights is there, before cells are read for minutes.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        if isinstance(self.pretrained, Path) and not self.pretrained.is_file():
+            raise ConfigError(f"pretrained: {self.pretrained}: no such file; check the path")
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be gone on with: all but the place where it runs."""

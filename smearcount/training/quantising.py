@@ -103,7 +103,10 @@ def samples_in(folder: Path) -> Samples:
     """
     pictures = [(path, None) for path in find_images(folder, recursive=True)]
     if len(pictures) < 10:
-        raise UsageError(f"{folder}: {len(pictures)} pictures are too few to calibrate with; give 100 or more")
+        raise UsageError(
+            f"{folder}: {len(pictures)} pictures are too few to calibrate with; give 100 fields or "
+            f"{SINGLE_CELLS:,} single cells"
+        )
     check = pictures[4::5]
     return Samples(tuple(_spread([each for each in pictures if each not in check], CALIBRATION)), tuple(check))
 
