@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +19,10 @@ from smearcount.errors import SmearcountError, UsageError
 from smearcount.geometry import FloatArray, centres, diameters
 from smearcount.images import ImageSource, ReadLimits, check_target, grow_text, list_folder, open_image
 from smearcount.lists import read_lines
+from smearcount.manifests import ListedPatch, listed_patches, manifests_beside
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.naming import hear_experts, load_experts
-from smearcount.patches import PatchSizes, Pixels, sample_window, view_of_patch
+from smearcount.patches import Pixels, sample_window, view_of_patch
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -34,36 +34,17 @@ __all__ = [
     "ClassifyJob",
     "ClassifyOutcome",
     "ClassifyRun",
-    "ListedPatch",
     "label_columns",
-    "listed_patches",
     "listed_pictures",
     "name_files",
     "run_classify",
 ]
 
 PICTURES_AT_ONCE = 64
-MANIFEST = "manifest.csv"
-"""What `smearcount crop` calls its list of patches."""
 
 Progress = Callable[[Iterable[Path]], Iterable[Path]]
 
 Probabilities = Callable[[Named], FloatArray]
-
-
-@dataclass(frozen=True)
-class ListedPatch:
-    """What the manifest of `smearcount crop` says of a patch.
-
-    Attributes:
-        sizes: of the patch.
-        found_as: kind that the detector gave the cell, whatever its name made of it.
-        diameter_um: of the cell.
-    """
-
-    sizes: PatchSizes
-    found_as: str
-    diameter_um: float
 
 
 @dataclass(frozen=True)
@@ -93,7 +74,10 @@ class ClassifyJob:
     experts: tuple[tuple[Classifier, float], ...] = ()
 
 
-_HEAD = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score", "um_per_px", "um_per_px_source")
+_HEAD = (
+    *("image", "status", "error", "label", "score", "runner_up", "runner_up_score", "um_per_px", "um_per_px_source"),
+    "reading",
+)
 
 
 def label_columns(codes: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,41 +116,6 @@ def _listed_in(path: Path) -> list[Path]:
     return listed
 
 
-def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:
-    """Those pictures that the manifest in their folder lists as patches of `smearcount crop`.
-
-    Raises:
-        UsageError: a manifest can't be read.
-    """
-    listed: dict[Path, ListedPatch] = {}
-    for manifest in dict.fromkeys(path.parent / MANIFEST for path in paths):
-        if manifest.is_file():
-            listed |= _patches_in(manifest)
-    return listed
-
-
-def _patches_in(manifest: Path) -> dict[Path, ListedPatch]:
-    columns = ("file", "kind", "diameter_um", "side_um", "um_per_px")
-    try:
-        with manifest.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if all(row.get(column) for column in columns)]
-        patches = {manifest.parent / row["file"]: _patch_of(row) for row in rows}
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{manifest}: no manifest of `smearcount crop` ({error}); move it elsewhere") from error
-    for path, patch in patches.items():
-        sizes = (patch.sizes.side_um, patch.sizes.um_per_px, patch.diameter_um)
-        if not all(0 < size < 1000 for size in sizes):
-            raise UsageError(
-                f"{manifest}: the sizes of {path.name} are none in micrometres; move the manifest elsewhere"
-            )
-    return patches
-
-
-def _patch_of(row: Mapping[str, str]) -> ListedPatch:
-    sizes = PatchSizes(float(row["side_um"]), float(row["um_per_px"]))
-    return ListedPatch(sizes, row.get("found_as") or row["kind"], float(row["diameter_um"]))
-
-
 @dataclass(frozen=True, eq=False)
 class _Shown:
     """What the network is shown of a picture.
@@ -178,6 +127,7 @@ class _Shown:
         size_um: diameter of the cell where it is known.
         found_as: kind of the cell where the manifest says it.
         expert_views: of the same window, what each expert is shown.
+        reading: what was done to the stored pixels.
     """
 
     view: Pixels
@@ -186,6 +136,7 @@ class _Shown:
     size_um: float | None = None
     found_as: str | None = None
     expert_views: tuple[Pixels, ...] = ()
+    reading: tuple[str, ...] = ()
 
 
 def name_files(classifier: Classifier, paths: Iterable[Path], job: ClassifyJob) -> Iterator[Row]:
@@ -237,7 +188,7 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
         um_per_px, origin = listed.sizes.side_um / width, "manifest"
         if not job.find:
             view, *others = (view_of_patch(picture, listed.sizes, each.patch_um, each.input_px) for each in cards)
-            return _Shown(view, um_per_px, origin, listed.diameter_um, listed.found_as, tuple(others))
+            return _Shown(view, um_per_px, origin, listed.diameter_um, listed.found_as, tuple(others), picture.notes)
     if job.find:
         scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
         um_per_px, origin = scale.um_per_px, origin if um_per_px else scale.source
@@ -250,9 +201,9 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
     if um_per_px is None:
         pixels = picture.read(0, 0, width, height)
         view, *others = (fitted(pixels, each.input_px) for each in cards)
-        return _Shown(view, None, "window", expert_views=tuple(others))
+        return _Shown(view, None, "window", expert_views=tuple(others), reading=picture.notes)
     view, *others = (sample_window(picture, middle, each.patch_um / um_per_px, each.input_px)[0] for each in cards)
-    return _Shown(view, um_per_px, origin, size_um, expert_views=tuple(others))
+    return _Shown(view, um_per_px, origin, size_um, expert_views=tuple(others), reading=picture.notes)
 
 
 def _row(path: Path, shown: _Shown, probs: FloatArray, job: ClassifyJob) -> Row:
@@ -265,6 +216,7 @@ def _row(path: Path, shown: _Shown, probs: FloatArray, job: ClassifyJob) -> Row:
         **{"label": job.codes[first] if sure else UNCLASSIFIED, "score": f"{probs[first]:.4f}"},
         **{"runner_up": job.codes[second], "runner_up_score": f"{probs[second]:.4f}"},
         **{"um_per_px": f"{shown.um_per_px:.6g}" if shown.um_per_px else "", "um_per_px_source": shown.origin},
+        "reading": "; ".join(shown.reading),
     }
     return row | {f"p_{code}": f"{p:.4f}" for code, p in zip(job.codes, probs.tolist(), strict=True)}
 
@@ -313,8 +265,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     classifier, job, unasked = _prepared(run, taxonomy)
     given = list(paths)
     pictures, remarks = listed_pictures(given), tuple[str, ...]()
-    manifests = {path.parent / MANIFEST for path in pictures}
-    check_target(out, [*run.inputs, *given, *pictures, *manifests])
+    check_target(out, [*run.inputs, *given, *pictures, *manifests_beside(pictures)])
     examples = read_examples(run.examples, taxonomy, classifier.card.codes) if run.examples else []
     job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
     if run.examples:

@@ -9,13 +9,12 @@ from pathlib import Path
 from smearcount.batch import Failure, Progress, analyze_each, unique_stems
 from smearcount.errors import UsageError
 from smearcount.images import grow_text, make_folder, write_picture
+from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS
 from smearcount.pipeline import Analysis, Pipeline
-from smearcount.report import CELL_COLUMNS, Row, cell_rows, to_csv
+from smearcount.report import Row, cell_rows, to_csv
 from smearcount.taxonomy import file_name_of
 
-__all__ = ["MANIFEST_COLUMNS", "write_crops"]
-
-MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "found_as", "side_um", "filled", "um_per_px")
+__all__ = ["write_crops"]
 
 
 def write_crops(
@@ -33,7 +32,7 @@ def write_crops(
     stems = unique_stems(images, full=True)
     written = 0
     failed: list[str] = []
-    before = _listed(make_folder(out) / "manifest.csv")
+    before = _listed(make_folder(out) / MANIFEST)
 
     def finish(path: Path, analysis: Analysis) -> list[Row]:
         rows = _write_patches(analysis, out, stems[path])
@@ -41,7 +40,7 @@ def write_crops(
             (out / str(name)).unlink(missing_ok=True)
         return rows
 
-    with grow_text(out / "manifest.csv") as add:
+    with grow_text(out / MANIFEST) as add:
         add(to_csv(MANIFEST_COLUMNS, []))
         for _, outcome in analyze_each(pipeline, progress(stems), lambda path: (path.name, ""), finish):
             if isinstance(outcome, Failure):

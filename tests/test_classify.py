@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,10 +21,8 @@ from smearcount.classify import (
     ClassifyJob,
     ClassifyOutcome,
     ClassifyRun,
-    ListedPatch,
     _show,
     label_columns,
-    listed_patches,
     listed_pictures,
     name_files,
     run_classify,
@@ -33,6 +32,7 @@ from smearcount.crops import write_crops
 from smearcount.detector import Detector
 from smearcount.errors import ImageError, ModelError, UsageError
 from smearcount.images import ArraySource, open_image, write_picture
+from smearcount.manifests import ListedPatch, listed_patches
 from smearcount.patches import PatchSizes
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
@@ -93,7 +93,7 @@ def test_the_columns_are_fixed(classify: Run, draw_discs: Draw, tmp_path: Path) 
     folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"))
     _, (row,) = classify(folder)
     head = ("image", "status", "error", "label", "score", "runner_up", "runner_up_score")
-    head += ("um_per_px", "um_per_px_source")
+    head += ("um_per_px", "um_per_px_source", "reading")
     assert tuple(row) == label_columns(RED) == (*head, "p_normocyte", "p_spherocyte", "p_target_cell")
     assert (row["image"], row["status"], row["error"]) == (str(folder / "a.png"), "ok", "")
 
@@ -540,3 +540,14 @@ def test_an_expert_is_heard_where_the_model_is_unsure(
     outcome, rows = classify(folder, experts={others: 0.6})
     assert outcome.remarks == (f"{others} is not asked: red-discs lacks some of its codes",)
     assert rows == classify(folder)[1]
+
+
+def test_what_was_done_to_the_stored_pixels_is_told(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    plain = cell(draw_discs, "normocyte")
+    folder = write(tmp_path / "in", plain=plain)
+    clear = np.concatenate([plain, np.full((*plain.shape[:2], 1), 255, np.uint8)], axis=2)
+    clear[:3, :3, 3] = 0
+    cv2.imwrite(str(folder / "see_through.png"), clear)
+    _, rows = classify(folder)
+    assert [row["reading"] for row in rows] == ["", open_image(folder / "see_through.png").notes[0]]
+    assert rows[1]["reading"]

@@ -28,7 +28,7 @@ LAYERS = (
     ("overlay",),
     ("pipeline",),
     ("judging",),
-    ("simulate", "training", "batch", "engines", "gallery"),
+    ("simulate", "training", "batch", "engines", "gallery", "manifests"),
     ("evaluate", "evaluate_cells", "evaluate_names", "mend_runs", "crops", "bench", "classify"),
     ("fold_runs",),
     ("robustness",),
