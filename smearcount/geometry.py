@@ -192,7 +192,7 @@ class ClosePairs:
 def close_pairs(boxes_xyxy: FloatArray, min_iou: float) -> ClosePairs:
     """All pairs of boxes `(N, 4)` whose intersection over union is more than `min_iou`.
 
-    Memory grows with the number of pairs, not with the square of the number of boxes.
+    Memory is that of the boxes in a band across the picture, `CLOSE_BOXES` at a time, not the square of their number.
     """
     by_height = np.argsort(centres(boxes_xyxy)[:, 1], kind="stable")
     ordered = boxes_xyxy[by_height]

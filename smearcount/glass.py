@@ -7,6 +7,7 @@ show. Within what they show nothing is changed: stains differ, and the networks 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import cv2
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from smearcount.geometry import FloatArray
 
-__all__ = ["glass_colour", "is_tinted", "lightest", "may_be_faint", "thinned", "untinted", "with_clear_cells"]
+__all__ = ["Contrast", "contrast_wanted", "glass_colour", "is_tinted", "lightest", "thinned", "untinted"]
 
 Rgb = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -23,6 +24,10 @@ AnyLevel = TypeVar("AnyLevel", np.uint8, np.bool_)
 
 RED_OVER_GREEN, BLUE_OVER_GREEN = (0.65, 1.35), (0.62, 1.2)
 """Of bare glass, between which a picture stays as it is; of 6,300 labelled photographs five lie beyond."""
+
+PINK = (1.1, 0.95)
+"""Red and blue over green above which, both, the lightest is stain: no light is pink, and where there is nothing but
+cells, there is no glass."""
 
 USUAL_GLASS = (1.05, 1.0, 0.92)
 """Red, green and blue of the glass over its green, which a tinted picture is given."""
@@ -37,11 +42,8 @@ FEWEST_CELLS = 10
 _MOST = 4.0
 """A channel, and differences to the glass, are multiplied by this at most: beyond, they are noise and rounding."""
 
-_NOT_GLASS, _MAYBE = 0.04, 0.2
-"""Optical density from which on a pixel is no glass, and median of such pixels below which cells may be faint."""
-
-_MEASURED = 20_000
-"""Pixels of a picture that are measured."""
+_MEASURED, _AT_A_GLANCE = 20_000, 5_000
+"""Pixels of a picture that are measured: for its tint, and in every picture."""
 
 _PLACES = np.array([(x, y) for x in (0.3, 0.5, 0.7) for y in (0.3, 0.5, 0.7)], np.float32)
 """Where a red cell is looked at, in shares of its box."""
@@ -66,17 +68,11 @@ def glass_colour(pixels: Rgb) -> Floats:
 
 
 def is_tinted(glass: Floats) -> bool:
-    """Whether a colour of the glass is beyond those of the labelled photographs."""
+    """Whether a colour of the glass is beyond those of the labelled photographs, and one that light may have."""
     red, green, blue = glass.tolist()
     (low_red, high_red), (low_blue, high_blue) = RED_OVER_GREEN, BLUE_OVER_GREEN
-    return not (low_red <= red / green <= high_red and low_blue <= blue / green <= high_blue)
-
-
-def may_be_faint(pixels: Rgb, glass: Floats) -> bool:
-    """Whether what is no glass among pixels `(N, 3)` is so light that the red cells are worth a look."""
-    green = np.sort(pixels[:, 1])
-    stained = int(np.searchsorted(green, glass[1] * math.exp(-_NOT_GLASS)))
-    return stained > 0 and green[stained // 2] > glass[1] * math.exp(-_MAYBE)
+    usual = low_red <= red / green <= high_red and low_blue <= blue / green <= high_blue
+    return not usual and not (red / green > PINK[0] and blue / green > PINK[1])
 
 
 def untinted(pixels: Rgb, inside: npt.NDArray[np.bool_]) -> tuple[Rgb, str]:
@@ -91,30 +87,45 @@ def untinted(pixels: Rgb, inside: npt.NDArray[np.bool_]) -> tuple[Rgb, str]:
     if not is_tinted(glass):
         return pixels, ""
     gains = np.minimum(np.array(USUAL_GLASS) / max(USUAL_GLASS) * glass.max() / glass, _MOST)
-    shown = ", ".join(f"{value:.0f}" for value in glass)
-    return _mapped(
-        pixels, np.arange(256.0)[:, None] * gains
-    ), f"tinted light balanced: the glass is at {shown} of 255 in red, green, blue"
+    shown = " : 1 : ".join(f"{glass[channel] / glass[1]:.2f}" for channel in (0, 2))
+    told = f"tinted light balanced: red, green and blue of the glass were as {shown}"
+    return _mapped(pixels, np.arange(256.0)[:, None] * gains), told
 
 
-def with_clear_cells(pixels: Rgb, red_cells: FloatArray) -> tuple[Rgb, str]:
-    """A picture `(H, W, 3)` with more contrast where its red cells are faint, and what was done; nothing is "".
+def contrast_wanted(pixels: Rgb, red_cells: FloatArray) -> Contrast | None:
+    """How much more contrast the red cells of a picture need; None where they are clear, or too few to tell.
 
     Args:
-        pixels: the picture.
+        pixels: the picture `(H, W, 3)`, or a part of it.
         red_cells: boxes `(N, 4)` of those that were found in it as it is.
     """
     if len(red_cells) < FEWEST_CELLS:
-        return pixels, ""
-    glass = glass_colour(thinned(pixels, _MEASURED).reshape(-1, 3))
+        return None
+    glass = glass_colour(thinned(pixels, _AT_A_GLANCE).reshape(-1, 3))
     places = red_cells[:, None, :2] + _PLACES * (red_cells[:, None, 2:] - red_cells[:, None, :2])
-    x, y = np.minimum(places.reshape(-1, 2), np.array(pixels.shape[1::-1]) - 1).astype(np.intp).T
-    density = max(math.log(glass[1] / max(float(np.percentile(pixels[y, x, 1], 25)), 1.0)), 0.01)
-    if density >= FAINT:
-        return pixels, ""
-    gain = min((1 - math.exp(-CLEAR)) / (1 - math.exp(-density)), _MOST)
-    told = f"contrast raised {gain:.1f} times: red cells have an optical density of {density:.2f}"
-    return _mapped(pixels, glass - gain * (glass - np.arange(256.0)[:, None])), told
+    x, y = np.clip(places.reshape(-1, 2), 0, np.array(pixels.shape[1::-1]) - 1).astype(np.intp).T
+    green = np.sort(pixels[y, x, 1])
+    density = max(math.log(glass[1] / max(int(green[len(green) // 4]), 1)), 0.01)
+    return Contrast(glass, density) if density < FAINT else None
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """Red cells that are too faint.
+
+    Attributes:
+        glass: its red, green and blue.
+        density: optical density in green of the darker quarter of the red cells.
+    """
+
+    glass: Floats
+    density: float
+
+    def raised(self, pixels: Rgb) -> tuple[Rgb, str]:
+        """A picture `(H, W, 3)` in which they are clear, and what was done."""
+        gain = min((1 - math.exp(-CLEAR)) / (1 - math.exp(-self.density)), _MOST)
+        told = f"contrast raised {gain:.1f} times: red cells have an optical density of {self.density:.2f}"
+        return _mapped(pixels, self.glass - gain * (self.glass - np.arange(256.0)[:, None])), told
 
 
 def _mapped(pixels: Rgb, levels: Floats) -> Rgb:

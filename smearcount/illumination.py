@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from smearcount.detector import Detector
 from smearcount.field_stop import BLACK, field_of_view, filled
-from smearcount.glass import glass_colour, is_tinted, lightest, may_be_faint, thinned, untinted, with_clear_cells
+from smearcount.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.images import ArraySource, ImageSource
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
-from smearcount.scale import find_at_scale
+from smearcount.scale import ScaledCells, find_at_scale, settle_scale
 
 Rgb = npt.NDArray[np.uint8]
 
-__all__ = ["MOST_PIXELS", "Lit", "even_light", "find_cells"]
+__all__ = ["MOST_PIXELS", "Lit", "even_light", "find_cells", "settle_lit"]
 
 MOST_PIXELS = 50_000_000
 """Larger pictures come from scanners, which have neither field stop nor dark glass."""
@@ -44,6 +44,9 @@ falls to 0.77 at most."""
 _DIM, _MOST_EVENED, _PARTS = 0.75, 4.0, 8
 """Share of the level below which a corner is looked at; what a pixel is multiplied by at most; parts of a side."""
 
+_PART_PX = 2048
+"""Sides of the part of a picture in which red cells are looked at for their contrast."""
+
 _FITTED_PIXELS = 65_000
 """To which the light is fitted: a thousand for the level of each part."""
 
@@ -55,12 +58,10 @@ class Lit:
     Attributes:
         source: what finds and names cells looks at.
         view: what the field stop leaves of it, convex; None for all of it.
-        maybe_faint: its red cells may be too faint for the networks; those that are found will tell.
     """
 
     source: ImageSource
     view: Region | None = None
-    maybe_faint: bool = False
 
     def changed(self, pixels: Rgb, *notes: str) -> Lit:
         """The same with other pixels and with what was done to them; itself where nothing was."""
@@ -85,9 +86,8 @@ def even_light(source: ImageSource) -> Lit:
     if width * height > MOST_PIXELS:
         return Lit(source)
     seen = _glance(source)
-    lit = Lit(source, maybe_faint=seen.maybe_faint)
     if seen.is_usual:
-        return lit
+        return Lit(source)
     notes, pixels, level = list[str](), source.read(0, 0, width, height), seen.level
     view = field_of_view(pixels, level) if seen.black_corner else None
     inside = np.ones((height, width), np.uint8) if view is None else view.mask((width, height))
@@ -105,7 +105,7 @@ def even_light(source: ImageSource) -> Lit:
     if seen.tinted and level >= DARKEST:
         pixels, told = untinted(pixels, inside != 0)
         notes.append(told)
-    return replace(lit, view=view).changed(pixels, *notes)
+    return Lit(source, view).changed(pixels, *notes)
 
 
 def find_cells(
@@ -123,13 +123,35 @@ def find_cells(
         The picture in which they were found, its scale, and the cells.
     """
     scale, found = find_at_scale(lit.source, detector, um_per_px, lit.source.um_per_px, slide, lit.view)
-    if not lit.maybe_faint:
-        return lit, scale, found
-    pixels = lit.source.read(0, 0, *lit.source.size_wh)
-    clear = lit.changed(*with_clear_cells(pixels, found.boxes[found.kinds == "rbc"]))
+    clear = _with_clear_cells(lit, found)
     if clear is lit:
         return lit, scale, found
     return clear, *find_at_scale(clear.source, detector, um_per_px, clear.source.um_per_px, slide, clear.view)
+
+
+def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> ScaledCells:
+    """The scale of a picture, and the red cells that it is estimated from, as `find_cells` settles it.
+
+    Where the search for the scale does not see all of the picture, it is not tried with more contrast.
+    """
+    settled = settle_scale(lit.source, detector, um_per_px, lit.source.um_per_px, view=lit.view)
+    clear = lit if settled.cells is None else _with_clear_cells(lit, settled.cells)
+    if clear is lit:
+        return settled
+    return settle_scale(clear.source, detector, um_per_px, clear.source.um_per_px, view=clear.view)
+
+
+def _with_clear_cells(lit: Lit, found: Detections) -> Lit:
+    """A picture with more contrast where the red cells found in it, or in its middle, are faint; else itself."""
+    width, height = lit.source.size_wh
+    if width * height > MOST_PIXELS:
+        return lit
+    part_wh = min(width, _PART_PX), min(height, _PART_PX)
+    left, top = (width - part_wh[0]) // 2, (height - part_wh[1]) // 2
+    boxes = found.boxes[found.kinds == "rbc"] - np.array([left, top, left, top], np.float32)
+    inside = np.all((boxes[:, :2] >= 0) & (boxes[:, 2:] <= np.array(part_wh)), axis=1)
+    wanted = contrast_wanted(lit.source.read(left, top, *part_wh), boxes[inside])
+    return lit.changed(*wanted.raised(lit.source.read(0, 0, width, height))) if wanted else lit
 
 
 @dataclass(frozen=True)
@@ -141,18 +163,16 @@ class _Glance:
         black_corner: a corner may lie outside the field stop.
         dim_corner: the light may fall towards a corner.
         tinted: the glass may be.
-        maybe_faint: as in `Lit`.
     """
 
     level: float
     black_corner: bool
     dim_corner: bool
     tinted: bool
-    maybe_faint: bool
 
     @property
     def is_usual(self) -> bool:
-        """Nothing is worth a second look, unless cells turn out to be faint."""
+        """Nothing is worth a second look."""
         return self.level >= DIM and not (self.dim_corner or self.tinted)
 
 
@@ -169,9 +189,7 @@ def _glance(source: ImageSource) -> _Glance:
     fifth = light.shape[2] // 5
     ends = [part for band in light[[0, -1]] for part in (band[:, :fifth], band[:, -fifth:])]
     dim = min(int(np.sort(end, axis=None)[int(0.9 * end.size)]) for end in ends) < _DIM * level
-    pixels = thin.reshape(-1, 3)
-    glass = glass_colour(pixels)
-    return _Glance(level, black, black or dim, is_tinted(glass), may_be_faint(pixels, glass))
+    return _Glance(level, black, black or dim, is_tinted(glass_colour(thin.reshape(-1, 3))))
 
 
 @dataclass(frozen=True, eq=False)

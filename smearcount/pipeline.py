@@ -22,7 +22,7 @@ from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
-from smearcount.illumination import Lit, even_light, find_cells
+from smearcount.illumination import Lit, even_light, find_cells, settle_lit
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -38,7 +38,6 @@ from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
 from smearcount.region import Region, read_region
 from smearcount.runtimes import RuntimeChoice, model_for
-from smearcount.scale import settle_scale
 from smearcount.slide_scale import RedCells, SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
@@ -249,8 +248,7 @@ class Pipeline:
             ImageError: the picture can't be read; names the file and the remedy.
         """
         source = self._opened(path, self.settings.um_per_px)
-        lit = even_light(source)
-        settled = settle_scale(lit.source, self.detector, self.settings.um_per_px, source.um_per_px, view=lit.view)
+        settled = settle_lit(even_light(source), self.detector, self.settings.um_per_px)
         return RedCells(source.size_wh, settled.red_px, source.sha256, self._provenance)
 
     def _opened(self, image: os.PathLike[str] | str, um_per_px: float | None) -> ImageSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,13 +14,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from smearcount.calibration import fit_temperature
 from smearcount.cards import Model
+from smearcount.cellsets import join
+from smearcount.classifier import calibrated
 from smearcount.cli import app
 from smearcount.config import read_model
 from smearcount.evaluate_cells import judge_cells
+from smearcount.fold_runs import FoldsJob, cross_validate
 from smearcount.images import write_picture
 from smearcount.training.naming_cells import usable_cells
 from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.painted_cells import PAINTED
 
 CODES = ("normocyte", "spherocyte")
 FOLDS = 3
@@ -89,17 +95,25 @@ def test_every_cell_is_judged_once_by_a_network_that_did_not_see_its_patient(ran
     assert sorted(seen) == sorted(judged)
 
 
-def test_the_probabilities_are_those_of_the_model_of_the_fold(ran: Result, place: Path) -> None:
+def test_the_probabilities_are_of_the_model_of_the_fold_at_the_temperature_of_the_others(
+    ran: Result, place: Path
+) -> None:
     cells, left_out = usable_cells(read_model(ClassifierRecipe, place / "own.yaml"), place)
     assert (len(cells), left_out) == (48, 0)
     judged = {row["origin"]: row for row in rows_of(place / "out" / "predictions.csv")}
+    logits, fold_of = np.zeros((48, 2)), np.zeros(48, int)
     for fold in range(1, FOLDS + 1):
         folder = place / "out" / f"fold-{fold}"
-        held = {row["cell"] for row in rows_of(folder / "split.csv") if row["split"] == "val"}
-        part = cells.take(np.isin(cells.origins, list(held)))
-        for origin, probs in zip(part.origins, judge_cells(Model(folder / "model"), part).probs, strict=True):
-            shown = [float(judged[str(origin)][f"p_{code}"]) for code in CODES]
-            np.testing.assert_allclose(shown, probs, atol=1e-4)
+        held = [row["cell"] for row in rows_of(folder / "split.csv") if row["split"] == "val"]
+        rows = np.flatnonzero(np.isin(cells.origins, held))
+        model = Model(folder / "model")
+        probs = judge_cells(model, cells.take(rows)).probs
+        fold_of[rows], logits[rows] = fold, np.log(probs) * model.classifier_card.temperature
+    for fold in range(1, FOLDS + 1):
+        others = fold_of != fold
+        expected = calibrated(logits[~others], fit_temperature(logits[others], cells.targets[others]))
+        shown = [[float(judged[origin][f"p_{code}"]) for code in CODES] for origin in cells.origins[~others].tolist()]
+        np.testing.assert_allclose(shown, expected, atol=1e-4)
 
 
 def test_figures_are_over_all_cells_and_a_row_tells_each_fold(ran: Result, place: Path) -> None:
@@ -107,6 +121,8 @@ def test_figures_are_over_all_cells_and_a_row_tells_each_fold(ran: Result, place
     rows = rows_of(place / "out" / "folds.csv")
     assert [row["fold"] for row in rows] == ["1", "2", "3"]
     assert sum(int(row["held_cells"]) for row in rows) == found["n"] == 48
+    leaks = [(place / "out" / f"fold-{fold}" / "leaks.txt").read_text().splitlines() for fold in range(1, FOLDS + 1)]
+    assert [int(row["leaks"]) for row in rows] == [len(listed) for listed in leaks]
     right = sum(float(row["accuracy"]) * int(row["held_cells"]) for row in rows)
     assert found["accuracy"]["value"] == pytest.approx(right / 48)
     assert found["accuracy"]["value"] > 0.9
@@ -157,4 +173,40 @@ def test_a_class_of_one_patient_stops_all_before_the_first_training(tmp_path: Pa
     assert result.exit_code != 0
     assert "of 2: no training cell of spherocyte" in said
     assert "own.yaml" in said
+    assert not list((tmp_path / "out").rglob("train.log"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_painted_cells_are_trained_on_and_never_judged(place: Path, tmp_path: Path) -> None:
+    recipe = read_model(ClassifierRecipe, place / "own.yaml")
+    cells, _ = usable_cells(recipe, place)
+    chosen = cells.take(np.arange(0, 48, 5))
+    painted = replace(
+        chosen,
+        sources=np.array([f"{PAINTED}folder"] * len(chosen)),
+        origins=np.array([f"{origin} painted" for origin in chosen.origins.tolist()]),
+    )
+    found = cross_validate(FoldsJob(recipe, "own", 2, tmp_path), join([cells, painted]))
+    assert found["n"] == 48
+    rows = [rows_of(tmp_path / f"fold-{fold}" / "split.csv") for fold in (1, 2)]
+    for one in rows:
+        held = {row["group"] for row in one if row["split"] == "val"}
+        with_paint = [row for row in one if row["cell"].endswith("painted")]
+        assert {row["split"] for row in with_paint} == {"train"}
+        assert held.isdisjoint(row["group"] for row in with_paint)
+    assert sum(row["cell"].endswith("painted") for one in rows for row in one) >= 8
+
+
+def test_a_fold_without_an_exact_label_says_which(tmp_path: Path) -> None:
+    for number in range(6):
+        for label in ("Normal", "Esferocito"):
+            draw(tmp_path / "cells" / label / "p0" / f"{number}.png", 20 * number + len(label), label)
+        draw(tmp_path / "cells" / "either" / "p1" / f"{number}.png", 900 + number, "Normal")
+    classes = {"Normal": "normocyte", "Esferocito": "spherocyte", "either": ["normocyte", "spherocyte"]}
+    recipe = recipe_in(tmp_path, data={"folder": str(tmp_path / "cells"), "classes": classes})
+    result = call("train", "folds", recipe, "--folds", 2, "--out", tmp_path / "out")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2
+    assert "own.yaml: fold" in said
+    assert "ask for another number of folds" in said
     assert not list((tmp_path / "out").rglob("train.log"))

@@ -18,13 +18,13 @@ from smearcount.glass import (
     FEWEST_CELLS,
     RED_OVER_GREEN,
     USUAL_GLASS,
+    contrast_wanted,
     glass_colour,
     is_tinted,
     untinted,
-    with_clear_cells,
 )
 from smearcount.illumination import even_light
-from smearcount.images import ArraySource, open_image
+from smearcount.images import ArraySource, open_image, write_picture
 
 Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
@@ -76,7 +76,8 @@ def test_the_glass_is_what_is_lightest() -> None:
         (1.0, 1.0, False),
         (RED_OVER_GREEN[0] + 0.01, 1.0, False),
         (RED_OVER_GREEN[0] - 0.01, 1.0, True),
-        (RED_OVER_GREEN[1] + 0.01, 1.0, True),
+        (RED_OVER_GREEN[1] + 0.01, 0.8, True),
+        (RED_OVER_GREEN[1] + 0.01, 1.0, False),  # pink is stain
         (1.0, BLUE_OVER_GREEN[0] - 0.01, True),
         (1.0, BLUE_OVER_GREEN[1] + 0.01, True),
         (RED_OVER_GREEN[1] - 0.01, BLUE_OVER_GREEN[0] + 0.01, False),
@@ -94,7 +95,7 @@ def test_tinted_glass_gets_the_usual_colour_and_keeps_its_lightness() -> None:
     assert glass.max() == 200
     # A cell keeps its optical density in every channel.
     np.testing.assert_allclose(balanced[50, 50] / glass, math.exp(-0.4), atol=0.01)
-    assert told == "tinted light balanced: the glass is at 200, 160, 70 of 255 in red, green, blue"
+    assert told == "tinted light balanced: red, green and blue of the glass were as 1.25 : 1 : 0.44"
     again, nothing = untinted(balanced, np.ones((400, 600), bool))
     assert again is balanced
     assert nothing == ""
@@ -135,7 +136,10 @@ def test_a_tinted_picture_is_counted_like_a_plain_one(pipeline: Pipeline, name: 
 @pytest.mark.parametrize("density", [0.05, 0.10, 0.13])
 def test_faint_cells_become_clear_ones(density: float) -> None:
     pixels, boxes = drawn(density, 12)
-    clear, told = with_clear_cells(pixels, boxes)
+    wanted = contrast_wanted(pixels, boxes)
+    assert wanted is not None
+    assert wanted.density == pytest.approx(density, abs=0.01)
+    clear, told = wanted.raised(pixels)
     assert told.startswith("contrast raised")
     glass, cell = clear[0, 0].astype(float), clear[50, 50].astype(float)
     assert (glass == pixels[0, 0]).all()
@@ -146,9 +150,7 @@ def test_faint_cells_become_clear_ones(density: float) -> None:
 @pytest.mark.parametrize(("density", "cells"), [(FAINT + 0.02, 12), (0.5, 12), (0.05, FEWEST_CELLS - 1), (0.05, 0)])
 def test_clear_cells_and_few_cells_leave_the_contrast_alone(density: float, cells: int) -> None:
     pixels, boxes = drawn(density, cells)
-    clear, told = with_clear_cells(pixels, boxes)
-    assert clear is pixels
-    assert told == ""
+    assert contrast_wanted(pixels, boxes) is None
 
 
 @pytest.mark.parametrize("share", [0.35, 0.25])
@@ -172,6 +174,28 @@ def test_an_empty_field_stays_empty(pipeline: Pipeline, noise: float, fall: floa
     assert result.reading == ()
 
 
-def test_a_glance_looks_for_faint_cells_where_there_may_be_some() -> None:
-    assert even_light(ArraySource(hazy(field(), 0.25))).maybe_faint
-    assert not even_light(ArraySource(field())).maybe_faint
+def test_a_hazy_picture_has_the_scale_of_a_plain_one(pipeline: Pipeline, tmp_path: Path) -> None:
+    """The scale of a slide, too, is estimated from what is looked at in the end."""
+    part = field()[:800, :800]
+    for share in (1.0, 0.2, 0.1):
+        write_picture(tmp_path / "field.png", hazy(part, share))
+        found = pipeline.analyze(tmp_path / "field.png").result
+        measured = pipeline.measure(tmp_path / "field.png").diameters_px
+        assert 7.5 / np.median(measured) == pytest.approx(found.scale.um_per_px, rel=1e-4)
+        assert len(found.reading) == (share < 1)
+
+
+def test_a_hazy_picture_through_an_eyepiece_is_made_clear(pipeline: Pipeline) -> None:
+    y, x = np.mgrid[:900, :1200]
+    seen = (np.hypot(x - 600, y - 450) < 430)[..., None]
+    plain, shown = (pipeline.analyze(pixels * seen).result for pixels in (field(), hazy(field(), 0.2)))
+    assert [note.split(" ")[0] for note in shown.reading] == ["black", "contrast"]
+    red = [int((each.counted & (each.detections.kinds == "rbc")).sum()) for each in (plain, shown)]
+    assert red[1] == pytest.approx(red[0], rel=0.03)
+
+
+@pytest.mark.parametrize("stain", [(171, 114, 137), (230, 150, 150), (190, 130, 180)])
+def test_a_picture_of_nothing_but_cells_is_not_balanced(stain: tuple[int, int, int]) -> None:
+    grain = np.random.default_rng(0).normal(0, 6, (200, 300, 3))
+    picture = ArraySource(np.clip(np.array(stain) + grain, 0, 255).astype(np.uint8))
+    assert even_light(picture).source is picture

@@ -1,4 +1,4 @@
-"""Commands about naming cells: classify, train classifier, train compare, train survey, evaluate classifier, mend."""
+"""Commands about naming cells: classify; train classifier, compare, folds, survey; evaluate classifier, names; mend."""
 
 from __future__ import annotations
 

@@ -13,7 +13,10 @@ import numpy.typing as npt
 from smearcount.cellsets import CellSet, Pixels, join
 from smearcount.training.paint import PAINTED_CODES, paint, retouch
 
-__all__ = ["with_painted"]
+__all__ = ["PAINTED", "with_painted"]
+
+PAINTED = "painted:"
+"""Before the name of the collection that a painted cell is of."""
 
 
 def with_painted(cells: CellSet, per_code: int, seed: int) -> CellSet:
@@ -70,6 +73,6 @@ def _retouched(cells: CellSet, rows: npt.NDArray[np.intp], rng: np.random.Genera
 def _renamed(part: CellSet, what: str) -> CellSet:
     return replace(
         part,
-        sources=np.array([f"painted:{name}" for name in part.sources.tolist()], np.str_),
+        sources=np.array([f"{PAINTED}{name}" for name in part.sources.tolist()], np.str_),
         origins=np.array([f"{origin} {what}" for origin in part.origins.tolist()], np.str_),
     )
