@@ -32,7 +32,7 @@ cells, there is no glass."""
 USUAL_GLASS = (1.05, 1.0, 0.92)
 """Red, green and blue of the glass over its green, which a tinted picture is given."""
 
-FAINT, CLEAR = 0.17, 0.30
+FAINT, CLEAR = 0.15, 0.30
 """Optical density in green of the darker quarter of what lies in the boxes of red cells: below the first the contrast
 is raised, to the second. Of the labelled photographs it is 0.24 to 0.67 in the middle of a collection."""
 
