@@ -122,11 +122,13 @@ def find_cells(
     Returns:
         The picture in which they were found, its scale, and the cells.
     """
-    scale, found = find_at_scale(lit.source, detector, um_per_px, lit.source.um_per_px, slide, lit.view)
+
+    def search(shown: Lit) -> tuple[Scale, Detections]:
+        return find_at_scale(shown.source, detector, um_per_px, shown.source.um_per_px, slide, shown.view)
+
+    scale, found = search(lit)
     clear = _with_clear_cells(lit, found)
-    if clear is lit:
-        return lit, scale, found
-    return clear, *find_at_scale(clear.source, detector, um_per_px, clear.source.um_per_px, slide, clear.view)
+    return (lit, scale, found) if clear is lit else (clear, *search(clear))
 
 
 def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> ScaledCells:
@@ -134,11 +136,13 @@ def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> 
 
     Where the search for the scale does not see all of the picture, it is not tried with more contrast.
     """
-    settled = settle_scale(lit.source, detector, um_per_px, lit.source.um_per_px, view=lit.view)
+
+    def search(shown: Lit) -> ScaledCells:
+        return settle_scale(shown.source, detector, um_per_px, shown.source.um_per_px, view=shown.view)
+
+    settled = search(lit)
     clear = lit if settled.cells is None else _with_clear_cells(lit, settled.cells)
-    if clear is lit:
-        return settled
-    return settle_scale(clear.source, detector, um_per_px, clear.source.um_per_px, view=clear.view)
+    return settled if clear is lit else search(clear)
 
 
 def _with_clear_cells(lit: Lit, found: Detections) -> Lit:
