@@ -110,7 +110,7 @@ def listed_pictures(paths: Iterable[Path]) -> list[Path]:
 def _listed_in(path: Path) -> list[Path]:
     """The pictures on the lines of a file, relative to its folder; a line may be a folder, too."""
     listed: list[Path] = []
-    for line in read_lines(path):
+    for line in read_lines(path, path.parent):
         entry = path.parent / line
         listed += list_folder(entry, recursive=True).pictures if entry.is_dir() else [entry]
     return listed

@@ -23,7 +23,7 @@ from smearcount.records import Detections
 from smearcount.region import Region
 from smearcount.squares import LEVELS, Grid, SquareMeasures, measure_squares
 
-__all__ = ["COLOURS", "COUNTABLE", "REASONS", "CountableMap", "countable_map", "judge_squares", "shade"]
+__all__ = ["COLOURS", "TINT", "COUNTABLE", "REASONS", "CountableMap", "countable_map", "judge_squares", "shade"]
 
 REASONS = ("countable", "background", "too thin", "too thick", "out of focus", "debris")
 COUNTABLE = 0
@@ -36,6 +36,9 @@ COLOURS = {
     "debris": (240, 170, 0),
 }
 """RGB of the squares that are not counted, on an overlay."""
+
+TINT = 0.35
+"""Share of that colour."""
 
 FIELD_UM2 = 7500.0
 """Area of a usual photographed field, 100 x 75 um: `SPARSE_RED` cells in one are too few."""
@@ -204,18 +207,17 @@ def _background_level(histogram: Counts2d) -> float:
     return float(np.searchsorted(np.cumsum(scanned), 0.98 * scanned.sum())) + 0.5
 
 
-def shade(pixels: Pixels, counted: CountableMap, strength: float = 0.35) -> Pixels:
+def shade(pixels: Pixels, counted: CountableMap) -> Pixels:
     """A picture with the squares that are not counted tinted in `COLOURS`.
 
     Args:
         pixels: `(h, w, 3) uint8 RGB`, the picture of the map at any size.
         counted: the map.
-        strength: share of the tint, 0 to 1.
     """
     tints = np.array([COLOURS.get(name, (0, 0, 0)) for name in REASONS], np.uint8)
     shape = pixels.shape[1], pixels.shape[0]
     reasons = _enlarged(counted, shape)
-    tinted = cv2.addWeighted(pixels, 1 - strength, tints[reasons], strength, 0)
+    tinted = cv2.addWeighted(pixels, 1 - TINT, tints[reasons], TINT, 0)
     return cast(Pixels, np.where((reasons == COUNTABLE)[..., None], pixels, tinted))
 
 

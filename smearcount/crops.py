@@ -4,45 +4,66 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from smearcount.batch import Failure, Progress, analyze_each, unique_stems
+from smearcount.batch import Failure, Progress, analyze_each
 from smearcount.errors import UsageError
 from smearcount.images import grow_text, make_folder, write_picture
 from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS
+from smearcount.output_names import numbered, unique_stems
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import Row, cell_rows, to_csv
 from smearcount.taxonomy import file_name_of
 
-__all__ = ["write_crops"]
+__all__ = ["Cropped", "write_crops"]
 
 
-def write_crops(
-    pipeline: Pipeline, images: Iterable[Path], out: Path, progress: Progress = iter
-) -> tuple[int, list[str]]:
-    """Cut every cell of every picture out; returns the number of patches and the reasons of the failures.
+@dataclass(frozen=True)
+class Cropped:
+    """What a run of `smearcount crop` came to.
 
-    Patches of other pictures that lie in the folder already stay in the manifest; those of a picture of the same name
-    are replaced, unless it fails now.
+    Attributes:
+        written: number of patches.
+        failed: reasons of the pictures that could not be read.
+        renamed: pictures whose patches begin otherwise than their file name, since another picture has that, and how.
+    """
+
+    written: int
+    failed: tuple[str, ...]
+    renamed: tuple[tuple[Path, str], ...]
+
+
+def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress: Progress = iter) -> Cropped:
+    """Cut every cell of every picture out.
+
+    Patches of other pictures that lie in the folder already stay, even of one that has the same name; those of the same
+    name and content are replaced.
 
     Raises:
         ImageError: the folder can't be written.
         UsageError: it holds another file of the name of the manifest.
     """
-    stems = unique_stems(images, full=True)
-    written = 0
-    failed: list[str] = []
+    wanted = unique_stems(images, full=True)
     before = _listed(make_folder(out) / MANIFEST)
+    content = {stem: rows[0]["image_sha256"] for stem, rows in before.items()}
+    stems: dict[Path, str] = {}
+    written, failed = 0, list[str]()
+
+    def free(stem: str, sha256: str) -> bool:
+        return stem not in stems.values() and content.get(stem, sha256) == sha256
 
     def finish(path: Path, analysis: Analysis) -> list[Row]:
-        rows = _write_patches(analysis, out, stems[path])
-        for name in {row["file"] for row in before.pop(stems[path], [])} - {row["file"] for row in rows}:
+        sha256 = analysis.result.image_sha256
+        stems[path] = stem = next(stem for stem in numbered(wanted[path]) if free(stem, sha256))
+        rows = _write_patches(analysis, out, stem)
+        for name in {row["file"] for row in before.pop(stem, [])} - {row["file"] for row in rows}:
             (out / str(name)).unlink(missing_ok=True)
         return rows
 
     with grow_text(out / MANIFEST) as add:
         add(to_csv(MANIFEST_COLUMNS, []))
-        for _, outcome in analyze_each(pipeline, progress(stems), lambda path: (path.name, ""), finish):
+        for _, outcome in analyze_each(pipeline, progress(wanted), lambda path: (path.name, ""), finish):
             if isinstance(outcome, Failure):
                 failed.append(outcome.reason)
                 continue
@@ -50,7 +71,8 @@ def write_crops(
             written += len(outcome)
         for rows in before.values():
             add(to_csv(MANIFEST_COLUMNS, [row for row in rows if (out / str(row["file"])).is_file()], header=False))
-    return written, failed
+    renamed = [(path, stem) for path, stem in stems.items() if stem != wanted[path]]
+    return Cropped(written, tuple(failed), tuple(renamed))
 
 
 def _listed(manifest: Path) -> dict[str, list[Row]]:
@@ -83,7 +105,8 @@ def _write_patches(analysis: Analysis, out: Path, stem: str) -> list[Row]:
             name = f"{stem}_{patch.cell_id:05d}_{row['kind']}_{file_name_of(str(row['label']))}.png"
             written.append(write_picture(out / name, patch.pixels))
             size = {"side_um": f"{patch.side_um:g}", "um_per_px": f"{patch.um_per_px:.6g}"}
-            rows.append({"file": name, **row, "found_as": found, **size, "filled": f"{patch.filled:.4f}"})
+            of = {"filled": f"{patch.filled:.4f}", "image_sha256": result.image_sha256}
+            rows.append({"file": name, **row, "found_as": found, **size, **of})
     except BaseException:
         for path in written:
             path.unlink(missing_ok=True)

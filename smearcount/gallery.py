@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -22,9 +23,9 @@ from smearcount.patches import sample_window
 from smearcount.pipeline import Analysis
 from smearcount.records import KINDS, UNCLASSIFIED
 from smearcount.report import percent_text
-from smearcount.taxonomy import file_name_of
+from smearcount.taxonomy import Taxonomy, file_name_of
 
-__all__ = ["contact_sheets", "write_gallery"]
+__all__ = ["clear_gallery", "contact_sheets", "write_gallery"]
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -132,12 +133,20 @@ def write_gallery(
     for code, sheets in groupby(contact_sheets(analysis, per_sheet, most_sheets), key=lambda each: each[0]):
         for n, (_, pixels) in enumerate(sheets, start=1):
             written.append(write_picture(place / f"{file_name_of(code)}{f'.{n}' if n > 1 else ''}.jpg", pixels))
-    codes = (*analysis.taxonomy.codes, *(_unnamed(kind) for kind in KINDS))
-    own = re.compile(rf"(?:{'|'.join(re.escape(file_name_of(code)) for code in codes)})(?:\.\d+)?\.jpg")
-    for path in sorted(place.iterdir()):
-        if own.fullmatch(path.name) and path not in written:
-            path.unlink(missing_ok=True)
+    clear_gallery(place, analysis.taxonomy, written)
     return written
+
+
+def clear_gallery(place: Path, taxonomy: Taxonomy, kept: Collection[Path] = ()) -> None:
+    """Remove the sheets of an earlier run from a folder, but for those that are kept, and the folder if it is empty."""
+    codes = (*taxonomy.codes, *(_unnamed(kind) for kind in KINDS))
+    own = re.compile(rf"(?:{'|'.join(re.escape(file_name_of(code)) for code in codes)})(?:\.\d+)?\.jpg")
+    with suppress(OSError):
+        for path in sorted(place.iterdir()):
+            if own.fullmatch(path.name) and path not in kept:
+                path.unlink()
+        if not kept:
+            place.rmdir()
 
 
 def _unnamed(kind: str) -> str:

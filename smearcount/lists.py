@@ -12,8 +12,10 @@ from smearcount.errors import UsageError
 __all__ = ["read_lines"]
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, folder: Path) -> list[str]:
     """The lines of a list that are not empty, without blanks and double quotes around them.
+
+    A line that begins with `#` is a comment, unless there is such a file in the folder that the lines are relative to.
 
     UTF-8 or any other bytes that can be in a file's name, or UTF-16 with a byte order mark, as PowerShell writes it.
 
@@ -34,4 +36,4 @@ def read_lines(path: Path) -> list[str]:
     # Unlike str.splitlines, which breaks names at characters that they can have.
     lines = (line.strip(" \t\v\f") for line in re.split("[\r\n]+", text))
     unquoted = (line[1:-1] if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines)
-    return [line for line in unquoted if line]
+    return [line for line in unquoted if line and (line[0] != "#" or os.path.lexists(folder / line))]

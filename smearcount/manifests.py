@@ -11,10 +11,10 @@ from smearcount.errors import UsageError
 from smearcount.patches import PatchSizes
 from smearcount.report import CELL_COLUMNS
 
-__all__ = ["MANIFEST", "MANIFEST_COLUMNS", "ListedPatch", "listed_patches", "manifests_beside"]
+__all__ = ["MANIFEST", "MANIFEST_COLUMNS", "ListedPatch", "listed_patches", "manifests_beside", "names_listed"]
 
 MANIFEST = "manifest.csv"
-MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "found_as", "side_um", "filled", "um_per_px")
+MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "found_as", "side_um", "filled", "um_per_px", "image_sha256")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,17 @@ class ListedPatch:
 def manifests_beside(pictures: Iterable[Path]) -> list[Path]:
     """The manifests in the folders of some pictures."""
     return [path for path in dict.fromkeys(picture.parent / MANIFEST for picture in pictures) if path.is_file()]
+
+
+def names_listed(folder: Path) -> frozenset[str]:
+    """The names of the patches of `smearcount crop` in a folder; none where it has no manifest of them."""
+    try:
+        with (folder / MANIFEST).open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            ours = {"file", "found_as", "side_um"} <= set(table.fieldnames or ())
+            return frozenset(row["file"] for row in table) if ours else frozenset()
+    except (OSError, ValueError, csv.Error):
+        return frozenset()
 
 
 def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:

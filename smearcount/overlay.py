@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.countable import COLOURS, TINT
 from smearcount.detector import PixelSource
 from smearcount.geometry import resize_rgb
 from smearcount.outlines import WEIGHTS, Pen, colour_of, draw_outlines, label_keys, outline_style
@@ -50,7 +51,7 @@ _BLOCK_ROWS = (8, 30)
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the legend: name and figures of a type, and kind and name of the cells it shows the outline of."""
+    """A line of the legend: name and figures of a type, and a tint, or kind and name of cells for their outline."""
 
     name: str
     count: str
@@ -58,6 +59,7 @@ class _Entry:
     nested: bool = False
     key: tuple[str, str] | None = None
     pen: Pen | None = None
+    tint: tuple[int, ...] | None = None
 
 
 def _counted_entries(result: SmearResult, taxonomy: Taxonomy, present: Collection[tuple[str, str]]) -> list[_Entry]:
@@ -91,7 +93,18 @@ def _entries(result: SmearResult, taxonomy: Taxonomy, line_px: float) -> list[_E
     if not result.counted.all():
         dashed = Pen(FAINT, line_px, line_px / 2, True)
         entries.append(_Entry("not counted (dashed)", f"{int((~result.counted).sum()):,}", "", nested, None, dashed))
-    return entries
+    return entries + _tint_entries(result)
+
+
+def _tint_entries(result: SmearResult) -> list[_Entry]:
+    """What the tints stand for, each with the cells that are not counted for it, and the share of the picture."""
+    shares, cells = result.quality.shares, result.counts.excluded
+    return [
+        _Entry(f"tinted: {name}", f"{cells.get(name, 0):,}", f"{100 * shares[name]:.1f} % of the area", True, tint=tint)
+        for name, colour in COLOURS.items()
+        if shares.get(name)
+        for tint in [tuple(round((1 - TINT) * light + TINT * c) for light, c in zip(PAPER, colour, strict=True))]
+    ]
 
 
 def _widths(entries: Sequence[_Entry], face: Face) -> tuple[float, float, float]:
@@ -126,9 +139,10 @@ def _legend(entries: Sequence[_Entry], face: Face) -> list[list[Row]]:
     for entry in entries:
         if len(blocks[-1]) > _BLOCK_ROWS[entry.nested]:
             blocks.append([])
-        left = _SAMPLE * face.size if entry.pen or not nested else 0
+        left = _SAMPLE * face.size if entry.pen or entry.tint or not nested else 0
         texts = (entry.name, entry.count, entry.share)
-        blocks[-1].append(Row(spans(texts, left), bold=nested and not entry.nested, pen=entry.pen))
+        bold = nested and not entry.nested
+        blocks[-1].append(Row(spans(texts, left), bold=bold, pen=entry.pen, tint=entry.tint))
     foot = Span(_FOOTNOTE_OF_CODES * nested + _FOOTNOTE, 0, face.inner)
     blocks[-1].append(Row((foot,), small=True, colour=FAINT))
     return blocks

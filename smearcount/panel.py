@@ -79,7 +79,18 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a panel: texts side by side, wrapped each, with a sample outline or a scale bar where there is one."""
+    """A row of a panel: texts side by side, wrapped each, with a sample or a scale bar where there is one.
+
+    Attributes:
+        spans: the texts.
+        bold: whether they are.
+        small: the same.
+        colour: RGB of the texts.
+        lines: most lines of each.
+        pen: of the sample outline.
+        tint: RGB of the sample area.
+        bar_px: length of the scale bar; 0 for none.
+    """
 
     spans: tuple[Span, ...] = ()
     bold: bool = False
@@ -87,6 +98,7 @@ class Row:
     colour: tuple[int, ...] = INK
     lines: int = 2
     pen: Pen | None = None
+    tint: tuple[int, ...] | None = None
     bar_px: int = 0
 
 
@@ -129,9 +141,12 @@ def render_rows(rows: Sequence[Row], face: Face) -> Pixels:
                 draw.text(place, line, fill=row.colour, font=font, anchor="ls")
     pixels = np.array(image)
     for row, _, _, top in laid:
+        box = np.array([face.margin, top, face.margin + 1.9 * face.size, top + face.leading], np.float64)
+        if row.tint:
+            left, above, right, below = (round(v) for v in box + 0.15 * face.size * np.array([1, 1, -1, -1]))
+            pixels[above:below, left:right] = row.tint
         if row.pen:
             thick = row.pen.line_px + 2 * row.pen.casing_px
-            box = np.array([face.margin, top, face.margin + 1.9 * face.size, top + face.leading], np.float64)
             box += np.array([1, 1, -1, -1]) * (thick + 0.1 * face.size)
             stroke(pixels, (0, 0), rings(box, np.array(pixels.shape[1::-1]), row.pen), row.pen)
         middle, thick = top + face.leading // 2, max(2, face.size // 4)

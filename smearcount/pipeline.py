@@ -5,6 +5,7 @@ picture -> even light -> scale -> Detections -> Labels -> names -> Counts -> rep
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ from smearcount.images import (
     write_text_atomic,
 )
 from smearcount.naming import Namer
+from smearcount.output_names import stem_in
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
@@ -138,7 +140,7 @@ class Analysis:
             ImageError: the folder can't be written.
         """
         folder = make_folder(Path(folder))
-        stem = stem or report.stem_in(folder, Path(self.result.image_id).stem or "smear", self.result)
+        stem = stem or stem_in(folder, Path(self.result.image_id).stem or "smear", self.result)
         summary, cells = folder / f"{stem}.json", folder / f"{stem}.cells.csv"
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
         overlay = write_picture(folder / f"{stem}.overlay.jpg", self.overlay())
@@ -302,4 +304,6 @@ class Pipeline:
 def _held(pixels: Pixels) -> ArraySource:
     source = ArraySource(np.array(pixels, order="C"))
     ReadLimits().check_side(Path("pixels"), source.size_wh)
-    return source
+    digest = hashlib.sha256(repr(source.pixels.shape).encode())
+    digest.update(source.pixels.data)
+    return replace(source, sha256=digest.hexdigest())

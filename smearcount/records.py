@@ -211,7 +211,7 @@ class SmearResult:
         image_id: name in reports; for a batch, the path relative to its folder.
         slide_id: the slide it is pooled into.
         size_wh: width and height in pixels.
-        image_sha256: of the file, empty for pixels given by a script.
+        image_sha256: of the file; of pixels given by a script, of their shape and values.
         scale: how large a pixel is.
         detections: every cell above the threshold.
         labels: what the classifiers say of each.

@@ -11,8 +11,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +47,6 @@ __all__ = [
     "report_columns",
     "report_row",
     "screen_table",
-    "stem_in",
     "summary_lines",
     "to_csv",
 ]
@@ -118,24 +115,6 @@ class _Lines(io.StringIO):
     def write(self, row: str) -> int:
         """Add one row."""
         return super().write(row.removesuffix(self.END) + "\n")
-
-
-def stem_in(folder: Path, wanted: str, result: SmearResult) -> str:
-    """`wanted`, with a number behind it where the folder holds the report of another picture under that name."""
-    numbered = (f"{wanted}-{i}" for i in count(2))
-    return next(stem for stem in chain([wanted], numbered) if _is_ours(folder / f"{stem}.json", result))
-
-
-def _is_ours(path: Path, result: SmearResult) -> bool:
-    """Whether a report is of the picture of a result, or is not there yet."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError):
-        return False
-    ours = {"image": result.image_id, "image_sha256": result.image_sha256}
-    return isinstance(content, dict) and any(ours.values()) and all(content.get(k) == v for k, v in ours.items())
 
 
 def to_csv(columns: Sequence[str], rows: Iterable[Row], *, header: bool = True) -> str:
@@ -283,7 +262,7 @@ def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
         box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption, caption_justify="left"
     )
     rows = [_cells_of(line) for line in lines]
-    table.add_column("type", overflow="fold")
+    table.add_column("type", overflow="fold", min_width=12)
     for column, heading in enumerate(("count", "per cent", "95 % limits", "per mm2", "95 % limits"), start=1):
         # In a narrow window the type may wrap, but no number is ever cut.
         widest = max([len(heading), *(len(row[column]) for row in rows)])

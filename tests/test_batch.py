@@ -15,21 +15,12 @@ import numpy as np
 import pytest
 from fake_batch import DiscMaker, smears
 
-from smearcount.batch import (
-    BatchJob,
-    Failure,
-    Interrupted,
-    Outcome,
-    PipelineMaker,
-    Stage,
-    analyze_each,
-    run_batch,
-    unique_stems,
-)
+from smearcount.batch import BatchJob, Failure, Interrupted, Outcome, PipelineMaker, Stage, analyze_each, run_batch
 from smearcount.batch.listing import list_pictures
 from smearcount.config import Settings
 from smearcount.crops import write_crops
 from smearcount.errors import ImageError, UsageError
+from smearcount.output_names import unique_stems
 from smearcount.report import cells_csv, report_columns, report_row, to_csv
 from smearcount.taxonomy import Taxonomy
 
@@ -189,8 +180,8 @@ def test_an_overlay_that_cannot_be_written_costs_only_its_picture(tmp_path: Path
 
 
 def test_patches_of_a_picture_are_all_there_or_none(tmp_path: Path, pipeline: Any) -> None:
-    written, failed = write_crops(pipeline, [Path("a.jpg"), Path("dry.jpg"), Path("z.jpg")], tmp_path / "o")
-    assert (written, len(failed)) == (2, 1)
+    found = write_crops(pipeline, [Path("a.jpg"), Path("dry.jpg"), Path("z.jpg")], tmp_path / "o")
+    assert (found.written, len(found.failed)) == (2, 1)
     files = {row["file"] for row in csv.DictReader((tmp_path / "o" / "manifest.csv").read_text().splitlines())}
     assert files == {path.name for path in (tmp_path / "o").glob("*.png")}
     assert len(files) == 2
@@ -317,7 +308,7 @@ def test_names_that_are_no_unicode_are_reported(tmp_path: Path, pipeline: Any) -
         assert r"M\udcfcller.jpg,\udcfc" in table.read_text(encoding="utf-8")
     for ending in ("parquet", "xlsx"):
         assert run(pipeline, BatchJob(folder, tmp_path / f"r.{ending}")).done == 1
-    assert write_crops(pipeline, [folder / name], tmp_path / "o")[0] == 1
+    assert write_crops(pipeline, [folder / name], tmp_path / "o").written == 1
 
 
 def test_a_folder_becomes_one_row_a_picture(tmp_path: Path, pipeline: Any) -> None:

@@ -341,7 +341,7 @@ SPARSE = Path(__file__).parents[1] / "sample_smears" / "sparse.jpg"
 def test_patches_of_crop_get_the_names_of_the_pipeline(tmp_path: Path) -> None:
     pipeline = Pipeline.load(Settings(threads=1))
     analysis = pipeline.analyze(SPARSE)
-    assert write_crops(pipeline, [SPARSE], tmp_path / "crops")[0] == len(analysis.cells)
+    assert write_crops(pipeline, [SPARSE], tmp_path / "crops").written == len(analysis.cells)
     red = sorted((tmp_path / "crops").glob("*_rbc_*.png"))
     assert len(red) >= 20
     run_classify(ClassifyRun("red-cells"), red, tmp_path / "labels.csv")
@@ -414,16 +414,14 @@ def test_crops_of_several_runs_share_one_folder(naming_pipeline: Callable[..., P
     first.parent.mkdir()
     for path in (first, second):
         shutil.copy(SPARSE, path)
-    n = write_crops(pipeline, [first], out)[0]
-    assert write_crops(pipeline, [second], out)[0] == n > 20
+    n = write_crops(pipeline, [first], out).written
+    assert write_crops(pipeline, [second], out).written == n > 20
     assert len(listed_patches([out / "any.png"])) == len(list(out.glob("*.png"))) == 2 * n
     write_picture(first, np.full((300, 300, 3), 214, np.uint8))
     second.write_bytes(b"no picture")
-    written, failed = write_crops(pipeline, [first, second], out)
-    assert (written, len(failed)) == (0, 1)
-    kept = listed_patches([out / "any.png"])
-    assert {path.name[:3] for path in kept} == {"two"}
-    assert len(kept) == len(list(out.glob("*.png"))) == n
+    outcome = write_crops(pipeline, [first, second], out)
+    assert (outcome.written, len(outcome.failed), outcome.renamed) == (0, 1, ((first, "one.jpg-2"),))
+    assert len(listed_patches([out / "any.png"])) == len(list(out.glob("*.png"))) == 2 * n
     for content in (b"mine\n", b"caf\xe9\n"):
         (out / "manifest.csv").write_bytes(content)
         with pytest.raises(UsageError, match=r"manifest\.csv: no manifest .* another folder"):
@@ -438,13 +436,36 @@ def test_crops_of_pictures_with_one_stem_or_name_keep_apart(
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         shutil.copy(SPARSE, path)
-    n = write_crops(pipeline, paths[:1], out)[0]
-    assert write_crops(pipeline, paths[1:2], out)[0] == n
-    assert write_crops(pipeline, [paths[0], paths[2]], out)[0] == 2 * n
+    n = write_crops(pipeline, paths[:1], out).written
+    assert write_crops(pipeline, paths[1:2], out).written == n
+    assert write_crops(pipeline, [paths[0], paths[2]], out).written == 2 * n
     assert len(listed_patches([out / "any.png"])) == len(list(out.glob("*.png"))) == 3 * n
     paths[2].write_bytes(b"no picture")
-    assert write_crops(pipeline, [paths[0], paths[2]], out)[0] == n
+    assert write_crops(pipeline, [paths[0], paths[2]], out).written == n
     assert len(listed_patches([out / "any.png"])) == len(list(out.glob("*.png"))) == 3 * n
+
+
+def test_crops_of_a_field_leave_those_of_another_slide_with_that_name(
+    naming_pipeline: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    pipeline, out = naming_pipeline(), tmp_path / "crops"
+    paths = [tmp_path / slide / "001.jpg" for slide in "abc"]
+    for path, (sample, clip) in zip(paths, ((SPARSE, 0), (SPARSE, 40), (SPARSE, 80)), strict=True):
+        path.parent.mkdir()
+        write_picture(path, open_image(sample).read(clip, 0, 400, 400))
+    names = ["001.jpg", "001.jpg-2", "001.jpg-3"]
+    for path, name in zip(paths, names, strict=True):
+        found = write_crops(pipeline, [path], out)
+        assert found.renamed == (() if name == "001.jpg" else ((path, name),))
+    whole = sorted(out.iterdir())
+    for _ in range(2):
+        assert [name for _, name in write_crops(pipeline, paths[1:], out).renamed] == names[1:]
+        assert sorted(out.iterdir()) == whole
+    with (out / "manifest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"] for row in rows} == {path.name for path in whole} - {"manifest.csv"}
+    assert len({row["image_sha256"] for row in rows}) == 3
+    assert len({(row["image_sha256"], row["cell_id"]) for row in rows}) == len(rows)
 
 
 def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(

@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,52 @@ def test_analyze_prints_a_table_and_writes_three_files(tmp_path: Path) -> None:
     for word in ("Red blood cells", "White blood cells", "Platelets", "95 % limits", "sampling error only"):
         assert word in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sparse.cells.csv", "sparse.json", "sparse.overlay.jpg"]
+
+
+def test_sheets_of_an_earlier_run_do_not_stay_beside_another_result(tmp_path: Path) -> None:
+    assert call("analyze", SPARSE, "--out", tmp_path, "--gallery", "--quiet").exit_code == 0
+    place = tmp_path / "sparse.gallery"
+    (place / "mine.txt").write_text("mine")
+    assert len(list(place.iterdir())) > 2
+    assert call("analyze", SPARSE, "--out", tmp_path, "--min-score", "0.8", "--quiet").exit_code == 0
+    assert [path.name for path in place.iterdir()] == ["mine.txt"]
+
+
+def test_another_picture_of_a_name_is_told_of(tmp_path: Path) -> None:
+    first, second = tmp_path / "a" / "001.jpg", tmp_path / "b" / "001.jpg"
+    for path, sample in ((first, SPARSE), (second, SAMPLES / "pale_stain.jpg")):
+        path.parent.mkdir()
+        shutil.copy(sample, path)
+    for command, stem in (("analyze", "001-2"), ("crop", "001.jpg-2")):
+        for path, told in ((first, False), (first, False), (second, True)):
+            result = call(command, path, "--out", tmp_path / command, "--quiet")
+            assert (result.exit_code, result.stdout) == (0, "")
+            words = f"another picture of that name; what is written of this one begins with {stem}"
+            assert (words in result.stderr) is told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_a_full_standard_output_costs_no_picture(tmp_path: Path) -> None:
+    images = [shutil.copy(SPARSE, tmp_path / f"{name}.jpg") for name in "ab"]
+    for words in (("analyze", *images, "--out", tmp_path / "o"), ("batch", tmp_path, "--out", tmp_path / "r.csv")):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "smearcount", *map(str, words)]
+            result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert result.returncode == 1
+        assert result.stderr.count("standard output can't be written (No space left on device)") == 1
+        assert "Traceback" not in result.stderr
+    assert {path.name for path in (tmp_path / "o").glob("*.json")} == {"a.json", "b.json"}
+    assert [row["status"] for row in rows_of(tmp_path / "r.csv")] == ["ok", "ok"]
+
+
+def test_in_a_narrow_window_every_name_and_figure_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = re.findall(r"[0-9,.]+|-", call("analyze", SPARSE, "--out", tmp_path).stdout.partition("per cent: of")[0])
+    for columns in (50, 60, 66):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        shown = call("analyze", SPARSE, "--out", tmp_path).stdout.partition("per cent: of")[0]
+        assert re.findall(r"[0-9,.]+|-", shown) == wide
+        assert "Red blood" in shown
+        assert "Platelets" in shown
 
 
 def test_quiet_is_quiet_and_json_is_json(tmp_path: Path) -> None:
@@ -409,10 +457,10 @@ def test_what_a_batch_leaves_out_is_told(tmp_path: Path) -> None:
     (folder / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     result = call("batch", folder, "--out", tmp_path / "r.csv")
     assert result.exit_code == 1
-    assert "1 analysed, 1 failed, 1 with a warning, 1 overlays skipped, 1 other files ignored" in result.stdout
+    assert "1 analysed, 1 failed, 1 with a warning, 1 outputs skipped, 1 other files ignored" in result.stdout
     assert "HEIC" in next(row["error"] for row in rows_of(tmp_path / "r.csv") if row["image"] == "photo.heic")
     told = json.loads(call("batch", folder, "--out", tmp_path / "r.csv", "--json").stdout)
-    assert (told["overlays_skipped"], told["other_files_ignored"]) == (1, 1)
+    assert (told["outputs_skipped"], told["other_files_ignored"]) == (1, 1)
 
 
 def test_commands_that_analyse_have_the_same_flags() -> None:

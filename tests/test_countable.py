@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from smearcount.countable import COLOURS, REASONS, CountableMap, countable_map, judge_squares, shade
+from smearcount.countable import COLOURS, REASONS, TINT, CountableMap, countable_map, judge_squares, shade
 from smearcount.geometry import centres
 from smearcount.images import ArraySource
 from smearcount.records import Detections
@@ -243,7 +243,7 @@ def test_wrong_maps_are_refused() -> None:
 def test_what_is_not_counted_is_tinted() -> None:
     found = random_map(3)
     pixels = np.random.default_rng(4).integers(0, 256, (77, 100, 3), dtype=np.uint8)
-    shown = shade(pixels, found, 0.4)
+    shown = shade(pixels, found)
     assert set(COLOURS) == set(REASONS) - {"countable"}
     for row, column in np.ndindex(77, 100):
         x, y = column * 10 + 5, row * 10 + 5
@@ -251,7 +251,7 @@ def test_what_is_not_counted_is_tinted() -> None:
         name = REASONS[int(found.reasons[at][0])]
         expected = pixels[row, column].astype(float)
         if name != "countable":
-            expected = 0.6 * expected + 0.4 * np.array(COLOURS[name])
+            expected = (1 - TINT) * expected + TINT * np.array(COLOURS[name])
         assert np.abs(shown[row, column] - expected).max() <= 1
 
 

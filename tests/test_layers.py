@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "smearcount"
 
 LAYERS = (
     ("errors", "records"),
-    ("geometry", "config", "offline", "lists"),
+    ("geometry", "config", "offline", "lists", "output_names"),
     ("taxonomy", "glass"),
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),
@@ -28,7 +28,8 @@ LAYERS = (
     ("overlay",),
     ("pipeline",),
     ("judging",),
-    ("simulate", "training", "batch", "engines", "gallery", "manifests"),
+    ("manifests",),
+    ("simulate", "training", "batch", "engines", "gallery"),
     ("evaluate", "evaluate_cells", "evaluate_names", "mend_runs", "crops", "bench", "classify"),
     ("fold_runs",),
     ("robustness",),

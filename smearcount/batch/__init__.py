@@ -2,7 +2,6 @@
 
 from smearcount.batch.attempts import Failure, Progress, analyze_each
 from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, Stage
-from smearcount.batch.names import unique_stems
 from smearcount.batch.run import run_batch
 from smearcount.batch.work import PipelineMaker
 
@@ -16,5 +15,4 @@ __all__ = [
     "Stage",
     "analyze_each",
     "run_batch",
-    "unique_stems",
 ]

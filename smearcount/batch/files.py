@@ -14,9 +14,9 @@ from io import FileIO
 from itertools import chain
 from pathlib import Path
 
-from smearcount.batch.names import shortened
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import part_key
+from smearcount.output_names import shortened
 
 __all__ = ["locked", "replacing", "sweep"]
 

@@ -259,6 +259,16 @@ class Journal:
             return None
         return Record(found[0], found[1], bool(found[2]), *found[3:])
 
+    def files_of(self, image_id: str) -> list[str]:
+        """What was written for a picture under any identity, each as `Record.files`.
+
+        Raises:
+            ImageError: the journal can't be read or is damaged.
+        """
+        with self._named():
+            found = self._base.execute("SELECT files FROM pictures WHERE image = ?", (os.fsencode(image_id),))
+            return [files for (files,) in found]
+
     def find_measure(self, image_id: str) -> Measure | None:
         """The red cells that are kept of a picture under this identity.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,6 +13,7 @@ from smearcount.batch.jobs import BatchJob
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import list_folder
 from smearcount.lists import read_lines
+from smearcount.manifests import names_listed
 
 __all__ = ["Listing", "Picture", "list_pictures", "slide_rule"]
 
@@ -42,7 +43,7 @@ class Listing:
 
     Attributes:
         pictures: in the order of the report.
-        overlays: annotated pictures and sheets of cells, of an earlier run, that were left out.
+        overlays: annotated pictures, sheets of cells and patches, of an earlier run, that were left out.
         others: files that are not named like pictures.
         unmatched: pictures left out by patterns, or listed twice.
         linked: folders that symbolic links reach a second time.
@@ -117,7 +118,7 @@ def _matches(job: BatchJob, image_id: str) -> bool:
 
 
 def _hint(job: BatchJob, listing: Listing) -> str:
-    left_out = [f"{listing.overlays} overlays left out"] * bool(listing.overlays)
+    left_out = [f"{listing.overlays} outputs of earlier runs left out"] * bool(listing.overlays)
     left_out += [f"{listing.unmatched} left out by --glob and --exclude"] * bool(listing.unmatched)
     told = f" ({', '.join(left_out)})" if left_out else ""
     return told + ("" if job.recursive or job.listed else "; use --recursive for sub-folders")
@@ -127,10 +128,8 @@ def _listed(folder: Path, names: Path, listing: Listing) -> Iterator[Path]:
     """The pictures of a list file, in its order, each once."""
     inside = Path(os.path.normpath(folder.absolute()))
     seen: set[Path] = set()
-    for line in read_lines(names):
+    for line in read_lines(names, inside):
         path = Path(os.path.normpath(inside / line))
-        if line.startswith("#") and not os.path.lexists(path):
-            continue
         below = _below(inside, path)
         if below is None:
             raise UsageError(f"{names}: {path} is not in {folder}; give a folder that holds all that is listed")
@@ -173,10 +172,18 @@ def _walk(job: BatchJob, listing: Listing, faults: dict[Path, str]) -> Iterator[
             yield folder
             continue
         if found:
-            gallery = folder.name.endswith(".gallery") and folder != job.folder
+            fields = found.pictures if folder == job.folder else _fields_of(folder, found.pictures)
             listing.others += found.others
-            listing.overlays += found.overlays + gallery * len(found.pictures)
-            yield from () if gallery else found.pictures
+            listing.overlays += found.overlays + len(found.pictures) - len(fields)
+            yield from fields
+
+
+def _fields_of(folder: Path, pictures: Sequence[Path]) -> Sequence[Path]:
+    """The pictures of a folder without those that are its own outputs: sheets of cells, and patches of `crop`."""
+    if folder.name.endswith(".gallery"):
+        return ()
+    patches = names_listed(folder)
+    return [path for path in pictures if path.name not in patches]
 
 
 def _folders(folder: Path) -> list[Path]:

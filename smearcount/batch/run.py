@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from smearcount.batch.files import locked, sweep
 from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, Stage, Watch, check_job
 from smearcount.batch.journal import Journal, Record
 from smearcount.batch.listing import Picture, list_pictures
-from smearcount.batch.names import place_of
 from smearcount.batch.scales import Measuring
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
@@ -41,6 +42,7 @@ from smearcount.batch.work import (
 )
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
+from smearcount.output_names import place_of
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales
 
@@ -182,10 +184,9 @@ class _Batch:
 
     def _clear(self, image_id: str) -> None:
         """Remove what was written for a picture that has no result any more, unless somebody changed it."""
-        record = self.journal.find(image_id, cells=False)
-        with contextlib.suppress(ValueError, TypeError, OSError):
-            files = record.content()[2] if record else {}
-            for folder in filter(None, (self.wishes.overlays, self.wishes.galleries)):
+        folders = list(filter(None, (self.wishes.overlays, self.wishes.galleries)))
+        with contextlib.suppress(ValueError, TypeError, AttributeError, OSError):
+            for files, folder in product(map(json.loads, self.journal.files_of(image_id)), folders):
                 for name, sha256 in files.get(str(folder), {}).items():
                     if _unchanged(folder / name, sha256):
                         (folder / name).unlink()

@@ -21,12 +21,12 @@ import smearcount
 from smearcount import report
 from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.journal import Record
-from smearcount.batch.names import place_of
 from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
 from smearcount.errors import ConfigError, ImageError
 from smearcount.images import content_sha256, make_folder, write_picture
+from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales

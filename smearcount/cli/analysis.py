@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from smearcount.cli.common import Images, Json, Out, Quiet, app, bar, clear_errors, errors, plain, with_settings
+from smearcount.cli.common import (
+    Images,
+    Json,
+    Out,
+    Quiet,
+    app,
+    bar,
+    clear_errors,
+    errors,
+    plain,
+    printed,
+    with_settings,
+)
 from smearcount.config import Settings
 
 if TYPE_CHECKING:
@@ -39,10 +52,10 @@ def analyze(
 def _analyze_all(
     images: list[Path], out: Path, settings: Settings, *, gallery: bool, quiet: bool, as_json: bool
 ) -> int:
-    from smearcount.batch import Failure, analyze_each, unique_stems
+    from smearcount.batch import Failure, analyze_each
     from smearcount.images import make_folder, refuse_input
+    from smearcount.output_names import stem_in, unique_stems
     from smearcount.pipeline import Pipeline
-    from smearcount.report import stem_in
 
     stems, failed = unique_stems(images), 0
     overlays = [out / f"{stem}.overlay.jpg" for stem in stems.values()]
@@ -54,25 +67,34 @@ def _analyze_all(
 
     def finish(path: Path, analysis: Analysis) -> tuple[SmearResult, list[Path]]:
         stem = stem_in(out, stems[path], analysis.result)
-        return analysis.result, [*(_write_gallery(analysis, out, stem) if gallery else ()), *analysis.save(out, stem)]
+        if stem != stems[path]:
+            _show_renamed(path, stem, out)
+        return analysis.result, [*_write_gallery(analysis, out, stem, wanted=gallery), *analysis.save(out, stem)]
 
     shown = bar(quiet or as_json, "analysing")
     for path, outcome in analyze_each(pipeline, shown(stems), lambda path: (path.name, ""), finish):
         if not isinstance(outcome, Failure):
-            _show(*outcome, pipeline.taxonomy, quiet=quiet, as_json=as_json)
+            failed += not printed(partial(_show, *outcome, pipeline.taxonomy, quiet=quiet, as_json=as_json))
             continue
         failed += 1
         _show_failure(outcome.reason)
         if as_json:
-            typer.echo(json.dumps({"image": path.name, "status": "failed", "error": outcome.reason}))
+            told = json.dumps({"image": path.name, "status": "failed", "error": outcome.reason})
+            printed(partial(typer.echo, told))
     return failed
 
 
-def _write_gallery(analysis: Analysis, out: Path, stem: str) -> list[Path]:
-    """Contact sheets of the cells; the folder that holds them."""
-    from smearcount.gallery import write_gallery
+def _write_gallery(analysis: Analysis, out: Path, stem: str, *, wanted: bool) -> list[Path]:
+    """The folder of the contact sheets; where they are not wanted, those of an earlier result are removed."""
+    place = out / f"{stem}.gallery"
+    if not wanted and not place.is_dir():
+        return []
+    from smearcount.gallery import clear_gallery, write_gallery
 
-    return [path.parent for path in write_gallery(analysis, out, stem)[:1]]
+    if not wanted:
+        clear_gallery(place, analysis.taxonomy)
+        return []
+    return [place] if write_gallery(analysis, out, stem) else []
 
 
 def _show(result: SmearResult, written: list[Path], taxonomy: Taxonomy, *, quiet: bool, as_json: bool) -> None:
@@ -82,9 +104,17 @@ def _show(result: SmearResult, written: list[Path], taxonomy: Taxonomy, *, quiet
         row = report_row(result, taxonomy)
         typer.echo(json.dumps({**row, "files": [str(path) for path in written]}))
     elif not quiet:
-        console = Console(highlight=False)
-        console.print(screen_table(result, taxonomy))
+        console, table = Console(highlight=False), screen_table(result, taxonomy)
+        # A window too narrow for the figures breaks the lines; none of them is left out.
+        console.width = max(console.width, console.measure(table).minimum)
+        console.print(table)
         console.print(f"written: {', '.join(plain(str(path)) for path in written)}\n", soft_wrap=True)
+
+
+def _show_renamed(path: Path, stem: str, out: Path) -> None:
+    """Say, even where little else is said, that what a script expects under one name stands under another."""
+    told = f"{path}: {out} holds another picture of that name; what is written of this one begins with {stem}"
+    errors().print(f"[yellow]renamed:[/yellow] {plain(told)}")
 
 
 def _show_failure(reason: str) -> None:
@@ -99,9 +129,11 @@ def crop(images: Images, settings: Settings, out: Out = Path("smearcount_crops")
     from smearcount.pipeline import Pipeline
 
     with clear_errors():
-        written, failed = write_crops(Pipeline.load(settings), images, out, bar(quiet, "cutting out"))
-    for error in failed:
+        found = write_crops(Pipeline.load(settings), images, out, bar(quiet, "cutting out"))
+    for path, stem in found.renamed:
+        _show_renamed(path, stem, out)
+    for error in found.failed:
         _show_failure(error)
     if not quiet:
-        typer.echo(f"{written} patches in {out}, listed in {out / 'manifest.csv'}")
-    raise typer.Exit(1 if failed else 0)
+        typer.echo(f"{found.written} patches in {out}, listed in {out / 'manifest.csv'}")
+    raise typer.Exit(1 if found.failed else 0)

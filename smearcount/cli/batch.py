@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from smearcount.cli.common import Json, Quiet, app, clear_errors, errors, plain, with_settings
+from smearcount.cli.common import Json, Quiet, app, clear_errors, errors, plain, printed, with_settings
 from smearcount.config import Settings
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def batch(
     except Interrupted as stop:
         errors().print(plain(str(stop)))
         raise typer.Exit(130) from stop
-    _show_outcome(job, outcome, quiet=quiet, as_json=as_json)
-    raise typer.Exit(1 if outcome.failed else 0)
+    told = printed(partial(_show_outcome, job, outcome, quiet=quiet, as_json=as_json))
+    raise typer.Exit(1 if outcome.failed or not told else 0)
 
 
 def _engine(settings: Settings, name: str, workers: int | None, address: str) -> Engine:
@@ -134,7 +134,7 @@ def pace(done: int, left: int, seconds: float) -> str:
 
 def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool) -> None:
     left_out = {
-        "overlays_skipped": outcome.overlays,
+        "outputs_skipped": outcome.overlays,
         "other_files_ignored": outcome.others,
         "pictures_left_out": outcome.unmatched,
         "folders_linked_twice": outcome.linked,

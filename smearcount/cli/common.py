@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import io
+import os
 import signal
 import sys
 import threading
@@ -206,6 +207,25 @@ def _stoppable() -> Iterator[None]:
 def errors() -> Console:
     """Where errors are printed."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def printed(show: Callable[[], None]) -> bool:
+    """Print, and say whether it could be done.
+
+    Where standard output is closed or full the rest of what is printed goes nowhere: files do not depend on it.
+    """
+    try:
+        show()
+        sys.stdout.flush()
+    except OSError as error:
+        errors().print(
+            f"[red]failed:[/red] standard output can't be written ({error.strerror}); files are still written"
+        )
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return False
+    return True
 
 
 def plain(text: str) -> str:

@@ -93,7 +93,7 @@ class ImageSource(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Of the bytes of the file; empty for pixels given by a script."""
+        """Of the bytes of the file; of pixels given by a script, of their shape and values."""
 
     def read(self, x: int, y: int, w: int, h: int) -> Rgb:
         """The rectangle with the top-left corner x, y as `(h, w, 3) uint8 RGB`, the caller's own copy.
@@ -114,7 +114,7 @@ class ArraySource:
         path: the file, empty for pixels given by a script.
         scale_origin: where the scale was found.
         notes: what was done to the stored pixels.
-        sha256: of the bytes of the file.
+        sha256: of the bytes of the file, or of shape and values.
         downsample: pixels of the full resolution a pixel.
     """
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from pathlib import Path
 
-__all__ = ["place_of", "shortened", "unique_stems"]
+from smearcount.records import SmearResult
+
+__all__ = ["numbered", "place_of", "shortened", "stem_in", "unique_stems"]
 
 _NAME_BYTES = 200
 """Longest stem in bytes: file systems take names of 255, and up to 50 are added to it."""
@@ -41,8 +44,29 @@ def unique_stems(paths: Iterable[Path], *, full: bool = False) -> dict[Path, str
     taken: set[str] = set()
     for path in listed:
         wanted = shortened(path.name if full or shared[path.stem.casefold()] > 1 else path.stem)
-        numbered = (f"{wanted}-{i}" for i in count(2))
-        stem = next(name for name in chain([wanted], numbered) if name.casefold() not in taken)
+        stem = next(name for name in numbered(wanted) if name.casefold() not in taken)
         taken.add(stem.casefold())
         out[path] = stem
     return out
+
+
+def numbered(wanted: str) -> Iterator[str]:
+    """`wanted`, then the same with 2, 3 and so on behind it."""
+    return chain([wanted], (f"{wanted}-{i}" for i in count(2)))
+
+
+def stem_in(folder: Path, wanted: str, result: SmearResult) -> str:
+    """`wanted`, with a number behind it where the folder holds the report of another picture under that name."""
+    return next(stem for stem in numbered(wanted) if _is_ours(folder / f"{stem}.json", result))
+
+
+def _is_ours(path: Path, result: SmearResult) -> bool:
+    """Whether a report is of the picture of a result, or is not there yet."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    ours = {"image": result.image_id, "image_sha256": result.image_sha256}
+    return isinstance(content, dict) and any(ours.values()) and all(content.get(k) == v for k, v in ours.items())
