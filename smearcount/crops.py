@@ -11,7 +11,7 @@ from smearcount.batch import Failure, Progress, analyze_each
 from smearcount.errors import UsageError
 from smearcount.images import grow_text, make_folder, write_picture
 from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS
-from smearcount.output_names import numbered, unique_stems
+from smearcount.output_names import numbered, shortened
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import Row, cell_rows, to_csv
 from smearcount.taxonomy import file_name_of
@@ -44,18 +44,22 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
         ImageError: the folder can't be written.
         UsageError: it holds another file of the name of the manifest.
     """
-    wanted = unique_stems(images, full=True)
+    listed = list(dict.fromkeys(images))
     before = _listed(make_folder(out) / MANIFEST)
-    content = {stem: rows[0]["image_sha256"] for stem, rows in before.items()}
+    content = {stem.casefold(): rows[0]["image_sha256"] for stem, rows in before.items()}
     stems: dict[Path, str] = {}
+    taken: set[str] = set()
     written, failed = 0, list[str]()
 
     def free(stem: str, sha256: str) -> bool:
-        return stem not in stems.values() and content.get(stem, sha256) == sha256
+        # Files whose names differ in case alone are one file on Windows and macOS.
+        name = stem.casefold()
+        return name not in taken and content.get(name, sha256) == sha256
 
     def finish(path: Path, analysis: Analysis) -> list[Row]:
         sha256 = analysis.result.image_sha256
-        stems[path] = stem = next(stem for stem in numbered(wanted[path]) if free(stem, sha256))
+        stems[path] = stem = next(each for each in numbered(shortened(path.name)) if free(each, sha256))
+        taken.add(stem.casefold())
         rows = _write_patches(analysis, out, stem)
         for name in {row["file"] for row in before.pop(stem, [])} - {row["file"] for row in rows}:
             (out / str(name)).unlink(missing_ok=True)
@@ -63,7 +67,7 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
 
     with grow_text(out / MANIFEST) as add:
         add(to_csv(MANIFEST_COLUMNS, []))
-        for _, outcome in analyze_each(pipeline, progress(wanted), lambda path: (path.name, ""), finish):
+        for _, outcome in analyze_each(pipeline, progress(listed), lambda path: (path.name, ""), finish):
             if isinstance(outcome, Failure):
                 failed.append(outcome.reason)
                 continue
@@ -71,7 +75,7 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
             written += len(outcome)
         for rows in before.values():
             add(to_csv(MANIFEST_COLUMNS, [row for row in rows if (out / str(row["file"])).is_file()], header=False))
-    renamed = [(path, stem) for path, stem in stems.items() if stem != wanted[path]]
+    renamed = [(path, stem) for path, stem in stems.items() if stem != shortened(path.name)]
     return Cropped(written, tuple(failed), tuple(renamed))
 
 

@@ -1,4 +1,8 @@
-"""Where the field stop of the microscope ends the view: the surround is filled, and left out of counts and areas."""
+"""Where the view of the microscope ends within a picture: the surround is filled, and left out of counts and areas.
+
+It ends at the black of a field stop, or at a plain border of any colour that a slide show, a figure, a screenshot or a
+turned picture has around the photograph.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,16 @@ from smearcount.geometry import FloatArray
 from smearcount.glass import lightest, thinned
 from smearcount.region import Region
 
-__all__ = ["BLACK", "counted_in_view", "field_of_view", "filled"]
+__all__ = ["BLACK", "counted_in_view", "field_of_view", "filled", "is_plain"]
 
 Rgb = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 BLACK = 0.25
 """Of the level of the glass: no channel of the surround is lighter. A nucleus is purple, which has a lighter blue."""
+
+_NEARLY = 6
+"""Grey levels by which a plain border may differ, beside a photograph, from its corners, where it is all the same."""
 
 _SIDE_PX = 512
 """Longest side of the reduced picture in which the view is sought."""
@@ -35,17 +42,31 @@ _LEAST_SHARE = 0.01
 _CONVEX, _MOST_OF_LIGHT = 0.95, 0.8
 """A view has this share of its convex hull, and of all that is lit: the black between glowing cells is no surround."""
 
+_LEAST_FRAMED, _MOST_ALIKE, _CORNER_PX = 0.1, 0.05, 8
+"""A plain border leaves at least this share of a picture, and in it at most this share of its own colour: else it is
+glass without noise. Side of its corners."""
+
 _RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
 """The rim is at most this share of the longest side; it ends where the light reaches this share of its level."""
 
 
+def is_plain(corner: Rgb) -> bool:
+    """Whether all pixels of a part of a picture `(h, w, 3)` are the same, as in no photograph, which has noise."""
+    return bool((corner == corner[0, 0]).all())
+
+
 def field_of_view(pixels: Rgb, level: float) -> Region | None:
-    """The convex part of a picture that is not black, in pixels; None where the black is no surround."""
+    """The convex part of a picture within a black or plain surround, in pixels; None where there is no surround."""
     height, width = pixels.shape[:2]
     factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
     small_wh = (-(-width // factor), -(-height // factor))
-    small = lightest(cast(Rgb, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA)))
-    _, parts = cv2.connectedComponents((small < BLACK * level).astype(np.uint8))
+    colours = cast(Rgb, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA))
+    small = lightest(colours)
+    outside, least = small < BLACK * level, 0.0
+    plain = not outside[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+    if plain:
+        outside, least = _plain_border(colours), _LEAST_FRAMED
+    _, parts = cv2.connectedComponents(outside.astype(np.uint8), connectivity=4)
     corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
     light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
     opened = cv2.morphologyEx(light, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
@@ -54,9 +75,14 @@ def field_of_view(pixels: Rgb, level: float) -> Region | None:
         return None
     largest = max(contours, key=cv2.contourArea)
     hull = cv2.convexHull(largest)
-    if cv2.contourArea(largest) <= max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum()):
+    least_area = max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum(), least * opened.size)
+    if cv2.contourArea(largest) <= least_area:
         return None
-    inner = _convex_hull(_without_rim(small, hull, level))
+    within = np.zeros((small.shape[0] + 2, small.shape[1] + 2), np.uint8)
+    cv2.fillConvexPoly(within, hull + 1, 1)
+    if plain and outside[within[1:-1, 1:-1] != 0].mean() > _MOST_ALIKE:
+        return None
+    inner = _convex_hull(_without_rim(colours, within))
     # A contour runs through the middle of the outermost pixels.
     outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
     enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
@@ -64,24 +90,37 @@ def field_of_view(pixels: Rgb, level: float) -> Region | None:
     lost = 1 - seen.area / (width * height)
     if not isinstance(seen, shapely.Polygon) or not _LEAST_SHARE < lost < 1:
         return None
-    told = f"{lost:.0%} of the picture lies outside the field stop and is left out"
+    told = f"{lost:.0%} of the picture lies outside the field of view and is left out"
     return Region(seen, (told,), "the field of view")
+
+
+def _plain_border(colours: Rgb) -> Bools:
+    """Where a picture has the colours of its plain corners; nowhere if it has only one, which clipped glass may be."""
+    ends = (slice(0, _CORNER_PX), slice(-_CORNER_PX, None))
+    corners = [corner for y, x in product(ends, ends) if is_plain(corner := colours[y, x])]
+    outside = np.zeros(colours.shape[:2], np.bool_)
+    for corner in corners if len(corners) > 1 else []:
+        outside |= np.abs(colours - corner[0, 0].astype(np.int16)).max(axis=2) <= _NEARLY
+    return outside
 
 
 def _convex_hull(mask: Rgb) -> cv2.typing.MatLike:
     return cv2.convexHull(cv2.findNonZero(mask))
 
 
-def _without_rim(small: Rgb, hull: cv2.typing.MatLike, level: float) -> Rgb:
-    """What lies within a hull, less the rim at which the light fades; the border of the picture has none."""
-    inside = np.zeros(np.add(small.shape, 2), np.uint8)
-    cv2.fillConvexPoly(inside[1:-1, 1:-1], hull, 1)
+def _without_rim(colours: Rgb, within: Rgb) -> Rgb:
+    """What lies within a mask one pixel wider all around, less the rim, at which the light fades or has another colour.
+
+    The border of the picture has none.
+    """
+    light = (colours / _glass_within(colours, within[1:-1, 1:-1])).min(axis=2)
+    inside = within.copy()
     inside[[0, -1]], inside[:, [0, -1]] = inside[[1, -2]], inside[:, [1, -2]]
     depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    widest = round(_RIM_SHARE * max(small.shape))
+    widest = round(_RIM_SHARE * max(light.shape))
     for width in range(widest):
-        ring = small[(depth > width) & (depth <= width + 1)]
-        if len(ring) and np.percentile(ring, 80) >= _RIM_LIGHT * level:
+        ring = light[(depth > width) & (depth <= width + 1)]
+        if len(ring) and np.percentile(ring, 80) >= _RIM_LIGHT:
             widest = width + 1
             break
     kept: Rgb = (depth > widest).astype(np.uint8)
@@ -89,12 +128,17 @@ def _without_rim(small: Rgb, hull: cv2.typing.MatLike, level: float) -> Rgb:
 
 
 def filled(pixels: Rgb, inside: Rgb) -> Rgb:
-    """The picture, outside a mask in the colour of the glass: the median of the lightest quarter inside."""
-    seen = thinned(pixels)[thinned(inside) != 0]
-    light = seen.sum(axis=1)
+    """The picture, outside a mask in the colour of the glass."""
     whole: Rgb = pixels.copy()
-    whole[inside == 0] = np.median(seen[light >= np.percentile(light, 75)], axis=0).astype(np.uint8)
+    whole[inside == 0] = _glass_within(thinned(pixels), thinned(inside)).astype(np.uint8)
     return whole
+
+
+def _glass_within(pixels: Rgb, inside: Rgb) -> FloatArray:
+    """Median of the lightest quarter of a picture within a mask, `(3,)`, 1 at least."""
+    seen = pixels[inside != 0]
+    light = seen.sum(axis=1)
+    return np.asarray(np.maximum(np.median(seen[light >= np.percentile(light, 75)], axis=0), 1), np.float32)
 
 
 def counted_in_view(boxes: FloatArray, view: Region, um_per_px: float, rule: str) -> tuple[Bools, Region | None]:

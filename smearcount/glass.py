@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from smearcount.geometry import FloatArray
 
-__all__ = ["Contrast", "contrast_wanted", "glass_colour", "is_tinted", "lightest", "thinned", "untinted"]
+__all__ = ["CLIPPED", "Contrast", "contrast_wanted", "glass_colour", "is_tinted", "lightest", "thinned", "untinted"]
 
 Rgb = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -38,6 +38,10 @@ is raised, to the second. Of the labelled photographs it is 0.24 to 0.67 in the 
 
 FEWEST_CELLS = 10
 """Red cells by which the contrast is judged: without any, what is raised is dust and noise."""
+
+CLIPPED, MOST_CLIPPED = 254, 0.1
+"""Green from which on a pixel is over-exposed; share of them beyond which the colour of the glass is not known. Of 562
+validation photographs none has more."""
 
 _MOST = 4.0
 """A channel, and differences to the glass, are multiplied by this at most: beyond, they are noise and rounding."""
@@ -95,13 +99,18 @@ def untinted(pixels: Rgb, inside: npt.NDArray[np.bool_]) -> tuple[Rgb, str]:
 def contrast_wanted(pixels: Rgb, red_cells: FloatArray) -> Contrast | None:
     """How much more contrast the red cells of a picture need; None where they are clear, or too few to tell.
 
+    Nor is it raised where the glass is clipped: nobody knows how light it is then, nor what else is lost.
+
     Args:
         pixels: the picture `(H, W, 3)`, or a part of it.
         red_cells: boxes `(N, 4)` of those that were found in it as it is.
     """
     if len(red_cells) < FEWEST_CELLS:
         return None
-    glass = glass_colour(thinned(pixels, _AT_A_GLANCE).reshape(-1, 3))
+    seen = thinned(pixels, _AT_A_GLANCE).reshape(-1, 3)
+    if np.mean(seen[:, 1] >= CLIPPED) > MOST_CLIPPED:
+        return None
+    glass = glass_colour(seen)
     places = red_cells[:, None, :2] + _PLACES * (red_cells[:, None, 2:] - red_cells[:, None, :2])
     x, y = np.clip(places.reshape(-1, 2), 0, np.array(pixels.shape[1::-1]) - 1).astype(np.intp).T
     green = np.sort(pixels[y, x, 1])

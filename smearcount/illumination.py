@@ -2,7 +2,8 @@
 
 A photograph through an eyepiece shows a bright disc on black, and one by a telephone is often dark, dark at the
 corners, yellow or hazy. None of this was in the training of the networks, which take black for the nuclei of white
-cells; so the surround is given the colour of bare glass, dark places are brightened, colour and contrast made usual.
+cells; so the surround, as any plain border, is given the colour of bare glass, dark places are brightened, colour and
+contrast made usual.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.detector import Detector
-from smearcount.field_stop import BLACK, field_of_view, filled
+from smearcount.field_stop import BLACK, field_of_view, filled, is_plain
 from smearcount.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.images import ArraySource, ImageSource
 from smearcount.records import Detections, Scale
@@ -74,7 +75,7 @@ class Lit:
 
 
 def even_light(source: ImageSource) -> Lit:
-    """A picture with its black surround in the colour of the glass, and its light even, bright and of usual colour.
+    """A picture with its surround in the colour of the glass, and its light even, bright and of usual colour.
 
     Args:
         source: returned as it is where there is nothing to do, or where it has more than `MOST_PIXELS`.
@@ -88,9 +89,12 @@ def even_light(source: ImageSource) -> Lit:
     seen = _glance(source)
     if seen.is_usual:
         return Lit(source)
-    notes, pixels, level = list[str](), source.read(0, 0, width, height), seen.level
-    view = field_of_view(pixels, level) if seen.black_corner else None
+    notes, pixels, level, tinted = list[str](), source.read(0, 0, width, height), seen.level, seen.tinted
+    view = field_of_view(pixels, level) if seen.odd_corner else None
     inside = np.ones((height, width), np.uint8) if view is None else view.mask((width, height))
+    if view is not None:
+        within = thinned(pixels)[thinned(inside) != 0]
+        level, tinted = float(np.percentile(lightest(within), 95)), is_tinted(glass_colour(within))
     light = _light_over(pixels, inside)
     least, most = light.range_over(inside)
     if most > DARKEST and least < FALLEN * most:
@@ -98,11 +102,11 @@ def even_light(source: ImageSource) -> Lit:
         notes.append(f"uneven light, falling to {max(least, 0) / most:.2f}, evened")
     if view is not None:
         pixels = filled(pixels, inside)
-        notes.append("black around the field of view replaced by the colour of the glass")
+        notes.append("the surround of the field of view replaced by the colour of the glass")
     if DARKEST <= level < DIM:
         pixels = cast(Rgb, cv2.convertScaleAbs(pixels, alpha=BRIGHT / level))
         notes.append(f"brightened {BRIGHT / level:.1f} times: the glass is at {level:.0f} of 255")
-    if seen.tinted and level >= DARKEST:
+    if tinted and level >= DARKEST:
         pixels, told = untinted(pixels, inside != 0)
         notes.append(told)
     return Lit(source, view).changed(pixels, *notes)
@@ -164,20 +168,20 @@ class _Glance:
 
     Attributes:
         level: of the lightest channel of the glass.
-        black_corner: a corner may lie outside the field stop.
+        odd_corner: a corner may lie outside the field of view.
         dim_corner: the light may fall towards a corner.
         tinted: the glass may be.
     """
 
     level: float
-    black_corner: bool
+    odd_corner: bool
     dim_corner: bool
     tinted: bool
 
     @property
     def is_usual(self) -> bool:
         """Nothing is worth a second look."""
-        return self.level >= DIM and not (self.dim_corner or self.tinted)
+        return self.level >= DIM and not (self.odd_corner or self.dim_corner or self.tinted)
 
 
 def _glance(source: ImageSource) -> _Glance:
@@ -189,11 +193,11 @@ def _glance(source: ImageSource) -> _Glance:
     light = lightest(thin)
     level = float(np.sort(light, axis=None)[int(0.95 * light.size)])
     corners = [part for band in (bands[0], bands[-1]) for part in (band[:, :side], band[:, -side:])]
-    black = any(max(cv2.mean(corner)[:3]) < BLACK * level for corner in corners)
+    odd = any(max(cv2.mean(corner)[:3]) < BLACK * level or is_plain(corner) for corner in corners)
     fifth = light.shape[2] // 5
     ends = [part for band in light[[0, -1]] for part in (band[:, :fifth], band[:, -fifth:])]
     dim = min(int(np.sort(end, axis=None)[int(0.9 * end.size)]) for end in ends) < _DIM * level
-    return _Glance(level, black, black or dim, is_tinted(glass_colour(thin.reshape(-1, 3))))
+    return _Glance(level, odd, dim, is_tinted(glass_colour(thin.reshape(-1, 3))))
 
 
 @dataclass(frozen=True, eq=False)

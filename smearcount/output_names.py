@@ -32,8 +32,8 @@ def place_of(folder: Path, image_id: str, ending: str) -> Path:
     return folder / Path(image_id).parent / f"{shortened(Path(image_id).name)}{ending}"
 
 
-def unique_stems(paths: Iterable[Path], *, full: bool = False) -> dict[Path, str]:
-    """Stem for the output files of each picture; pictures of one stem, or with `full` all, keep their full file names.
+def unique_stems(paths: Iterable[Path]) -> dict[Path, str]:
+    """Stem for the output files of each picture; pictures of one stem keep their full file names.
 
     Stems of more than 200 bytes are shortened, so that there is room for the endings of the outputs. Case makes no
     difference: files that differ in nothing else are one file on Windows and macOS.
@@ -43,7 +43,7 @@ def unique_stems(paths: Iterable[Path], *, full: bool = False) -> dict[Path, str
     out: dict[Path, str] = {}
     taken: set[str] = set()
     for path in listed:
-        wanted = shortened(path.name if full or shared[path.stem.casefold()] > 1 else path.stem)
+        wanted = shortened(path.name if shared[path.stem.casefold()] > 1 else path.stem)
         stem = next(name for name in numbered(wanted) if name.casefold() not in taken)
         taken.add(stem.casefold())
         out[path] = stem

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from smearcount.counting import kind_total, kind_totals, names_kind
 from smearcount.detector import PixelSource
 from smearcount.geometry import areas, overlapping_discs, resize_rgb
+from smearcount.glass import CLIPPED
 from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.taxonomy import Taxonomy
 
@@ -31,6 +32,15 @@ BLURRED = 0.3
 CROWDED_COVER = 0.75
 CROWDED_OVERLAP = 0.5
 SPARSE_RED = 20
+_BAND_WH = (2048, 8)
+OVEREXPOSED = 0.55
+"""Of the pixels of three such bands across a picture. Lightened until cells were lost, photographs had 0.5 to 0.9; none of
+562 validation photographs has more than 0.1."""
+
+ODD_SHARES = {"platelet": (0.5, 20, "platelets"), "wbc": (0.2, 10, "white cells")}
+"""Of the red cells, from so many cells on, which no healthy blood has: dirt, lines or tiny red cells may be among them.
+Usual are 0.04 to 0.1 platelets and 0.001 to 0.002 white cells."""
+
 EXCLUDED_SHARE = 0.5
 ENOUGH_WHITE = 100
 """White cells of the usual differential (Rumke 1985, Am J Clin Pathol 84:256)."""
@@ -56,6 +66,14 @@ def sharpness(pixels: npt.NDArray[np.uint8], um_per_px: float) -> float:
     structure = cv2.norm(fine, coarse, cv2.NORM_L2SQR) / green.size
     detail = max(cv2.norm(green, fine, cv2.NORM_L2SQR) / green.size - ROUNDING_NOISE, 0.0)
     return detail / structure if structure > 1 else 0.0
+
+
+def _clipped(source: PixelSource) -> float:
+    """Share of the pixels of three bands across a picture whose green is as light as can be."""
+    width, height = source.size_wh
+    w, h = min(width, _BAND_WH[0]), min(height, _BAND_WH[1])
+    bands = [source.read((width - w) // 2, round((height - h) * share), w, h) for share in (0.25, 0.5, 0.75)]
+    return float(np.mean([cv2.extractChannel(band, 1) >= CLIPPED for band in bands]))
 
 
 def assess(
@@ -84,6 +102,12 @@ def assess(
         warnings.append(f"out of focus (sharpness {focus:.2f} of 1): names and small cells can't be trusted")
     if cover > CROWDED_COVER or overlapping > CROWDED_OVERLAP:
         warnings.append(f"too dense ({overlapping:.0%} of the red cells overlap): choose a thinner region")
+    if (clipped := _clipped(source)) > OVEREXPOSED:
+        warnings.append(f"over-exposed ({clipped:.0%} of the picture is pure white): faint cells may be lost in it")
+    for kind, (share, fewest, name) in ODD_SHARES.items():
+        n = int((cells.kinds == kind).sum())
+        if n >= fewest and n > share * len(red):
+            warnings.append(f"{n} {name} for {len(red)} red cells: see on the overlay whether all of them are such")
     red_counted, at_edge = int((counted & is_red).sum()), excluded.get("edge", 0)
     if red_counted < SPARSE_RED:
         warnings.append(f"too sparse ({red_counted} red cells counted): count more fields")

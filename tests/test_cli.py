@@ -98,10 +98,10 @@ def test_a_full_standard_output_costs_no_picture(tmp_path: Path) -> None:
 
 
 def test_in_a_narrow_window_every_name_and_figure_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = re.findall(r"[0-9,.]+|-", call("analyze", SPARSE, "--out", tmp_path).stdout.partition("per cent: of")[0])
+    wide = re.findall(r"[0-9,.]+|-", call("analyze", SPARSE, "--out", tmp_path).stdout.partition("nucleated")[0])
     for columns in (50, 60, 66):
         monkeypatch.setenv("COLUMNS", str(columns))
-        shown = call("analyze", SPARSE, "--out", tmp_path).stdout.partition("per cent: of")[0]
+        shown = call("analyze", SPARSE, "--out", tmp_path).stdout.partition("nucleated")[0]
         assert re.findall(r"[0-9,.]+|-", shown) == wide
         assert "Red blood" in shown
         assert "Platelets" in shown

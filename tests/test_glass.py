@@ -14,6 +14,7 @@ from smearcount import Pipeline, Settings
 from smearcount.glass import (
     BLUE_OVER_GREEN,
     CLEAR,
+    CLIPPED,
     FAINT,
     FEWEST_CELLS,
     RED_OVER_GREEN,
@@ -153,6 +154,14 @@ def test_clear_cells_and_few_cells_leave_the_contrast_alone(density: float, cell
     assert contrast_wanted(pixels, boxes) is None
 
 
+def test_clipped_glass_is_no_measure_of_contrast() -> None:
+    pixels, boxes = drawn(0.05, 12)
+    lighter = np.clip(pixels * 1.4, 0, 255).astype(np.uint8)
+    assert (lighter[0, 0] >= CLIPPED).all()
+    assert contrast_wanted(pixels, boxes) is not None
+    assert contrast_wanted(lighter, boxes) is None
+
+
 @pytest.mark.parametrize("share", [0.35, 0.25])
 def test_a_hazy_picture_is_counted_like_a_plain_one(pipeline: Pipeline, share: float) -> None:
     plain = counts(pipeline, field())
@@ -189,7 +198,7 @@ def test_a_hazy_picture_through_an_eyepiece_is_made_clear(pipeline: Pipeline) ->
     y, x = np.mgrid[:900, :1200]
     seen = (np.hypot(x - 600, y - 450) < 430)[..., None]
     plain, shown = (pipeline.analyze(pixels * seen).result for pixels in (field(), hazy(field(), 0.2)))
-    assert [note.split(" ")[0] for note in shown.reading] == ["black", "contrast"]
+    assert [note.split(" ")[0] for note in shown.reading] == ["the", "contrast"]
     red = [int((each.counted & (each.detections.kinds == "rbc")).sum()) for each in (plain, shown)]
     assert red[1] == pytest.approx(red[0], rel=0.03)
 

@@ -64,6 +64,54 @@ def test_the_view_is_the_disc_that_is_lit(radius: float, at: tuple[float, float]
     assert filled[outside].min() > 150
 
 
+def framed(pixels: Pixels, kind: str, colour: tuple[int, int, int]) -> tuple[Pixels, Pixels]:
+    """A picture with a border around it, turned in one, or round in one, after JPEG; and a mask of what it shows."""
+    height, width = pixels.shape[:2]
+    shown = np.full((height, width), 255, np.uint8)
+    if kind == "border":
+        framing = np.float64([[1, 0, 120], [0, 1, 90]]), (width + 200, height + 200)
+    else:
+        turn = cv2.getRotationMatrix2D((width / 2, height / 2), {"turned": 17, "diamond": 45}.get(kind, 0), 1)
+        side = width if kind == "round" else round(1.3 * width)
+        turn[:, 2] += (side - width) / 2, (side - height) / 2
+        framing = turn, (side, side)
+    if kind == "round":
+        shown = seen_through(np.repeat(shown[..., None], 3, 2), 440)[..., 0]
+    inside = cv2.warpAffine(shown, *framing, flags=cv2.INTER_NEAREST)
+    picture = cv2.warpAffine(pixels, *framing)
+    picture[inside == 0] = colour
+    data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]), inside
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (128, 128, 128), (40, 80, 160)])
+@pytest.mark.parametrize("kind", ["border", "turned", "diamond", "round"])
+def test_a_plain_border_is_no_part_of_the_view(kind: str, colour: tuple[int, int, int]) -> None:
+    picture, inside = framed(field(), kind, colour)
+    lit = even_light(ArraySource(picture))
+    assert lit.view is not None
+    view = lit.view.mask((picture.shape[1], picture.shape[0])) != 0
+    truth = inside != 0
+    assert (view & truth).sum() > 0.96 * truth.sum()
+    assert (view & ~truth).sum() < 0.01 * truth.sum()
+    assert any("surround of the field of view" in note for note in lit.source.notes)
+
+
+def test_a_plain_border_changes_no_density(pipeline: Pipeline) -> None:
+    plain = pipeline.analyze(field()).result
+    shown = pipeline.analyze(framed(field(), "turned", (255, 255, 255))[0]).result
+    assert shown.scale.um_per_px == pytest.approx(plain.scale.um_per_px, rel=0.03)
+    red = [(each.counted & (each.detections.kinds == "rbc")).sum() / each.counted_area_um2 for each in (plain, shown)]
+    assert red[1] == pytest.approx(red[0], rel=0.06)
+
+
+def test_glass_without_noise_is_no_border(scatter_discs: Any) -> None:
+    for pixels in (scatter_discs((600, 500), 60, 1).pixels, np.full((300, 300, 3), 255, np.uint8)):
+        assert even_light(ArraySource(pixels)).view is None
+    half = np.clip(field().astype(int) + np.linspace(-20, 90, FIELD_WH[0])[None, :, None].astype(int), 0, 255)
+    assert even_light(ArraySource(half.astype(np.uint8))).view is None
+
+
 @pytest.mark.parametrize("fade", [0.0, 25.0])
 def test_an_eyepiece_adds_no_cell_and_loses_none(pipeline: Pipeline, fade: float) -> None:
     um = 0.15
@@ -77,7 +125,7 @@ def test_an_eyepiece_adds_no_cell_and_loses_none(pipeline: Pipeline, fade: float
         found = int((shown.counted & (shown.detections.kinds == kind)).sum())
         assert abs(found - there) <= max(1, 0.03 * there), kind
     assert shown.counted_area_um2 < view.outline.area * um**2
-    assert any("outside the field stop" in warning for warning in shown.quality.warnings)
+    assert any("outside the field of view" in warning for warning in shown.quality.warnings)
     density = [
         (each.counted & (each.detections.kinds == "rbc")).sum() / each.counted_area_um2 for each in (plain, shown)
     ]

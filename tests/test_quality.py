@@ -113,6 +113,31 @@ def test_a_good_field_has_no_warning_and_a_blurred_one_has(scatter_discs: Draw, 
     assert [text[:12] for text in soft.warnings] == ["out of focus"]
 
 
+@pytest.mark.parametrize(("lighter", "told"), [(1.0, False), (1.25, False), (2.0, True)])
+def test_a_picture_that_is_mostly_white_is_over_exposed(
+    scatter_discs: Draw, cells: Cells, lighter: float, *, told: bool
+) -> None:
+    smear = scatter_discs((900, 800), 40, 2)
+    pixels = np.clip(smear.pixels * lighter, 0, 255).astype(np.uint8)
+    found = cells(smear.boxes, "rbc")
+    shown = type(smear)(pixels, smear.discs, smear.kinds)
+    quality = assess(shown, Scale(0.2, "flag"), found, np.ones(len(found), np.bool_), {})
+    assert any("over-exposed" in warning for warning in quality.warnings) is told
+
+
+@pytest.mark.parametrize(
+    ("red", "white", "platelets", "told"),
+    [(100, 2, 40, []), (100, 25, 8, ["25 white cells"]), (33, 0, 737, ["737 platelets"]), (15, 3, 10, [])],
+)
+def test_shares_that_no_blood_has_are_told(
+    draw_discs: Draw, red: int, white: int, platelets: int, told: list[str]
+) -> None:
+    kinds = np.repeat(["rbc", "wbc", "platelet"], [red, white, platelets])
+    found = Detections(boxes_in_a_row(len(kinds), 15, 20), np.ones(len(kinds), np.float32), kinds, kinds == "none")
+    shown = [text for text in words(draw_discs, found).warnings if "see on the overlay" in text]
+    assert [warning.partition(" for ")[0] for warning in shown] == told
+
+
 def test_nothing_at_all_is_sparse_and_out_of_focus(draw_discs: Draw, cells: Cells) -> None:
     found = words(draw_discs, Detections.empty(), size_wh=(1, 1))
     assert (found.sharpness, found.red_cell_cover, found.overlapping) == (0, 0, 0)
@@ -126,7 +151,7 @@ def test_nothing_at_all_is_sparse_and_out_of_focus(draw_discs: Draw, cells: Cell
         (40, 0, 20, []),
         (41, 0, 21, ["21 of 41 cells lie at the edge and are not counted: take a larger field"]),
         (25, 0, 6, ["too sparse (19 red cells counted): count more fields"]),
-        (19, 30, 0, ["too sparse (19 red cells counted): count more fields"]),
+        (19, 3, 0, ["too sparse (19 red cells counted): count more fields"]),
     ],
 )
 def test_advice_goes_by_the_cells_that_count(

@@ -106,7 +106,7 @@ def _show(result: SmearResult, written: list[Path], taxonomy: Taxonomy, *, quiet
     elif not quiet:
         console, table = Console(highlight=False), screen_table(result, taxonomy)
         # A window too narrow for the figures breaks the lines; none of them is left out.
-        console.width = max(console.width, console.measure(table).minimum)
+        console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).minimum)
         console.print(table)
         console.print(f"written: {', '.join(plain(str(path)) for path in written)}\n", soft_wrap=True)
 
