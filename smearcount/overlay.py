@@ -100,7 +100,7 @@ def _tint_entries(result: SmearResult) -> list[_Entry]:
     """What the tints stand for, each with the cells that are not counted for it, and the share of the picture."""
     shares, cells = result.quality.shares, result.counts.excluded
     return [
-        _Entry(f"tinted: {name}", f"{cells.get(name, 0):,}", f"{100 * shares[name]:.1f} % of the area", True, tint=tint)
+        _Entry(f"tinted: {name}", f"{cells.get(name, 0):,}", f"{100 * shares[name]:.1f} % of the area", tint=tint)
         for name, colour in COLOURS.items()
         if shares.get(name)
         for tint in [tuple(round((1 - TINT) * light + TINT * c) for light, c in zip(PAPER, colour, strict=True))]
@@ -141,7 +141,7 @@ def _legend(entries: Sequence[_Entry], face: Face) -> list[list[Row]]:
             blocks.append([])
         left = _SAMPLE * face.size if entry.pen or entry.tint or not nested else 0
         texts = (entry.name, entry.count, entry.share)
-        bold = nested and not entry.nested
+        bold = nested and not entry.nested and not entry.tint
         blocks[-1].append(Row(spans(texts, left), bold=bold, pen=entry.pen, tint=entry.tint))
     foot = Span(_FOOTNOTE_OF_CODES * nested + _FOOTNOTE, 0, face.inner)
     blocks[-1].append(Row((foot,), small=True, colour=FAINT))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from smearcount import counting, overlay, panel
+from smearcount.countable import COLOURS, TINT
 from smearcount.taxonomy import load_taxonomy
 
 TAXONOMY = load_taxonomy()
@@ -72,6 +73,26 @@ def test_a_legend_without_names_shows_the_kinds(named):
         (None, "White blood cells", "0", "0.0 (0.0 - 60.2)"),
         (yellow, "Platelets", "1", "25.0 (0.6 - 80.6)"),
     ]
+
+
+def test_the_tints_of_a_large_picture_have_a_key(named):
+    result = named((640, 480), [("rbc", "unclassified", True)] * 3 + [("rbc", "unclassified", False)] * 2)
+    shares = {"countable": 0.9, "background": 0.0, "too thick": 0.08, "debris": 0.02}
+    quality = replace(result.quality, shares=shares)
+    counts = replace(result.counts, excluded={"edge": 0, "too thick": 2, "debris": 0})
+    drawn = drawn_rows(replace(result, quality=quality, counts=counts))
+    tinted = [(row, face) for row, face in drawn if row.tint]
+    assert [tuple(span.text for span in row.spans) for row, _ in tinted] == [
+        ("tinted: too thick", "2", "8.0 % of the area"),
+        ("tinted: debris", "0", "2.0 % of the area"),
+    ]
+    for (row, face), name in zip(tinted, ("too thick", "debris"), strict=True):
+        # As the tint looks on the paper of the panel.
+        expected = (1 - TINT) * np.array(panel.PAPER) + TINT * np.array(COLOURS[name])
+        np.testing.assert_allclose(row.tint, expected, atol=1)
+        pixels = panel.render_rows([row], face)
+        assert (pixels[face.margin + face.leading // 2, face.margin + face.size] == row.tint).all()
+    assert not any(row.tint for row, _ in drawn_rows(result))
 
 
 def test_a_legend_with_names_shows_sample_count_and_share_of_each_type(named):
