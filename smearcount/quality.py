@@ -34,8 +34,8 @@ CROWDED_OVERLAP = 0.5
 SPARSE_RED = 20
 _BAND_WH = (2048, 8)
 OVEREXPOSED = 0.55
-"""Of the pixels of three such bands across a picture. Lightened until cells were lost, photographs had 0.5 to 0.9; none of
-562 validation photographs has more than 0.1."""
+"""Of the pixels of three such bands across a picture. Lightened until cells were lost, photographs had 0.5 to 0.9; none
+of 562 validation photographs has more than 0.1."""
 
 ODD_SHARES = {"platelet": (0.5, 20, "platelets"), "wbc": (0.2, 10, "white cells")}
 """Of the red cells, from so many cells on, which no healthy blood has: dirt, lines or tiny red cells may be among them.

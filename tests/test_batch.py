@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -280,6 +280,32 @@ def test_no_output_replaces_what_the_run_is_told_by(tmp_path: Path, pipeline: An
             run(pipeline, job)
     assert told.read_text() == "a.jpg\n"
     assert run(pipeline, BatchJob(folder, tmp_path / "r.csv", listed=told)).done == 1
+
+
+def test_patches_of_an_earlier_crop_are_no_fields(tmp_path: Path, pipeline: Any) -> None:
+    folder = pictures(tmp_path / "in", "a.jpg", "z.jpg")
+    n = write_crops(pipeline, [folder / "a.jpg"], folder / "crops").written
+    pictures(folder / "crops", "own.jpg")
+    assert n > 0
+    outcome = run(pipeline, BatchJob(folder, tmp_path / "r.csv", recursive=True))
+    assert set(rows_of(tmp_path / "r.csv")) == {"a.jpg", "z.jpg", "crops/own.jpg"}
+    assert outcome.overlays == n
+    # A folder that is asked for by name holds what the user says it does.
+    assert run(pipeline, BatchJob(folder / "crops", tmp_path / "c.csv")).done == n + 1
+
+
+def test_what_was_drawn_of_a_picture_that_now_fails_goes_whatever_changed(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png", "c.png")
+    job = BatchJob(folder, tmp_path / "r.csv", overlays=tmp_path / "o", galleries=tmp_path / "o")
+    run_batch(DiscMaker(), job)
+    whole = {path.relative_to(tmp_path / "o").parts[0] for path in (tmp_path / "o").rglob("*.jpg")}
+    assert whole == {f"{name}.png.{what}" for name in "abc" for what in ("overlay.jpg", "gallery")}
+    (tmp_path / "o" / "b.png.overlay.jpg").write_bytes(b"mine")
+    for name in "ab":
+        (folder / f"{name}.png").write_bytes(b"no picture")
+    run_batch(replace(DiscMaker(), version=2), job)
+    left = {path.relative_to(tmp_path / "o").parts[0] for path in (tmp_path / "o").rglob("*.jpg")}
+    assert left == {"b.png.overlay.jpg", "c.png.overlay.jpg", "c.png.gallery"}
 
 
 def test_a_second_run_does_not_count_the_outputs_of_the_first(tmp_path: Path) -> None:

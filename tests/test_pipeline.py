@@ -239,7 +239,13 @@ def test_a_report_of_another_picture_is_not_replaced(pipeline: Pipeline, tmp_pat
         return [analysis.save(tmp_path)[0].name for analysis in analyses]
 
     arrays = [pipeline.analyze(np.full((60, 60, 3), level, np.uint8)) for level in (220, 230)]
-    assert names(*arrays) == ["smear.json", "smear-2.json"]
+    assert names(*arrays) == names(*arrays) == ["smear.json", "smear-2.json"]
+    named = [
+        pipeline.analyze(each.source.pixels, image_id="field.png", slide_id=name)  # type: ignore[attr-defined]
+        for each, name in zip(arrays, "ab", strict=True)
+    ]
+    assert names(*named) == ["field.json", "field-2.json"]
+    assert len({each.result.image_sha256 for each in arrays}) == 2
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "f.png"), np.full((60, 60, 3), ord(folder), np.uint8))
