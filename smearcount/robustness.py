@@ -59,10 +59,10 @@ def _vignetted(pixels: Pixels, fall: float) -> Pixels:
     return _levels(pixels * light)
 
 
-def _through_eyepiece(pixels: Pixels) -> Pixels:
-    """A disc as wide as the picture, black around it."""
+def _round(pixels: Pixels, surround: int) -> Pixels:
+    """A disc as wide as the picture, and around it one grey level."""
     seen = _distances(pixels) < max(pixels.shape[:2]) / math.hypot(*pixels.shape[:2])
-    return _levels(pixels * seen[..., None])
+    return np.where(seen[..., None], pixels, np.uint8(surround))
 
 
 def _contrasted(pixels: Pixels, factor: float, about: float = 200.0) -> Pixels:
@@ -100,7 +100,8 @@ CONDITIONS: Mapping[str, Change] = {
     "yellow light": partial(_lit, red=1.0, green=0.8, blue=0.5),
     "blue light": partial(_lit, red=0.75, green=0.85, blue=1.1),
     "grey": _grey,
-    "through an eyepiece": _through_eyepiece,
+    "through an eyepiece": partial(_round, surround=0),
+    "cut out round on white": partial(_round, surround=255),
     "light falls to 0.4 in the corners": partial(_vignetted, fall=0.6),
     "contrast times 0.4": partial(_contrasted, factor=0.4),
     "contrast times 1.6": partial(_contrasted, factor=1.6),
