@@ -22,6 +22,7 @@ from smearcount.glass import contrast_wanted, glass_colour, is_tinted, lightest,
 from smearcount.images import ArraySource, ImageSource
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
+from smearcount.reticle import without_lines
 from smearcount.scale import ScaledCells, find_at_scale, settle_scale
 
 Rgb = npt.NDArray[np.uint8]
@@ -44,6 +45,9 @@ falls to 0.77 at most."""
 
 _DIM, _MOST_EVENED, _PARTS = 0.75, 4.0, 8
 """Share of the level below which a corner is looked at; what a pixel is multiplied by at most; parts of a side."""
+
+_PIECES = 2
+"""White cells from which on lines are looked for where the scale is known; an estimated one may be theirs."""
 
 _PART_PX = 2048
 """Sides of the part of a picture in which red cells are looked at for their contrast."""
@@ -115,7 +119,9 @@ def even_light(source: ImageSource) -> Lit:
 def find_cells(
     lit: Lit, detector: Detector, um_per_px: float | None = None, slide: Scale | None = None
 ) -> tuple[Lit, Scale, Detections]:
-    """Settle the scale of a picture and find every cell in it; with more contrast where that shows its cells faint.
+    """Settle the scale of a picture and find every cell in it.
+
+    Where what is found shows lines across the picture or faint cells, it is mended, and searched again.
 
     Args:
         lit: the picture.
@@ -131,25 +137,38 @@ def find_cells(
         return find_at_scale(shown.source, detector, um_per_px, shown.source.um_per_px, slide, shown.view)
 
     scale, found = search(lit)
-    clear = _with_clear_cells(lit, found)
-    return (lit, scale, found) if clear is lit else (clear, *search(clear))
+    for mended in _MENDED:
+        if (better := mended(lit, scale, found)) is not lit:
+            lit, (scale, found) = better, search(better)
+    return lit, scale, found
 
 
 def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> ScaledCells:
     """The scale of a picture, and the red cells that it is estimated from, as `find_cells` settles it.
 
-    Where the search for the scale does not see all of the picture, it is not tried with more contrast.
+    Where the search for the scale does not see all of the picture, nothing is mended by what it found.
     """
 
     def search(shown: Lit) -> ScaledCells:
         return settle_scale(shown.source, detector, um_per_px, shown.source.um_per_px, view=shown.view)
 
     settled = search(lit)
-    clear = lit if settled.cells is None else _with_clear_cells(lit, settled.cells)
-    return settled if clear is lit else search(clear)
+    for mended in _MENDED:
+        if settled.cells is not None and (better := mended(lit, settled.scale, settled.cells)) is not lit:
+            lit, settled = better, search(better)
+    return settled
 
 
-def _with_clear_cells(lit: Lit, found: Detections) -> Lit:
+def _without_reticle(lit: Lit, scale: Scale, found: Detections) -> Lit:
+    """A picture without lines across it, whose meshes and pieces are found as cells; itself where there are none."""
+    width, height = lit.source.size_wh
+    known = scale.source not in ("estimated", "assumed") and (found.kinds == "wbc").sum() < _PIECES
+    if known or width * height > MOST_PIXELS:
+        return lit
+    return lit.changed(*without_lines(lit.source.read(0, 0, width, height)))
+
+
+def _with_clear_cells(lit: Lit, _: Scale, found: Detections) -> Lit:
     """A picture with more contrast where the red cells found in it, or in its middle, are faint; else itself."""
     width, height = lit.source.size_wh
     if width * height > MOST_PIXELS:
@@ -160,6 +179,9 @@ def _with_clear_cells(lit: Lit, found: Detections) -> Lit:
     inside = np.all((boxes[:, :2] >= 0) & (boxes[:, 2:] <= np.array(part_wh)), axis=1)
     wanted = contrast_wanted(lit.source.read(left, top, *part_wh), boxes[inside])
     return lit.changed(*wanted.raised(lit.source.read(0, 0, width, height))) if wanted else lit
+
+
+_MENDED = (_without_reticle, _with_clear_cells)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "smearcount"
 LAYERS = (
     ("errors", "records"),
     ("geometry", "config", "offline", "lists", "output_names"),
-    ("taxonomy", "glass"),
+    ("taxonomy", "glass", "reticle"),
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),
     ("runtimes", "counting", "datasets", "probe"),

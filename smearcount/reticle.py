@@ -1,0 +1,87 @@
+"""Lines of a reticle: a grid in the eyepiece or burnt into a photograph, whose meshes and pieces look like cells."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["without_lines"]
+
+Rgb = npt.NDArray[np.uint8]
+
+_SIDE_PX = 640
+"""Longest side of the reduced picture in which lines are sought."""
+
+_WIDEST_PX, _DARKER = 9, 8
+"""Of a line in the reduced picture: less wide, and so many grey levels darker than what is on both sides of it."""
+
+_STRAIGHT_SHARE, _ASLANT_PX = 0.1, 5
+"""Of the longest side a line goes so far along a side of the picture with no more than that much aslant: 5 degrees."""
+
+_LEAST_SHARE, _LARGEST_GAP_PX, _VOTES = 0.5, 6, 60
+"""Length of a piece over the shorter side, and gaps in it; pixels that must agree for one to be looked for."""
+
+_LEAST_SEEN, _BESIDE_PX = 0.4, 6
+"""By how much more of a line, from border to border, is darker than of those so far beside it: a line crosses cells,
+but does not end where they do, and in the grain of a nucleus there are lines everywhere."""
+
+_FEWEST = 4
+"""Pieces, of which one line gives several; in none of 1,800 labelled photographs is there one."""
+
+_LINE_PX, _AROUND_PX = 5, 3
+"""Width, in the reduced picture, of what is painted over, and how far around a pixel its colour is taken from."""
+
+
+def without_lines(pixels: Rgb) -> tuple[Rgb, str]:
+    """A picture `(H, W, 3)` without the straight dark lines that cross it, and what was done; nothing is "".
+
+    Lines nearly parallel to its sides are sought by a probabilistic Hough transform (Matas et al. 2000) in what a
+    closing changes in the darkest channel, and painted over from both sides (Telea 2004).
+    """
+    height, width = pixels.shape[:2]
+    factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
+    small = cv2.resize(pixels, (-(-width // factor), -(-height // factor)), interpolation=cv2.INTER_AREA)
+    red, green, blue = cv2.split(small)
+    darkest = cv2.min(cv2.min(red, green), blue)
+    thin = (cv2.morphologyEx(darkest, cv2.MORPH_BLACKHAT, _square(_WIDEST_PX)) > _DARKER).astype(np.uint8)
+    mask = _lines(thin)
+    if mask is None:
+        return pixels, ""
+    along = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+    mended = cast(Rgb, cv2.inpaint(pixels, along, _AROUND_PX, cv2.INPAINT_TELEA))
+    return mended, "lines across the picture, as of a reticle, removed"
+
+
+def _square(side: int) -> Rgb:
+    return np.ones((side, side), np.uint8)
+
+
+def _lines(thin: Rgb) -> Rgb | None:
+    """The lines that cross a mask `(H, W)` of thin dark things, as a mask; None where they are too few."""
+    height, width = thin.shape
+    thick, far = cv2.dilate(thin, _square(_ASLANT_PX)), round(_STRAIGHT_SHARE * max(thin.shape))
+    straight = [cv2.morphologyEx(thick, cv2.MORPH_OPEN, np.ones(side, np.uint8)) for side in ((1, far), (far, 1))]
+    likely, shortest = cv2.bitwise_and(thin, cv2.bitwise_or(*straight)), round(_LEAST_SHARE * min(thin.shape))
+    found = cv2.HoughLinesP(likely, 1, math.pi / 720, _VOTES, minLineLength=shortest, maxLineGap=_LARGEST_GAP_PX)
+    near, mask, pieces = cv2.dilate(thin, _square(3)), np.zeros_like(thin), 0
+    for piece in [] if found is None else found.reshape(-1, 2, 2).astype(float):
+        along = (piece[1] - piece[0]) / np.hypot(*(piece[1] - piece[0]))
+        ends = piece + along * np.array([[-1], [1]]) * math.hypot(width, height)
+        beside = _BESIDE_PX * along[::-1] * np.array([1, -1])
+        on, *off = (near[_drawn(ends + shift, near.shape) != 0] for shift in (0 * beside, beside, -beside))
+        if on.mean() - np.concatenate(off).mean() >= _LEAST_SEEN:
+            mask |= _drawn(ends, mask.shape, _LINE_PX)
+            pieces += 1
+    return cast(Rgb, cv2.bitwise_and(mask, near)) if pieces >= _FEWEST else None
+
+
+def _drawn(ends: npt.NDArray[np.float64], shape: tuple[int, ...], width_px: int = 1) -> Rgb:
+    """A mask of a line between two ends `(2, 2)`."""
+    line = np.zeros(shape, np.uint8)
+    first, last = np.rint(ends).astype(int).tolist()
+    cv2.line(line, first, last, 1, width_px)
+    return line

@@ -1,0 +1,76 @@
+"""Lines across a picture are removed, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount import Pipeline, Settings
+from smearcount.images import open_image
+from smearcount.reticle import without_lines
+
+Pixels = npt.NDArray[np.uint8]
+SAMPLES = Path(__file__).parents[1] / "sample_smears"
+
+
+def field() -> Pixels:
+    return open_image(SAMPLES / "large_field.jpg").read(600, 400, 1200, 900)
+
+
+def ruled(pixels: Pixels, degrees: float, mesh_px: int = 150, width_px: int = 2) -> Pixels:
+    """The picture behind a black grid."""
+    height, width = pixels.shape[:2]
+    ruled, angle, reach = pixels.copy(), np.radians(degrees), width + height
+    for along in (np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])):
+        for offset in range(-reach, reach, mesh_px):
+            middle = np.array([width / 2, height / 2]) + along[::-1] * np.array([-1, 1]) * (offset + 20)
+            first, last = (np.rint(middle + sign * reach * along).astype(int).tolist() for sign in (-1, 1))
+            cv2.line(ruled, first, last, (10, 10, 10), width_px, cv2.LINE_AA)
+    return ruled
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(SAMPLES.glob("*.jpg"))])
+def test_a_picture_without_lines_stays_as_it_is(name: str) -> None:
+    source = open_image(SAMPLES / name)
+    pixels = source.read(0, 0, *source.size_wh)
+    mended, told = without_lines(pixels)
+    assert mended is pixels
+    assert told == ""
+
+
+def test_the_grain_of_large_nuclei_is_no_line() -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.full((360, 360, 3), 225, np.uint8)
+    for place in ((180, 95), (180, 265)):
+        grain = rng.integers(60, 150, (360, 360, 1), dtype=np.uint8).repeat(3, axis=2)
+        inside = cv2.circle(np.zeros((360, 360), np.uint8), place, 82, 1, -1)
+        pixels[inside != 0] = grain[inside != 0]
+    assert without_lines(pixels)[1] == ""
+
+
+@pytest.mark.parametrize("degrees", [0, 3, 5])
+def test_lines_are_replaced_and_nothing_else(degrees: float) -> None:
+    plain = field()
+    shown = ruled(plain, degrees)
+    mended, told = without_lines(shown)
+    assert told.startswith("lines across the picture")
+    on = (shown != plain).any(axis=2)
+    before, after = (np.abs(each.astype(int) - plain)[on].mean() for each in (shown, mended))
+    assert after < 0.25 * before
+    far = cv2.dilate(on.astype(np.uint8), np.ones((25, 25), np.uint8)) == 0
+    assert (mended[far] == plain[far]).mean() > 0.999
+
+
+@pytest.mark.parametrize("degrees", [0, 4])
+def test_a_field_behind_a_grid_is_counted_like_a_plain_one(degrees: float) -> None:
+    pipeline = Pipeline.load(Settings(classifiers=()))
+    plain, shown = (pipeline.analyze(pixels).result for pixels in (field(), ruled(field(), degrees)))
+    assert any("lines across the picture" in note for note in shown.reading)
+    assert shown.scale.um_per_px == pytest.approx(plain.scale.um_per_px, rel=0.03)
+    for kind in ("rbc", "wbc"):
+        there, found = (int((each.detections.kinds == kind).sum()) for each in (plain, shown))
+        assert abs(found - there) <= 0.05 * there, kind
