@@ -76,7 +76,7 @@ def _lines(thin: Rgb) -> Rgb | None:
         if on.mean() - np.concatenate(off).mean() >= _LEAST_SEEN:
             mask |= _drawn(ends, mask.shape, _LINE_PX)
             pieces += 1
-    return cast(Rgb, cv2.bitwise_and(mask, near)) if pieces >= _FEWEST else None
+    return cast(Rgb, cv2.bitwise_and(mask, thin)) if pieces >= _FEWEST else None
 
 
 def _drawn(ends: npt.NDArray[np.float64], shape: tuple[int, ...], width_px: int = 1) -> Rgb:
