@@ -11,6 +11,7 @@ from typing import TypeVar
 import cv2
 
 from smearcount.errors import SmearcountError
+from smearcount.images import NO_MEMORY, is_of_machine, lacks_memory
 from smearcount.pipeline import Analysis, Pipeline
 
 __all__ = ["Failure", "Progress", "analyze_each", "attempt"]
@@ -67,19 +68,15 @@ def attempt(
         analysis = analyze(path)
         return finish(path, analysis)
     except Exception as error:
-        at_fault = isinstance(error, SmearcountError | cv2.error) and not _no_memory(error)
+        at_fault = isinstance(error, SmearcountError | cv2.error) and not is_of_machine(error)
         return Failure(_reason(path, error), lasting=analysis is None and at_fault)
-
-
-def _no_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or getattr(error, "code", None) == cv2.Error.StsNoMem
 
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, SmearcountError):
         return str(error)
-    if _no_memory(error):
-        return f"{path}: not enough memory for this picture; analyse it on a larger machine or lower its size"
+    if lacks_memory(error):
+        return f"{path}: {NO_MEMORY}"
     if isinstance(error, OSError):
         return f"{path}: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}; check the disk"
     if isinstance(error, cv2.error):

@@ -7,6 +7,7 @@ told apart by their first bytes, never by their names; which library reads which
 
 from __future__ import annotations
 
+from smearcount.images.machine import NO_MEMORY, is_of_machine, lacks_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
 from smearcount.images.slides import content_sha256
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits
@@ -23,6 +24,7 @@ from smearcount.images.writing import (
 )
 
 __all__ = [
+    "NO_MEMORY",
     "ArraySource",
     "FolderListing",
     "ImageSource",
@@ -31,6 +33,8 @@ __all__ = [
     "content_sha256",
     "find_images",
     "grow_text",
+    "is_of_machine",
+    "lacks_memory",
     "list_folder",
     "make_folder",
     "open_image",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from smearcount.errors import ImageError
 from smearcount.images.choice import PageChoice
+from smearcount.images.machine import faults_named
 from smearcount.images.raster import open_raster
 from smearcount.images.slides import is_mirax, open_slide, slide_vendor
 from smearcount.images.source import DEFAULT_LIMITS, ImageSource, ReadLimits
@@ -105,6 +106,11 @@ def open_image(
         ImageError: names the file, what is wrong with it, and what to do.
     """
     path, choice = Path(path), PageChoice(page, level, channel)
+    with faults_named(path):
+        return _opened(path, limits, choice)
+
+
+def _opened(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource:
     start = first_bytes(path)
     kind, suffix = kind_of_file(start), path.suffix.lower()
     if suffix in _PREVIEWS:
@@ -116,12 +122,8 @@ def open_image(
     if kind == "TIFF":
         return _open_tiff(path, limits, choice)
     choice.refuse(path, kind, "page", "level", "channel")
-    try:
-        _check_bytes(path, path.stat().st_size, limits)
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: can't be read ({error.strerror}); check the disk") from error
-    return open_raster(path, kind, data, limits)
+    _check_bytes(path, path.stat().st_size, limits)
+    return open_raster(path, kind, path.read_bytes(), limits)
 
 
 def _open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource:
@@ -248,7 +250,7 @@ def first_bytes(path: Path) -> bytes:
     except PermissionError as error:
         raise ImageError(f"{path}: no permission to read it; change its permissions (chmod +r)") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path!s}: can't be read ({error}); check the path") from error
+        raise ImageError(f"{path!s}: can't be read ({error}); check the path and the disk") from error
     if not start:
         raise ImageError(f"{path}: the file is empty; copy it again")
     return start

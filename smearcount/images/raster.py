@@ -15,6 +15,7 @@ import numpy.typing as npt
 from smearcount.errors import ImageError
 from smearcount.images.damage import decoders_heard, fault_in, jpeg_fault, webp_fault
 from smearcount.images.headers import DamagedError, Header, UnsupportedError, read_header
+from smearcount.images.machine import check_memory, is_of_machine
 from smearcount.images.pixels import (
     alpha_to_uint8,
     cmyk_to_rgb,
@@ -100,6 +101,8 @@ def _decode_cmyk(data: bytes, header: Header) -> Rgb:
     try:
         ink = imagecodecs.jpeg8_decode(data, outcolorspace="CMYK")
     except imagecodecs.Jpeg8Error as error:
+        if is_of_machine(error):
+            raise
         raise DamagedError(f"is corrupt: the JPEG can't be decoded ({error})") from error
     if fault := jpeg_fault(data):
         raise DamagedError(f"is corrupt or truncated: {fault}")
@@ -112,10 +115,13 @@ def _opencv(data: bytes, flags: int, header: Header) -> npt.NDArray[Any]:
         try:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
+            if is_of_machine(error):
+                raise
             raise DamagedError(f"is corrupt: it can't be decoded ({error.err})") from error
     if fault := fault_in("".join(spoken)):
         raise DamagedError(f"is corrupt or truncated: {fault}")
     if pixels is None:
+        check_memory(math.prod(header.size_wh))
         raise DamagedError("is corrupt or truncated: it can't be decoded")
     _check_size(pixels, header)
     return pixels

@@ -20,6 +20,7 @@ import numpy as np
 
 from smearcount.errors import ImageError
 from smearcount.images.choice import PageChoice
+from smearcount.images.machine import faults_named, is_of_machine
 from smearcount.images.pixels import composite_on_white
 from smearcount.images.scale import PixelSize, from_sizes
 from smearcount.images.source import ReadLimits, Rgb, check_region, file_sha256
@@ -94,7 +95,8 @@ class SlideSource:
         start_x, start_y = (at if factor.is_integer() else at - at % _BLOCK for at in (left, top))
         corner = (self.corner_xy[0] + round(start_x * factor), self.corner_xy[1] + round(start_y * factor))
         try:
-            part = self.slide.read_region(corner, self.level, (right - start_x, bottom - start_y))
+            with faults_named(self.path):
+                part = self.slide.read_region(corner, self.level, (right - start_x, bottom - start_y))
         except _errors() as error:
             raise ImageError(f"{self.path}: is corrupt or truncated ({error}); {_AGAIN}") from error
         rgba = np.asarray(part)[top - start_y :, left - start_x :]
@@ -145,7 +147,9 @@ def slide_vendor(path: Path, make: str) -> str:
         ) from error
     try:
         return openslide.OpenSlide.detect_format(path) or ""
-    except openslide.OpenSlideError:
+    except openslide.OpenSlideError as error:
+        if is_of_machine(error):
+            raise
         return ""
 
 
@@ -168,7 +172,8 @@ def open_slide(path: Path, limits: ReadLimits, choice: PageChoice, make: str) ->
 
     choice.refuse(path, f"slide by {make}", "page", "channel")
     try:
-        slide = openslide.OpenSlide(path)
+        with faults_named(path):
+            slide = openslide.OpenSlide(path)
         return _at_level(path, slide, limits, choice.level or 0)
     except _errors() as error:
         raise ImageError(f"{path}: a slide by {make} that can't be opened ({error}); {_AGAIN}") from error

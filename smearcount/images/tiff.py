@@ -19,6 +19,7 @@ import tifffile
 from smearcount.errors import ImageError
 from smearcount.images.choice import PageChoice
 from smearcount.images.headers import DamagedError, UnsupportedError
+from smearcount.images.machine import faults_named, is_of_machine
 from smearcount.images.scale import PixelSize
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits, Rgb, check_region, file_sha256
 from smearcount.images.tiff_choice import choose_page
@@ -133,7 +134,9 @@ def scanner_of(path: Path) -> str:
                 "Trestle": page.software.startswith("MedScan"),
             }
             return next((name for name, is_so in scanners.items() if is_so), "")
-    except Exception:
+    except Exception as error:
+        if is_of_machine(error):
+            raise
         # Whatever is wrong with the file, reading it as a TIFF says so.
         return ""
 
@@ -164,6 +167,8 @@ def _parse(path: Path, limits: ReadLimits, choice: PageChoice) -> tuple[StoredPa
     except (DamagedError, UnsupportedError) as error:
         raise _named(path, error) from error
     except Exception as error:
+        if is_of_machine(error):
+            raise
         # A damaged header can fail anywhere inside the parser, with any exception.
         raise ImageError(f"{path}: is corrupt or no TIFF ({error}); {_AGAIN}") from error
 
@@ -184,7 +189,7 @@ def _pages_of(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
 def _reading(path: Path) -> Iterator[None]:
     """Errors of what is read inside name the file and the remedy; what tifffile logs meanwhile is not printed."""
     try:
-        with _heard():
+        with _heard(), faults_named(path):
             yield
     except (DamagedError, UnsupportedError) as error:
         raise _named(path, error) from error

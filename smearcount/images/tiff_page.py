@@ -17,6 +17,7 @@ import tifffile
 
 from smearcount.images.damage import block_fault
 from smearcount.images.headers import DamagedError, UnsupportedError
+from smearcount.images.machine import check_memory, is_of_machine
 from smearcount.images.pixels import ORIENTATIONS, orient, sample_of, stored_region
 from smearcount.images.source import Rgb
 from smearcount.images.tiff_colour import Colour, SampleRange, colour_of
@@ -228,6 +229,9 @@ class StoredPage:
         try:
             samples, (plane, _, top, left, _), _ = self.decode(data, index, jpegtables=tables, jpegheader=header)
         except Exception as error:
+            if is_of_machine(error):
+                raise
+            check_memory(math.prod(self.block_wh))
             # Each of the two dozen codecs raises an error of its own, all of them mean the same.
             raise DamagedError(f"is corrupt: tile or strip {index} can't be decoded ({error})") from error
         if fault := block_fault(int(self.page.compression), data, samples[0], tables, header):
