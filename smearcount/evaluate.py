@@ -21,7 +21,7 @@ from smearcount.images import open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
-from smearcount.scale import settle_scale
+from smearcount.scale import find_at_scale
 
 __all__ = ["EvaluationJob", "FieldPairs", "box_pairs", "card_metrics", "evaluate", "labelled_fields"]
 
@@ -97,7 +97,7 @@ def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> Fiel
     pairs = FieldPairs([], [], [], {})
     for field in fields:
         source = open_image(field.path)
-        um_per_px = settle_scale(source, detector).scale.um_per_px if scale == "estimated" else field.um_per_px
+        um_per_px = find_at_scale(source, detector)[0].um_per_px if scale == "estimated" else field.um_per_px
         pairs.curve.append(_pair(field, source.size_wh, sensitive.find(source, um_per_px)))
         pairs.usual.append(_pair(field, source.size_wh, detector.find(source, um_per_px)))
         pairs.framed.append(_framed(pairs.usual[-1], field.border_px, source.size_wh, um_per_px))

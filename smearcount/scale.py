@@ -1,8 +1,8 @@
 """How many micrometres a pixel is: by flag, by metadata that the cells agree with, or estimated from the red cells.
 
 The estimate looks at a central crop at scales a factor of two apart, keeps the one whose cells of plausible size
-explain most of it, and refines it with the median diameter of the isolated red cells until both agree. It makes the
-median red cell 7.5 um by construction.
+explain most of it, and refines it with the median diameter of the isolated red cells until both agree. Once all cells
+of the picture are found, the median is that of all of them: it makes the median red cell 7.5 um by construction.
 """
 
 from __future__ import annotations
@@ -251,6 +251,9 @@ def find_at_scale(
 ) -> tuple[Scale, Detections]:
     """The scale of a picture and all its cells; what the search for the scale has found is not sought again.
 
+    An estimate from a part of the picture becomes that of all its red cells, since one crop of a slide may lie where
+    they are larger or smaller; the cells are sought again where both differ by more than `REUSE_WITHIN`.
+
     Args:
         source: the picture.
         detector: finds the cells.
@@ -259,11 +262,28 @@ def find_at_scale(
         slide: estimated from several pictures of its slide.
         view: the part of the picture that the field stop leaves to see; None for all of it.
     """
+
+    def search(um_per_px: float) -> Detections:
+        return with_edge_of(detector.find(source, um_per_px), view)
+
     settled = settle_scale(source, detector, flag, metadata, slide, view)
-    cells = settled.cells
+    scale, cells = settled.scale, settled.cells
     if cells is None:
-        cells = with_edge_of(detector.find(source, settled.scale.um_per_px), view)
-    return check_scale(settled.scale, cells), cells
+        cells = search(scale.um_per_px)
+        if scale.source == "estimated" and len(settled.red_px):
+            sought_at, scale = scale.um_per_px, _of_all(scale, cells)
+            if abs(sought_at / scale.um_per_px - 1) > REUSE_WITHIN:
+                cells = search(scale.um_per_px)
+    return check_scale(scale, cells), cells
+
+
+def _of_all(scale: Scale, cells: Detections) -> Scale:
+    """An estimate with the median of all red cells of the picture, where they are enough."""
+    sizes = isolated_red_diameters(cells)
+    if len(sizes) < ENOUGH_CELLS:
+        return scale
+    median_px = float(np.median(sizes))
+    return replace(scale, um_per_px=RED_CELL_UM / median_px, red_cell_px=median_px)
 
 
 def check_scale(scale: Scale, cells: Detections) -> Scale:

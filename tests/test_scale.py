@@ -13,7 +13,7 @@ from smearcount.detector import Detector
 from smearcount.geometry import diameters, iou_matrix
 from smearcount.images import ArraySource
 from smearcount.records import Detections, Scale
-from smearcount.scale import _Crop, _explained, _Look, check_scale, isolated_red_diameters, settle_scale
+from smearcount.scale import _Crop, _explained, _Look, check_scale, find_at_scale, isolated_red_diameters, settle_scale
 
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
@@ -46,6 +46,43 @@ def test_a_large_picture_is_judged_by_its_crop(scatter_discs: Draw, disc_detecto
     assert settled.scale.source == "estimated"
     assert settled.scale.um_per_px == pytest.approx(RED_CELL_UM / 60, rel=0.03)
     assert settled.cells is None
+
+
+@pytest.mark.parametrize(("other_px", "looks"), [(62, 1), (57, 1), (50, 2)])
+def test_the_estimate_is_that_of_all_red_cells(
+    draw_discs: Draw, disc_detector: Make, other_px: float, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = (each.ravel() for each in np.meshgrid(np.arange(60, 2800, 110), np.arange(60, 2200, 110)))
+    in_middle = (abs(x - 1400) < 640) & (abs(y - 1100) < 640)
+    discs = np.column_stack([x, y, np.where(in_middle, 60, other_px)])
+    smear, network = draw_discs((2800, 2200), discs, ("rbc",) * len(discs)), disc_detector(**WINDOW)
+    assert settle_scale(smear, network).scale.red_cell_px == pytest.approx(60, rel=0.02)
+    whole, find = [], network.find
+
+    def watched(seen: Any, um_per_px: float) -> Detections:
+        whole.extend([um_per_px] if seen is smear else [])
+        return find(seen, um_per_px)
+
+    monkeypatch.setattr(network, "find", watched)
+    scale, cells = find_at_scale(smear, network)
+    assert scale.red_cell_px == pytest.approx(other_px, rel=0.02)
+    assert (scale.source, len(cells), len(whole)) == ("estimated", len(discs), looks)
+    if looks == 1:
+        assert float(np.median(isolated_red_diameters(cells))) * scale.um_per_px == pytest.approx(RED_CELL_UM)
+    else:
+        assert whole[-1] == scale.um_per_px
+    # What was given is not estimated.
+    assert find_at_scale(smear, network, metadata=0.12)[0].um_per_px == 0.12
+    assert find_at_scale(smear, network, slide=slide(55))[0].um_per_px == RED_CELL_UM / 55
+
+
+def test_a_picture_of_one_crop_keeps_its_estimate(scatter_discs: Draw, disc_detector: Make) -> None:
+    smear, network = scatter_discs((700, 600), 40, 2), disc_detector(**WINDOW)
+    settled = settle_scale(smear, network)
+    scale, cells = find_at_scale(smear, network)
+    assert settled.cells is not None
+    assert scale == settled.scale
+    assert np.array_equal(cells.boxes, settled.cells.boxes)
 
 
 def test_an_empty_middle_is_no_hindrance(draw_discs: Draw, scatter_discs: Draw, disc_detector: Make) -> None:
