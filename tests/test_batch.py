@@ -13,15 +13,28 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fake_batch import DiscMaker, smears
+from fake_batch import DiscMaker, smear, smears
 
-from smearcount.batch import BatchJob, Failure, Interrupted, Outcome, PipelineMaker, Stage, analyze_each, run_batch
+from smearcount.batch import (
+    BatchJob,
+    Failure,
+    Interrupted,
+    Outcome,
+    PipelineMaker,
+    Stage,
+    analyze_each,
+    run_batch,
+    work,
+)
 from smearcount.batch.listing import list_pictures
+from smearcount.batch.scales import measure_one
 from smearcount.config import Settings
 from smearcount.crops import write_crops
 from smearcount.errors import ImageError, UsageError
 from smearcount.output_names import unique_stems
+from smearcount.pipeline import Analysis
 from smearcount.report import cells_csv, report_columns, report_row, to_csv
+from smearcount.slide_scale import RedCells
 from smearcount.taxonomy import Taxonomy
 
 
@@ -196,6 +209,52 @@ def test_a_fault_of_ours_costs_only_its_picture(tmp_path: Path) -> None:
     found = dict(analyze_each(DiscMaker().load(1), paths, lambda path: (path.name, ""), lambda *_: "done"))
     reason = f"{paths[1]}: unexpected ZeroDivisionError: a fault; please report it as a fault"
     assert found == {paths[0]: "done", paths[1]: Failure(reason), paths[2]: "done"}
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["exported again", "still copied"])
+def test_a_picture_that_changes_while_it_is_read_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png")
+    changing, later = folder / "b.png", smears(tmp_path, "x.png", "y.png", "z.png") / "z.png"
+    if not whole:
+        changing.write_bytes(later.read_bytes()[:200])
+    digest = work.picture_digest
+
+    def complete(path: Path) -> Path:
+        if path == changing:
+            changing.write_bytes(later.read_bytes())
+        return path
+
+    def drawn(analysis: Analysis) -> Any:
+        complete(analysis.source.path)
+        return np.zeros((9, 9, 3), np.uint8)
+
+    job = BatchJob(folder, tmp_path / "r.csv", overlays=tmp_path / "o")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Analysis, "overlay", drawn)
+        meanwhile.setattr(work, "picture_digest", lambda path: digest(complete(path)))
+        assert [name for name, _ in run_batch(DiscMaker(), job).failed] == ["b.png"]
+    assert "b.png: changed while it was read; run it again" in (tmp_path / "r.csv").read_text()
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["a.png.overlay.jpg"]
+    assert run_batch(DiscMaker(), job).failed == ()
+    rows = {row["image"]: row["image_sha256"] for row in csv.DictReader((tmp_path / "r.csv").read_text().splitlines())}
+    assert rows["b.png"] == work.picture_digest(later)
+
+
+def test_what_a_changing_picture_measures_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, later = (smear(tmp_path / name, seed) for seed, name in enumerate(("a.png", "b.png")))
+    pipeline = DiscMaker(um_per_px=None).load(1)
+    assert measure_one(pipeline, path) is not None
+    measure = pipeline.measure
+
+    def late(path: Path) -> RedCells:
+        found = measure(path)
+        path.write_bytes(later.read_bytes())
+        return found
+
+    monkeypatch.setattr(pipeline, "measure", late)
+    assert measure_one(pipeline, path) is None
 
 
 def test_a_stopped_batch_keeps_the_finished_rows(tmp_path: Path, pipeline: Any) -> None:

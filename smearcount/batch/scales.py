@@ -22,6 +22,7 @@ from smearcount.batch.listing import Picture
 from smearcount.batch.work import Maker, picture_digest
 from smearcount.engines import Engine
 from smearcount.geometry import FloatArray
+from smearcount.images import content_state
 from smearcount.pipeline import Pipeline
 from smearcount.slide_scale import RedCells, Size, SlideScales, pooled_scales, spread_rows
 
@@ -43,11 +44,15 @@ class _MeasureWork:
 
 def measure_one(pipeline: Pipeline, path: Path) -> Measure | None:
     """What a picture tells of the scale of its slide; None where it may tell more the next time."""
+    before = content_state(path)
     found = attempt(path, pipeline.measure, _plain)
-    if not isinstance(found, Failure):
-        return found
     # The analysis of the same picture says what is wrong with it.
-    sha256 = picture_digest(path) if found.lasting else ""
+    measure = _nothing(path, found) if isinstance(found, Failure) else found
+    return measure if content_state(path) == before else None
+
+
+def _nothing(path: Path, failure: Failure) -> Measure | None:
+    sha256 = picture_digest(path) if failure.lasting else ""
     return Measure(sha256) if sha256 else None
 
 

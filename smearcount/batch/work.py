@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
 from smearcount.errors import ConfigError, ImageError
-from smearcount.images import content_sha256, make_folder, write_picture
+from smearcount.images import content_sha256, content_state, make_folder, write_picture
 from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -50,6 +51,8 @@ OVERLAY = ".overlay.jpg"
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
+
+_CHANGED = "changed while it was read; run it again once it is complete"
 
 
 class Maker(Protocol):
@@ -180,18 +183,32 @@ class BatchWork:
 
 
 def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
-    """Everything the journal keeps of one picture; one that fails is a record with the reason."""
-    start = time.perf_counter()
+    """Everything the journal keeps of one picture; one that fails is a record with the reason.
+
+    A picture that changes meanwhile fails as well: its counts would be of other bytes than its checksum.
+    """
+    start, before = time.perf_counter(), content_state(task.path)
     analyze = partial(pipeline.analyze, image_id=task.image_id, slide_id=task.slide_id, slide_scales=task.scales)
     record = attempt(task.path, analyze, partial(_record, wishes, task))
     if isinstance(record, Failure):
         record = failed_record(task, record, pipeline.taxonomy)
+    if content_state(task.path) != before:
+        _discard(record)
+        record = failed_record(task, Failure(f"{task.path}: {_CHANGED}"), pipeline.taxonomy)
     return replace(
         record,
         seconds=round(time.perf_counter() - start, 4),
         worker=f"{socket.gethostname()}:{os.getpid()}",
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _discard(record: Record) -> None:
+    """Remove what was written for a picture."""
+    for folder, names in json.loads(record.files).items():
+        for name in names:
+            with contextlib.suppress(OSError):
+                Path(folder, name).unlink()
 
 
 def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy) -> Record:

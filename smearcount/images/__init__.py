@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from smearcount.images.machine import NO_MEMORY, is_of_machine, lacks_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
-from smearcount.images.slides import content_sha256
+from smearcount.images.slides import content_sha256, content_state
 from smearcount.images.source import ArraySource, ImageSource, ReadLimits
 from smearcount.images.writing import (
     check_target,
@@ -31,6 +31,7 @@ __all__ = [
     "ReadLimits",
     "check_target",
     "content_sha256",
+    "content_state",
     "find_images",
     "grow_text",
     "is_of_machine",

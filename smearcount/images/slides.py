@@ -28,7 +28,7 @@ from smearcount.images.source import ReadLimits, Rgb, check_region, file_sha256
 if TYPE_CHECKING:
     from openslide import OpenSlide
 
-__all__ = ["SlideSource", "content_sha256", "is_mirax", "open_slide", "slide_vendor"]
+__all__ = ["SlideSource", "content_sha256", "content_state", "is_mirax", "open_slide", "slide_vendor"]
 
 _AGAIN = "copy it again with all its parts, or export it again from the scanner as a tiled TIFF"
 _MAX_TILE_PIXELS = 64_000_000
@@ -123,9 +123,21 @@ def content_sha256(path: Path) -> str:
     Raises:
         ImageError: a file can't be read.
     """
+    return file_sha256(path, _parts(path))
+
+
+def content_state(path: Path) -> tuple[tuple[int, int], ...]:
+    """Size and time of the last change of all files of a picture; empty where they can't be asked for."""
+    try:
+        return tuple((each.st_size, each.st_mtime_ns) for each in (part.stat() for part in (path, *_parts(path))))
+    except OSError:
+        return ()
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files beside the one that stands for a MIRAX slide."""
     folder = path.with_suffix("")
-    parts = [part for part in folder.iterdir() if part.is_file()] if is_mirax(path) and folder.is_dir() else []
-    return file_sha256(path, parts)
+    return sorted(part for part in folder.iterdir() if part.is_file()) if is_mirax(path) and folder.is_dir() else []
 
 
 def slide_vendor(path: Path, make: str) -> str:
