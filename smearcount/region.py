@@ -223,7 +223,7 @@ def parse_region(content: Any, name: str) -> Region:
     if whole is None:
         raise ConfigError(f"{name}: the region has no area; {_REMEDY}")
     words = "outlines that cross themselves" if crossing > 1 else "outline that crosses itself"
-    return Region(whole, (f"{crossing} {words} mended",) if crossing else (), f"the region of {name}")
+    return Region(whole, (f"{crossing} {words} mended",) if crossing else (), f"the region of {Path(name).name}")
 
 
 def _geometries(content: Any, name: str) -> list[shapely.Polygon]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
+import pickle
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +31,7 @@ from smearcount.batch import (
 )
 from smearcount.batch.listing import list_pictures
 from smearcount.batch.scales import measure_one
-from smearcount.config import Settings
+from smearcount.config import Settings, shipped
 from smearcount.crops import write_crops
 from smearcount.errors import ImageError, UsageError
 from smearcount.output_names import unique_stems
@@ -46,6 +49,30 @@ def test_rows_stay_good_for_another_number_of_threads_or_windows_but_not_for_ano
     usual = PipelineMaker(Settings()).identity()
     assert PipelineMaker(Settings(threads=2, tile=5)).identity() == usual
     assert PipelineMaker(Settings(min_score=0.4)).identity() != usual
+
+
+def test_relative_paths_hold_in_a_worker_of_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    own = Settings().detector
+    shutil.copytree(shipped("weights") / own, here / "models" / own)
+    shutil.copy(shipped("configs") / "taxonomy.yaml", here / "t.yaml")
+    square = [[0, 0], [90, 0], [90, 90], [0, 90]]
+    (here / "r.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [square]}))
+    files = {"region": Path("r.geojson"), "taxonomy": Path("t.yaml"), "classifiers": (), "experts": {}}
+    monkeypatch.chdir(here)
+    makers = [
+        PipelineMaker(Settings(detector=f"models/{own}", **files)),
+        PipelineMaker(Settings(detector=own, **files), weights=Path("models")),
+    ]
+    identity = makers[0].identity()
+    for maker in pickle.loads(pickle.dumps(makers)):
+        monkeypatch.chdir(elsewhere)
+        pipeline = maker.load(1)
+        assert pipeline.region is not None
+        assert pipeline.region.outline.area == 8100
+        monkeypatch.chdir(here)
+        assert maker.identity() == identity == PipelineMaker(maker.settings, maker.weights, elsewhere).identity()
 
 
 def test_stems_are_short_where_they_can_be() -> None:

@@ -78,10 +78,12 @@ class PipelineMaker:
     Attributes:
         settings: what `--config` and the flags say.
         weights: folder of the models instead of the shipped one.
+        folder: where relative paths begin; a worker may have another working directory.
     """
 
     settings: Settings
     weights: Path | None = None
+    folder: Path = field(default_factory=Path.cwd)
 
     def taxonomy(self) -> Taxonomy:
         """Names and kinds of the codes.
@@ -125,8 +127,28 @@ class PipelineMaker:
 
     def load(self, threads: int) -> Pipeline:
         """The pipeline with this many CPU threads; 0 leaves them to the settings."""
-        settings = self.settings.model_copy(update={"threads": threads}) if threads else self.settings
-        return Pipeline.load(settings, weights=self.weights)
+        settings = self._placed()
+        if threads:
+            settings = settings.model_copy(update={"threads": threads})
+        return Pipeline.load(settings, weights=self.weights and self.folder / self.weights)
+
+    def _placed(self) -> Settings:
+        """The settings with absolute paths; the identity has them as they were given, or files by their content."""
+        asked, folder = self.settings, self.folder
+        placed = {
+            "detector": self._model(asked.detector),
+            "classifiers": tuple(map(self._model, asked.classifiers)),
+            "experts": {self._model(name): gap for name, gap in asked.experts.items()},
+            "region": asked.region and folder / asked.region,
+            "taxonomy": asked.taxonomy and folder / asked.taxonomy,
+        }
+        return asked.model_copy(update=placed)
+
+    def _model(self, name: str) -> str:
+        """The absolute folder of a model; an id, which every machine finds for itself, stays one."""
+        weights = self.folder / (self.weights or shipped("weights"))
+        is_id = "/" not in name and (weights / name / "card.yaml").is_file()
+        return str(self.folder / name) if not is_id and (self.folder / name).is_dir() else name
 
 
 def _digest(path: Path) -> str:
