@@ -280,7 +280,7 @@ class Pipeline:
         cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
         rule, whole = self.settings.edge_rule, self.settings.countable == "all"
         frame = frame_of(source, cells, scale.um_per_px, rule, region, view=lit.view, whole=whole)
-        quality = assess(source, scale, cells, frame.counted, frame.excluded)
+        quality = assess(source, scale, cells, frame.counted, frame.excluded, lit.view)
         result = SmearResult(
             image_id=ids[0],
             slide_id=ids[1],

@@ -14,6 +14,7 @@ from smearcount.detector import PixelSource
 from smearcount.geometry import areas, overlapping_discs, resize_rgb
 from smearcount.glass import CLIPPED
 from smearcount.records import Detections, Quality, Scale, SmearResult
+from smearcount.region import Region
 from smearcount.taxonomy import Taxonomy
 
 __all__ = ["NOT_RECOGNISED", "assess", "remarks", "sharpness", "warnings_of"]
@@ -77,7 +78,12 @@ def _clipped(source: PixelSource) -> float:
 
 
 def assess(
-    source: PixelSource, scale: Scale, cells: Detections, counted: npt.NDArray[np.bool_], excluded: Mapping[str, int]
+    source: PixelSource,
+    scale: Scale,
+    cells: Detections,
+    counted: npt.NDArray[np.bool_],
+    excluded: Mapping[str, int],
+    view: Region | None = None,
 ) -> Quality:
     """Focus from the centre of the picture, crowding from the boxes of all cells found, numbers from those counted.
 
@@ -87,6 +93,7 @@ def assess(
         cells: every cell found.
         counted: `(N,) bool`, the cell enters the counts.
         excluded: cells that do not, by reason.
+        view: the part of the picture that the field stop leaves to see; None for all of it.
     """
     width, height = source.size_wh
     side = max(32, round(FOCUS_SIDE_UM / scale.um_per_px))
@@ -95,7 +102,8 @@ def assess(
     focus = sharpness(centre, scale.um_per_px) / SHARPEST_RATIO
     is_red = cells.kinds == "rbc"
     red = cells.boxes[is_red]
-    cover = float(areas(red).sum()) * np.pi / 4 / (width * height)
+    seen_px = width * height if view is None else view.area_px((width, height))
+    cover = float(areas(red).sum()) * np.pi / 4 / seen_px
     overlapping = float(overlapping_discs(red).mean()) if len(red) else 0.0
     warnings = []
     if focus < BLURRED:

@@ -12,6 +12,7 @@ import shapely
 from smearcount import Pipeline, Settings
 from smearcount.counting import counted_mask
 from smearcount.field_stop import counted_in_view
+from smearcount.geometry import areas
 from smearcount.illumination import MOST_PIXELS, even_light
 from smearcount.images import ArraySource, open_image
 from smearcount.overlay import dim_outside
@@ -125,6 +126,9 @@ def test_an_eyepiece_adds_no_cell_and_loses_none(pipeline: Pipeline, fade: float
         found = int((shown.counted & (shown.detections.kinds == kind)).sum())
         assert abs(found - there) <= max(1, 0.03 * there), kind
     assert shown.counted_area_um2 < view.outline.area * um**2
+    red = shown.detections.boxes[shown.detections.kinds == "rbc"]
+    assert shown.quality.red_cell_cover == pytest.approx(areas(red).sum() * np.pi / 4 / view.outline.area, abs=1e-4)
+    assert shown.quality.red_cell_cover == pytest.approx(plain.quality.red_cell_cover, rel=0.06)
     assert any("outside the field of view" in warning for warning in shown.quality.warnings)
     density = [
         (each.counted & (each.detections.kinds == "rbc")).sum() / each.counted_area_um2 for each in (plain, shown)
