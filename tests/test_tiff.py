@@ -42,6 +42,16 @@ def test_signed_8_bit_samples_are_read(tmp_path: Path) -> None:
     assert np.abs(whole(source)[..., 0].astype(int) - cv2.normalize(scene()[..., 0], None, 0, 255, 32)).max() < 16
 
 
+@pytest.mark.parametrize("darkest", [200, 30_000, 65_000])
+def test_16_bits_with_white_as_zero_are_as_bright_as_with_black_as_zero(tmp_path: Path, darkest: int) -> None:
+    ink = np.rint(np.linspace(0, darkest, 64 * 96)).astype(np.uint16).reshape(96, 64)
+    tifffile.imwrite(tmp_path / "white.tif", ink, photometric="miniswhite", metadata=None)
+    tifffile.imwrite(tmp_path / "black.tif", 65_535 - ink, photometric="minisblack", metadata=None)
+    white, black = (open_image(tmp_path / f"{name}.tif") for name in ("white", "black"))
+    assert white.notes == black.notes == ("16 bit range scaled from 0 to 65535",)
+    assert np.array_equal(whole(white), whole(black))
+
+
 def test_a_header_with_two_predictors_is_corrupt(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, scene(), photometric="rgb", metadata=None, extratags=[(65000, "H", 2, (1, 1), True)])

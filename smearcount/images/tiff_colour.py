@@ -31,6 +31,8 @@ _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _BASE_SAMPLES = {_MIN_IS_WHITE: 1, _MIN_IS_BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _DECODED_AS_RGB = frozenset({6, 7, 33007, 34892, 50001, 50002, 52546})
 """Compressions whose decoder undoes YCbCr itself: JPEG, WebP and JPEG XL."""
+_MOST_BITS = 16
+"""Of samples whose full scale is known: see `to_uint8`."""
 _BY_COMPRESSION = {33003: _YCBCR, 33005: _RGB}
 """Aperio's JPEG 2000: the compression says how colours are stored, whatever the photometric (openslide.org/formats)."""
 
@@ -75,8 +77,13 @@ class Colour:
         return samples[..., self.first : self.first + self.base]
 
     def range_of(self, samples: npt.NDArray[Any]) -> SampleRange:
-        """The range of samples `(..., s)` that stand for a whole picture of more than 8 bits."""
-        low_high = range_of(self.of_colour(samples))
+        """The range of samples `(..., s)` that stand for a whole picture of more than 8 bits.
+
+        Where zero is white the largest value is the darkest pixel, which says nothing of the bits in use: they are
+        those of the header.
+        """
+        full = self.photometric == _MIN_IS_WHITE and samples.dtype.kind == "u" and self.bits <= _MOST_BITS
+        low_high = (0.0, 2.0**self.bits - 1) if full else range_of(self.of_colour(samples))
         return SampleRange(low_high, opaque_of(samples[..., self.base], low_high) if self.alpha else 0.0)
 
     def to_rgb(self, samples: npt.NDArray[Any], within: SampleRange | None = None) -> tuple[Rgb, str]:
