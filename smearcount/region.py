@@ -7,7 +7,7 @@ Source: RFC 7946 (GeoJSON), sections 3.1 to 3.3.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ _NUDGE_XY = (2.0**-20, 2.0**-21)
 point on the common edge of two regions to one of them. Far below the steps of `float32` in a picture."""
 
 _REMEDY = "export the outline as GeoJSON polygons, as QuPath does, in pixels at full resolution"
+_POINTS_AND_LINES = ("Point", "MultiPoint", "LineString", "MultiLineString")
 _LEAST_PX = 64.0
 """Square pixels of a region: the smallest cell that is found has more."""
 
@@ -204,7 +205,7 @@ def read_region(path: Path) -> Region:
 
 
 def parse_region(content: Any, name: str) -> Region:
-    """The region of parsed GeoJSON: the union of every polygon in it.
+    """The region of parsed GeoJSON: the union of every polygon in it; points and lines beside them are left out.
 
     Args:
         content: a Polygon, MultiPolygon, GeometryCollection, Feature or FeatureCollection, or a list of them.
@@ -214,39 +215,71 @@ def parse_region(content: Any, name: str) -> Region:
         ConfigError: it is something else, or has no area.
     """
     try:
-        drawn = _geometries(content, name)
+        geometries = list(_geometries(content, name))
     except RecursionError as error:
         raise ConfigError(f"{name}: no GeoJSON (nested too deeply); {_REMEDY}") from error
-    mended = [shapely.make_valid(each, method="structure", keep_collapsed=False) for each in drawn]
+    others = [each for each in geometries if each["type"] in _POINTS_AND_LINES]
+    areal = [each for each in geometries if each["type"] not in _POINTS_AND_LINES]
+    drawn = [polygon for each in areal for polygon in _drawn(each, name)]
+    if others and not drawn:
+        raise _no_region(others[0], name)
     crossing = sum(not each.is_valid for each in drawn)
-    whole = _polygons(shapely.union_all(mended))
+    whole = _polygons(shapely.union_all([_mended(each) for each in drawn]))
     if whole is None:
         raise ConfigError(f"{name}: the region has no area; {_REMEDY}")
     words = "outlines that cross themselves" if crossing > 1 else "outline that crosses itself"
-    return Region(whole, (f"{crossing} {words} mended",) if crossing else (), f"the region of {Path(name).name}")
+    notes = [f"{crossing} {words} mended"] if crossing else []
+    if others:
+        notes.append(f"{len(others)} {'points or lines' if len(others) > 1 else 'point or line'} left out")
+    return Region(whole, tuple(notes), f"the region of {Path(name).name}")
 
 
-def _geometries(content: Any, name: str) -> list[shapely.Polygon]:
-    """Every polygon as it was drawn."""
+def _geometries(content: Any, name: str) -> Iterator[dict[str, Any]]:
+    """Every geometry that holds no others; a feature may be without one (RFC 7946, 3.2)."""
     if isinstance(content, list):
-        return [polygon for each in content for polygon in _geometries(each, name)]
+        for each in content:
+            yield from _geometries(each, name)
+        return
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "Feature":
-        return _geometries(content.get("geometry"), name)
-    if kind in ("FeatureCollection", "GeometryCollection"):
+        if content.get("geometry") is not None:
+            yield from _geometries(content["geometry"], name)
+    elif kind in ("FeatureCollection", "GeometryCollection"):
         members = content.get("features" if kind == "FeatureCollection" else "geometries")
         if not isinstance(members, list):
             raise ConfigError(f"{name}: a {kind} without a list of members; {_REMEDY}")
-        return _geometries(members, name)
-    if kind == "Polygon":
-        return [_polygon(content.get("coordinates"), name)]
-    if kind == "MultiPolygon":
-        polygons = content.get("coordinates")
-        if not isinstance(polygons, list):
-            raise ConfigError(f"{name}: a MultiPolygon without coordinates; {_REMEDY}")
-        return [_polygon(rings, name) for rings in polygons]
+        yield from _geometries(members, name)
+    elif kind in ("Polygon", "MultiPolygon", *_POINTS_AND_LINES):
+        yield content
+    else:
+        raise _no_region(content, name)
+
+
+def _no_region(content: Any, name: str) -> ConfigError:
+    kind = content.get("type") if isinstance(content, dict) else None
     found = f"a {kind}" if isinstance(kind, str) else f"{json.dumps(content, default=str)[:40]}"
-    raise ConfigError(f"{name}: expected a Polygon, MultiPolygon, Feature or FeatureCollection, got {found}; {_REMEDY}")
+    return ConfigError(
+        f"{name}: expected a Polygon, MultiPolygon, Feature or FeatureCollection, got {found}; {_REMEDY}"
+    )
+
+
+def _drawn(geometry: dict[str, Any], name: str) -> list[shapely.Polygon]:
+    """The polygons of a Polygon or MultiPolygon as they were drawn."""
+    polygons = geometry.get("coordinates")
+    if geometry["type"] == "Polygon":
+        return [_polygon(polygons, name)]
+    if not isinstance(polygons, list):
+        raise ConfigError(f"{name}: a MultiPolygon without coordinates; {_REMEDY}")
+    return [_polygon(rings, name) for rings in polygons]
+
+
+def _mended(drawn: shapely.Polygon) -> shapely.Geometry:
+    """A polygon without crossings; outline and holes are mended apart, or a hole outside would become an area."""
+    if drawn.is_valid:
+        return drawn
+    rings = [shapely.Polygon(ring) for ring in (drawn.exterior, *drawn.interiors)]
+    outer, *holes = shapely.make_valid(rings, method="structure", keep_collapsed=False)
+    return cast(shapely.Geometry, outer.difference(shapely.union_all(holes)))
 
 
 def _polygon(rings: Any, name: str) -> shapely.Polygon:

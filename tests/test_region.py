@@ -236,6 +236,38 @@ def test_outlines_that_cross_themselves_are_mended_and_noted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("holes", "area"),
+    [
+        ([rectangle(200, 200, 50, 50)], 5000),
+        ([rectangle(200, 200, 50, 50), rectangle(20, 30, 10, 10)], 4900),
+        ([rectangle(60, 30, 100, 20)], 4000),
+        ([rectangle(20, 30, 20, 20), rectangle(30, 40, 20, 20)], 5000 - 700),
+        ([rectangle(0, 0, 60, 90), rectangle(60, 0, 60, 45)], 50 * 25),
+    ],
+    ids=["outside", "outside and inside", "over the edge", "over each other", "all but a corner"],
+)
+def test_a_hole_takes_away_and_never_adds(holes: list[list[list[float]]], area: float) -> None:
+    region = region_of(polygon(rectangle(10, 20, 100, 50), *holes))
+    assert region.area_px((1000, 1000)) == pytest.approx(area)
+    assert region.notes == ("1 outline that crosses itself mended",)
+
+
+def test_what_has_no_area_beside_polygons_is_left_out() -> None:
+    point, line = ({"type": kind, "coordinates": [[1, 2], [3, 4]]} for kind in ("MultiPoint", "LineString"))
+    nowhere = feature(None)
+    assert region_of([nowhere, feature(SQUARE)]).notes == ()
+    for others, words in (
+        ([point], "1 point or line left out"),
+        ([feature(line), point], "2 points or lines left out"),
+    ):
+        region = region_of({"type": "FeatureCollection", "features": [*others, nowhere, feature(SQUARE)]})
+        assert region.area_px((1000, 1000)) == pytest.approx(5000)
+        assert region.notes == (words,)
+    with pytest.raises(ConfigError, match="got a LineString"):
+        region_of([nowhere, line, point])
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "no GeoJSON"),
@@ -250,7 +282,8 @@ def test_outlines_that_cross_themselves_are_mended_and_noted() -> None:
         ('{"type": "Point", "coordinates": [1, 2]}', "got a Point"),
         ('{"type": "LineString", "coordinates": [[1, 2], [3, 4]]}', "got a LineString"),
         ('{"type": 5}', 'got {"type": 5}'),
-        ('{"type": "Feature", "geometry": null}', "got null"),
+        ('{"type": "Feature", "geometry": null}', "no area"),
+        ('{"type": "Feature", "geometry": 5}', "got 5"),
         ('{"type": "FeatureCollection"}', "without a list of members"),
         ('{"type": "FeatureCollection", "features": []}', "no area"),
         ('{"type": "GeometryCollection", "geometries": {}}', "without a list of members"),
