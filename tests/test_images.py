@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import cv2
 import imagecodecs
@@ -24,6 +25,7 @@ from smearcount.errors import ImageError
 from smearcount.images import ArraySource, ImageSource, ReadLimits, find_images, open_image, write_picture
 from smearcount.images.pixels import orient, stored_region
 from smearcount.images.tiff import TiffSource
+from smearcount.images.tiff_page import StoredPage
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -492,6 +494,31 @@ def test_a_strip_that_is_cut_off_after_opening_is_an_error(tmp_path: Path) -> No
     assert np.array_equal(source.read(0, 0, 512, 250), scene(512, 512)[:250])
     with pytest.raises(ImageError, match=r"a\.tif: is truncated: row 2\d\d is not all there; copy"):
         source.read(0, 200, 512, 100)
+
+
+def test_strips_of_a_wide_picture_are_decoded_once_for_a_row_of_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smearcount.images.tiff_page._STRIPS_HELD", 10_000)
+    pixels, options = scene(200, 1200), {"compression": "deflate", "rowsperstrip": 8, "metadata": None}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **options)
+    decoded, decode = list[int](), StoredPage._decoded
+
+    def counted(stored: StoredPage, file: BinaryIO, index: int) -> Any:
+        decoded.append(index)
+        return decode(stored, file, index)
+
+    monkeypatch.setattr(StoredPage, "_decoded", counted)
+    source = open_image(tmp_path / "a.tif", ReadLimits(max_megapixels=0.1))
+    decoded.clear()
+    for x in range(0, 1200, 150):
+        assert np.array_equal(source.read(x, 0, 150, 200), pixels[:, x : x + 150])
+    assert sorted(decoded) == list(range(25))
+    monkeypatch.setattr("smearcount.images.tiff_page._MOST_HELD", 24 * 8 * 1200 * 3)
+    source = open_image(tmp_path / "a.tif", ReadLimits(max_megapixels=0.1))
+    assert isinstance(source, TiffSource)
+    whole(source)
+    assert len(source.stored.blocks._held) == 24
 
 
 def test_tiles_are_decoded_once_and_few_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """TIFF: tiles of 8 bits and everything large are read region by region, the rest is decoded once and held.
 
 Each read opens the file anew and decodes only the tiles or strips it needs, so a source holds no file handle, and the
-memory does not depend on the size of the slide.
+memory does not depend on the size of the slide; only of strips a row of windows is held, up to 1 GB of a very wide one.
 """
 
 from __future__ import annotations
