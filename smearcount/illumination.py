@@ -23,7 +23,7 @@ from smearcount.images import ArraySource, ImageSource
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
 from smearcount.reticle import without_lines
-from smearcount.scale import ScaledCells, find_at_scale, settle_scale
+from smearcount.scale import ScaledCells, find_at_scale, settle_scale, spread_estimate
 
 Rgb = npt.NDArray[np.uint8]
 
@@ -146,11 +146,12 @@ def find_cells(
 def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> ScaledCells:
     """The scale of a picture, and the red cells that it is estimated from, as `find_cells` settles it.
 
-    Where the search for the scale does not see all of the picture, nothing is mended by what it found.
+    Of a picture larger than five crops these are red cells of five places, and nothing is mended by them.
     """
 
     def search(shown: Lit) -> ScaledCells:
-        return settle_scale(shown.source, detector, um_per_px, shown.source.um_per_px, view=shown.view)
+        settled = settle_scale(shown.source, detector, um_per_px, shown.source.um_per_px, view=shown.view)
+        return spread_estimate(shown.source, detector, settled, shown.view)
 
     settled = search(lit)
     for mended in _MENDED:

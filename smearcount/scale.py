@@ -20,7 +20,7 @@ from smearcount.geometry import FloatArray, areas, diameters, overlapping_pairs
 from smearcount.records import Detections, Scale
 from smearcount.region import Region, with_edge_of
 
-__all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale"]
+__all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale", "spread_estimate"]
 
 PLAUSIBLE_RED_UM = (5.0, 11.0)
 CROP_PX = 1024
@@ -270,17 +270,40 @@ def find_at_scale(
     scale, cells = settled.scale, settled.cells
     if cells is None:
         cells = search(scale.um_per_px)
-        if scale.source == "estimated" and len(settled.red_px):
-            sought_at, scale = scale.um_per_px, _of_all(scale, cells)
+        if len(settled.red_px):
+            sought_at, scale = scale.um_per_px, _of(scale, isolated_red_diameters(cells))
             if abs(sought_at / scale.um_per_px - 1) > REUSE_WITHIN:
                 cells = search(scale.um_per_px)
     return check_scale(scale, cells), cells
 
 
-def _of_all(scale: Scale, cells: Detections) -> Scale:
-    """An estimate with the median of all red cells of the picture, where they are enough."""
-    sizes = isolated_red_diameters(cells)
-    if len(sizes) < ENOUGH_CELLS:
+def spread_estimate(
+    source: PixelSource, detector: Detector, settled: ScaledCells, view: Region | None = None
+) -> ScaledCells:
+    """An estimate from a crop with the red cells of all the picture, or of five places of a larger one.
+
+    Args:
+        source: the picture.
+        detector: finds the red cells.
+        settled: returned as it is where it has the cells of the whole picture, or is no estimate.
+        view: the part of the picture that the field stop leaves to see; None for all of it.
+    """
+    if settled.cells is not None or not len(settled.red_px):
+        return settled
+    um_per_px = settled.scale.um_per_px
+    side = min(max(round(CROP_CELLS * RED_CELL_UM / um_per_px), CROP_PX), LARGEST_CROP_PX)
+    if math.prod(source.size_wh) <= len(PLACES) * side**2:
+        crops = [_Crop(source, max(source.size_wh), view=view)]
+    else:
+        crops = [_Crop(source, side, place, view) for place in PLACES]
+    found = [crop.cells(detector, um_per_px) for crop in crops]
+    sizes = np.concatenate([isolated_red_diameters(cells) for cells in found])
+    return ScaledCells(_of(settled.scale, sizes), found[0] if crops[0].is_whole else None, sizes)
+
+
+def _of(scale: Scale, sizes: FloatArray) -> Scale:
+    """An estimate with the median of more red cells, where they are enough; what is assumed stays so."""
+    if len(sizes) < ENOUGH_CELLS or scale.source != "estimated":
         return scale
     median_px = float(np.median(sizes))
     return replace(scale, um_per_px=RED_CELL_UM / median_px, red_cell_px=median_px)

@@ -143,6 +143,12 @@ def test_the_scale_comes_from_cells_that_the_field_stop_does_not_cut(pipeline: P
     assert shown.um_per_px == pytest.approx(plain.um_per_px, rel=0.03)
 
 
+def test_a_field_is_measured_as_it_is_analysed(pipeline: Pipeline) -> None:
+    measured = pipeline.measure(SAMPLES / "normal.jpg").diameters_px
+    scale = pipeline.analyze(SAMPLES / "normal.jpg").result.scale
+    assert np.median(measured) == pytest.approx(scale.red_cell_px, rel=1e-6)
+
+
 def test_a_rectangular_view_has_the_frame_of_a_picture_of_that_size() -> None:
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 500, (4000, 2))

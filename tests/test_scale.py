@@ -13,7 +13,16 @@ from smearcount.detector import Detector
 from smearcount.geometry import diameters, iou_matrix
 from smearcount.images import ArraySource
 from smearcount.records import Detections, Scale
-from smearcount.scale import _Crop, _explained, _Look, check_scale, find_at_scale, isolated_red_diameters, settle_scale
+from smearcount.scale import (
+    _Crop,
+    _explained,
+    _Look,
+    check_scale,
+    find_at_scale,
+    isolated_red_diameters,
+    settle_scale,
+    spread_estimate,
+)
 
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
@@ -48,13 +57,35 @@ def test_a_large_picture_is_judged_by_its_crop(scatter_discs: Draw, disc_detecto
     assert settled.cells is None
 
 
+def larger_in_the_middle(size_wh: tuple[int, int], other_px: float) -> Any:
+    """Discs on a grid: of 60 px in the middle, where the first crop lies, of another diameter around it."""
+    width, height = size_wh
+    x, y = (each.ravel() for each in np.meshgrid(np.arange(60, width, 110), np.arange(60, height, 110)))
+    in_middle = (abs(x - width / 2) < 640) & (abs(y - height / 2) < 640)
+    return np.column_stack([x, y, np.where(in_middle, 60, other_px)])
+
+
+@pytest.mark.parametrize(("size_wh", "whole"), [((2300, 2200), True), ((4400, 3300), False)])
+def test_a_measured_picture_tells_of_red_cells_all_over(
+    draw_discs: Draw, disc_detector: Make, size_wh: tuple[int, int], *, whole: bool
+) -> None:
+    discs = larger_in_the_middle(size_wh, 56)
+    smear, network = draw_discs(size_wh, discs, ("rbc",) * len(discs)), disc_detector(**WINDOW)
+    settled = settle_scale(smear, network)
+    assert settled.scale.red_cell_px == pytest.approx(60, rel=0.02)
+    spread = spread_estimate(smear, network, settled)
+    assert (spread.cells is not None) == whole
+    assert spread.scale.red_cell_px == float(np.median(spread.red_px)) == pytest.approx(56, rel=0.02)
+    assert len(spread.red_px) > (len(discs) / 2 if whole else 3 * len(settled.red_px))
+    given = settle_scale(smear, network, metadata=0.125)
+    assert spread_estimate(smear, network, given) is given
+
+
 @pytest.mark.parametrize(("other_px", "looks"), [(62, 1), (57, 1), (50, 2)])
 def test_the_estimate_is_that_of_all_red_cells(
     draw_discs: Draw, disc_detector: Make, other_px: float, looks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, y = (each.ravel() for each in np.meshgrid(np.arange(60, 2800, 110), np.arange(60, 2200, 110)))
-    in_middle = (abs(x - 1400) < 640) & (abs(y - 1100) < 640)
-    discs = np.column_stack([x, y, np.where(in_middle, 60, other_px)])
+    discs = larger_in_the_middle((2800, 2200), other_px)
     smear, network = draw_discs((2800, 2200), discs, ("rbc",) * len(discs)), disc_detector(**WINDOW)
     assert settle_scale(smear, network).scale.red_cell_px == pytest.approx(60, rel=0.02)
     whole, find = [], network.find
