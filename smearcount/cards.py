@@ -202,6 +202,16 @@ class Model:
             raise ModelError(f"{self.card.id}: a {self.card.task}, where a classifier is needed; see `models list`")
         return self.card
 
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it came with the program."""
+        return self.folder.resolve().parent == shipped("weights").resolve()
+
+    @property
+    def remedy(self) -> str:
+        """What to do where its files are missing or damaged."""
+        return "install smearcount again" if self.is_shipped else "copy it again, or make it again from its training"
+
     def read(self, name: str) -> bytes:
         """The bytes of one file, checked against the card.
 
@@ -214,14 +224,12 @@ class Model:
         try:
             content = (self.folder / name).read_bytes()
         except OSError as error:
-            raise ModelError(
-                f"{self.folder / name}: can't be read ({error.strerror}); install smearcount again"
-            ) from error
+            raise ModelError(f"{self.folder / name}: can't be read ({error.strerror}); {self.remedy}") from error
         found = hashlib.sha256(content).hexdigest()
         if len(content) != entry.bytes or found != entry.sha256:
             raise ModelError(
                 f"{self.folder / name}: changed or damaged: expected {entry.bytes} bytes and sha256 "
-                f"{entry.sha256[:12]}, found {len(content)} bytes and {found[:12]}; install smearcount again"
+                f"{entry.sha256[:12]}, found {len(content)} bytes and {found[:12]}; {self.remedy}"
             )
         return content
 

@@ -12,7 +12,7 @@ from smearcount.errors import ModelError
 from smearcount.geometry import FloatArray
 from smearcount.runtimes import RuntimeChoice, make_runtime
 
-__all__ = ["PROBE_SCORE", "ProbeError", "probe_error", "probe_errors"]
+__all__ = ["PROBE_SCORE", "ProbeError", "measure_probe", "probe_error", "probe_errors"]
 
 
 PROBE_SCORE = 0.25
@@ -46,6 +46,14 @@ def probe_error(card: Card, answer: FloatArray, expected: FloatArray) -> ProbeEr
     return ProbeError(float((apart[:, :4] * confident).max()), float(apart[:, 4:].max()))
 
 
+def measure_probe(model: Model, runtime: str) -> tuple[str, ProbeError]:
+    """The description of a runtime on the CPU, and the largest difference of its answer to the probe of the model."""
+    probe = np.load(io.BytesIO(model.read("probe.npz")), allow_pickle=False)
+    choice = RuntimeChoice(runtime, "cpu", "auto" if runtime == "openvino" else "f32")
+    run, description = make_runtime(model, choice)
+    return description, probe_error(model.card, run(probe["pixels"].astype(np.float32))[0], probe["expected"])
+
+
 def probe_errors(model: Model, runtimes: tuple[str, ...] | None = None) -> dict[str, ProbeError]:
     """Largest difference to the expected output of the probe for each runtime.
 
@@ -56,16 +64,15 @@ def probe_errors(model: Model, runtimes: tuple[str, ...] | None = None) -> dict[
     Raises:
         ModelError: a difference exceeds the tolerance on the card.
     """
-    probe = np.load(io.BytesIO(model.read("probe.npz")), allow_pickle=False)
-    pixels = probe["pixels"].astype(np.float32)
     errors = {}
     for name in runtimes or [name for name in ("openvino", "onnx", "torch") if model.names(name)]:
-        run, description = make_runtime(model, RuntimeChoice(name, "cpu", "auto" if name == "openvino" else "f32"))
-        worst = probe_error(model.card, run(pixels)[0], probe["expected"])
+        description, worst = measure_probe(model, name)
         if not worst.fits(model.card):
+            own = not model.is_shipped and name != "torch"
+            remedy = f"run `smearcount export {model.folder} --to {name}`" if own else model.remedy
             raise ModelError(
                 f"{model.folder}: {description} differs from the probe by {worst.value:.3g}, scores {worst.score:.3g}: "
-                f"more than the card allows; install smearcount again, or another version of {name}"
+                f"more than the card allows; {remedy}, or try another version of {name}"
             )
         errors[description] = worst
     return errors

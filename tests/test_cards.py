@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from smearcount.cards import Card, Model, as_yaml, find_model, list_models
+from smearcount.config import Settings
 from smearcount.errors import ConfigError, ModelError
 
 CONTENT = bytes(range(256)) * 4
@@ -50,7 +51,7 @@ def test_one_changed_byte_is_found(folder: Path, place: int) -> None:
     changed = bytearray(CONTENT)
     changed[place] ^= 1
     (folder / "model.onnx").write_bytes(changed)
-    with pytest.raises(ModelError, match=r"model\.onnx: changed or damaged.*install smearcount again"):
+    with pytest.raises(ModelError, match=r"model\.onnx: changed or damaged.*copy it again"):
         Model(folder).read("model.onnx")
     with pytest.raises(ModelError, match=r"model\.onnx"):
         Model(folder).verify()
@@ -65,8 +66,12 @@ def test_a_file_of_another_length_is_refused_with_both_lengths(folder: Path, con
 
 def test_a_missing_file_is_named_with_the_remedy(folder: Path) -> None:
     (folder / "model.onnx").unlink()
-    with pytest.raises(ModelError, match=r"model\.onnx: can't be read.*install smearcount again"):
+    with pytest.raises(ModelError, match=r"model\.onnx: can't be read.*copy it again"):
         Model(folder).read("model.onnx")
+
+
+def test_a_shipped_model_comes_with_the_program() -> None:
+    assert find_model(Settings().detector).remedy == "install smearcount again"
 
 
 def test_a_file_that_is_not_on_the_card_is_not_read(folder: Path) -> None:

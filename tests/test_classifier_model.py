@@ -26,9 +26,9 @@ from smearcount.training.packaging import (
     half_weights,
     package_classifier,
     package_naming_run,
-    render_readme,
     update_card,
 )
+from smearcount.training.readme import render_readme
 
 FILES = {"model.safetensors", "architecture.yaml", "model.xml", "model.bin", "probe.npz"}
 ABOUT: dict[str, Any] = {
@@ -94,6 +94,27 @@ def test_a_run_becomes_a_model_as_a_whole(run: Path, tmp_path: Path) -> None:
         "painted cells, without any test on real ones: long",
     ):
         assert line in readme
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_openvino_files_are_in_float32_where_half_precision_changes_the_answers(run: Path, tmp_path: Path) -> None:
+    half = Model(package_naming_run(run, "plain", None, ("rbc",))).card.files["model.bin"].bytes
+    weights = load_file(run / "model.safetensors")
+    last = next(key for key, value in weights.items() if value.shape == (2,))
+    # Numbers of this size are a quarter apart in half precision.
+    save_file({**weights, last: torch.tensor([300.12, 300.37])}, str(run / "model.safetensors"))
+    model = Model(package_naming_run(run, "sensitive", None, ("rbc",)))
+    assert model.card.files["model.bin"].bytes > 1.8 * half
+    for each in (model, Model(export_model(str(model.folder), "openvino", tmp_path / "exported"))):
+        assert set(probe_errors(each)) == {"openvino cpu f32", "torch cpu f32"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_openvino_answers_otherwise_is_not_written(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "own"
+    with pytest.raises(ModelError, match=rf"^{out}: not written, since openvino differs.*try another version"):
+        package_classifier(run, {**ABOUT, "probe_tolerance": 1e-12}, out)
+    assert not out.exists()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -216,7 +237,7 @@ def test_a_network_that_is_none_of_ours_is_refused(model: Model) -> None:
 
 def test_another_answer_than_the_probe_s_is_found(model: Model) -> None:
     update_card(model.folder, probe_tolerance=1e-9)
-    with pytest.raises(ModelError, match="differs from the probe"):
+    with pytest.raises(ModelError, match=rf"differs from the probe.*run `smearcount export {model.folder} --to"):
         probe_errors(Model(model.folder), ("openvino",))
 
 

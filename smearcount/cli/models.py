@@ -62,7 +62,7 @@ def models_show(
         found = find_model(model)
         readme = found.folder / "README.md"
         if not as_json and not readme.is_file():
-            raise ModelError(f"{readme}: missing; install smearcount again, or show the card with --json")
+            raise ModelError(f"{readme}: missing; {found.remedy}, or show the card with --json")
     typer.echo(json.dumps(as_yaml(found.card)) if as_json else readme.read_text(encoding="utf-8"))
 
 

@@ -55,10 +55,12 @@ def _onnx(
         return path.read_bytes()
 
 
-def export_openvino(model: Model) -> dict[str, bytes]:
+def export_openvino(model: Model, *, half: bool = False) -> dict[str, bytes]:
     """The network as OpenVINO IR, `model.xml` and `model.bin`.
 
-    A detector stays in float32, since half precision shifts boxes by a pixel; a classifier is stored in half.
+    Args:
+        model: with its weights in safetensors.
+        half: store weights in half precision; they are computed with in float32 all the same.
 
     Raises:
         ModelError: the weights are damaged or missing.
@@ -70,7 +72,7 @@ def export_openvino(model: Model) -> dict[str, bytes]:
         onnx_path = Path(scratch) / "model.onnx"
         onnx_path.write_bytes(export_onnx(model))
         network = openvino.convert_model(onnx_path)
-        openvino.save_model(network, Path(scratch) / "model.xml", compress_to_fp16=model.card.task == "classifier")
+        openvino.save_model(network, Path(scratch) / "model.xml", compress_to_fp16=half)
         return {name: (Path(scratch) / name).read_bytes() for name in ("model.xml", "model.bin")}
 
 

@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
-from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Metric, Model, as_yaml, find_model
+from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Model, as_yaml, find_model
 from smearcount.config import faults_of, load_yaml, shipped
 from smearcount.errors import ConfigError, ModelError
-from smearcount.probe import probe_errors
+from smearcount.probe import ProbeError, measure_probe
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
+from smearcount.training.readme import render_readme
 
 __all__ = [
     "SPLIT_FILE",
@@ -33,7 +35,7 @@ __all__ = [
     "package_detector",
     "package_naming_run",
     "package_run",
-    "render_readme",
+    "staged",
     "update_card",
 ]
 
@@ -171,27 +173,61 @@ def assemble(run: Path, card: Card, out: Path) -> Card:
         run: folder with `model.safetensors` and `architecture.yaml`.
         card: the card without its files.
         out: target folder, normally `weights/<id>`.
+
+    Raises:
+        ModelError: OpenVINO does not give the answers of the network here.
     """
-    staging = Path(tempfile.mkdtemp(prefix=".packaging-", dir=out.parent))
-    try:
+    with staged(out) as staging:
         (staging / "model.safetensors").write_bytes(half_weights(run / "model.safetensors"))
         shutil.copyfile(run / "architecture.yaml", staging / "architecture.yaml")
         runtimes = {"model.safetensors": "torch", "architecture.yaml": "torch"}
-        _write_card(staging, card.model_copy(update={"files": _entries(staging, runtimes)}))
-        for name, content in export_openvino(Model(staging)).items():
-            (staging / name).write_bytes(content)
-            runtimes[name] = "openvino"
+        card = _list_files(staging, card, runtimes)
         (staging / "probe.npz").write_bytes(make_probe(Model(staging)))
-        runtimes["probe.npz"] = "probe"
-        card = card.model_copy(update={"files": _entries(staging, runtimes)})
-        _write_card(staging, card)
-        if out.exists():
-            shutil.rmtree(out)
+        return _with_openvino(staging, card, runtimes | {"probe.npz": "probe"})
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A hidden folder to make a model in, which takes the place of `target` if all goes well.
+
+    Raises:
+        ModelError: of the model in it, with the name of the target.
+    """
+    staging = Path(tempfile.mkdtemp(prefix=".packaging-", dir=target.parent))
+    try:
+        yield staging
+        shutil.rmtree(target, ignore_errors=True)
         staging.chmod(0o755)
-        staging.rename(out)
+        staging.rename(target)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(staging), str(target))) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return card
+
+
+def _with_openvino(folder: Path, card: Card, runtimes: Mapping[str, str]) -> Card:
+    """Add the OpenVINO files to a model: a classifier's in half precision where that reproduces its probe.
+
+    Weights that were folded with normalisations of small variance lose too much by the second rounding. A detector
+    stays in float32, since half precision shifts boxes by a pixel.
+    """
+    model = Model(folder)
+    for half in (True, False) if isinstance(card, ClassifierCard) else (False,):
+        files = export_openvino(model, half=half)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        card = _list_files(folder, card, {**runtimes, **dict.fromkeys(files, "openvino")})
+        _, worst = measure_probe(Model(folder), "openvino")
+        if worst.fits(card):
+            return card
+    raise _unlike(folder, "openvino", worst)
+
+
+def _unlike(folder: Path, runtime: str, worst: ProbeError) -> ModelError:
+    return ModelError(
+        f"{folder}: not written, since {runtime} differs from the network by {worst.value:.3g}, scores "
+        f"{worst.score:.3g}: more than the card allows; try another version of {runtime}"
+    )
 
 
 def package_run(run: Path, recipe_path: Path, about_path: Path | None) -> Path:
@@ -229,24 +265,21 @@ def export_model(model: str, to: str, out: Path) -> Path:
     found = find_model(model)
     found.verify()
     out.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-    try:
+    with staged(out / found.card.id) as staging:
         for name in found.card.files:
             (staging / name).write_bytes(found.read(name))
         copy_companions(found.folder, staging)
-        new = {"model.onnx": export_onnx(found)} if to == "onnx" else export_openvino(found)
-        for name, content in new.items():
-            (staging / name).write_bytes(content)
-        runtimes = {name: entry.runtime for name, entry in found.card.files.items()} | dict.fromkeys(new, to)
-        _write_card(staging, found.card.model_copy(update={"files": _entries(staging, runtimes)}))
-        probe_errors(Model(staging), (to,))
-        target = out / found.card.id
-        shutil.rmtree(target, ignore_errors=True)
-        staging.chmod(0o755)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
+        runtimes = {name: entry.runtime for name, entry in found.card.files.items()}
+        _list_files(staging, found.card, runtimes)
+        if to == "onnx":
+            (staging / "model.onnx").write_bytes(export_onnx(found))
+            _list_files(staging, found.card, {**runtimes, "model.onnx": "onnx"})
+            _, worst = measure_probe(Model(staging), "onnx")
+            if not worst.fits(found.card):
+                raise _unlike(staging, "onnx", worst)
+        else:
+            _with_openvino(staging, found.card, runtimes)
+    return out / found.card.id
 
 
 def copy_companions(folder: Path, target: Path) -> None:
@@ -276,15 +309,6 @@ def half_weights(path: Path) -> bytes:
     return bytes(save(tensors))
 
 
-def _entries(folder: Path, runtimes: dict[str, str]) -> dict[str, FileEntry]:
-    entries = {}
-    for name, runtime in runtimes.items():
-        content = (folder / name).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        entries[name] = FileEntry.model_validate({"runtime": runtime, "sha256": digest, "bytes": len(content)})
-    return entries
-
-
 def git_commit() -> str:
     """Commit of the checkout that smearcount runs from; `unknown` for an installed wheel."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
@@ -294,93 +318,22 @@ def git_commit() -> str:
         return "unknown"
 
 
+def _list_files(folder: Path, card: Card, runtimes: Mapping[str, str]) -> Card:
+    """Write the card with an entry for each file, of which `runtimes` says who reads it."""
+    entries = {}
+    for name, runtime in runtimes.items():
+        content = (folder / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        entries[name] = FileEntry.model_validate({"runtime": runtime, "sha256": digest, "bytes": len(content)})
+    listed = card.model_copy(update={"files": entries})
+    _write_card(folder, listed)
+    return listed
+
+
 def _write_card(folder: Path, card: Card) -> None:
     text = yaml.safe_dump(as_yaml(card), sort_keys=False, allow_unicode=True, width=110)
     (folder / "card.yaml").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(render_readme(card), encoding="utf-8")
-
-
-def render_readme(card: Card) -> str:
-    """The card for a human reader, in Markdown."""
-    lines = [
-        f"# {card.id}",
-        "",
-        card.description,
-        "",
-        f"- Task: {card.task}; gives {', '.join(card.codes)}",
-        *_technical(card),
-        f"- Licence: {card.licence}",
-        f"- Intended use: {card.intended_use}",
-        "",
-        "## Limits",
-        "",
-        *(f"- {limit}" for limit in card.limits),
-        "",
-        "## Trained on",
-        "",
-        "| collection | licence | pictures | split | note |",
-        "|---|---|---|---|---|",
-        *(f"| {d.name} | {d.licence} | {d.pictures} | {d.split} | {d.note} |" for d in card.training_data),
-        "",
-        "## Measured",
-        "",
-        "| figure | data | n | value | 95 % interval |",
-        "|---|---|---|---|---|",
-        *(f"| {m.name} | {m.data} | {m.n} | {m.value:.4g} | {_interval(m)} |" for m in card.metrics),
-        "",
-        *_abstention(card),
-        "## Files",
-        "",
-        "| file | runtime | bytes | sha256 |",
-        "|---|---|---|---|",
-        *(f"| {name} | {e.runtime} | {e.bytes} | {e.sha256[:16]}... |" for name, e in card.files.items()),
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _technical(card: Card) -> list[str]:
-    """The lines that only one task has."""
-    if isinstance(card, DetectorCard):
-        scores = ", ".join(f"{kind} {score:g}" for kind, score in card.min_score.items())
-        return [
-            f"- Works at {card.um_per_px} um a pixel, in windows of {card.window_px} px",
-            f"- Thresholds: {scores}, from {card.min_score_from}",
-        ]
-    if not isinstance(card, ClassifierCard):
-        return []
-    return [
-        f"- Asked about: {', '.join(card.kinds)}",
-        f"- Sees a square of {card.patch_um:g} um around the cell at {card.input_px} x {card.input_px} px",
-        f"- Temperature {card.temperature:.3g}; below a probability of {card.min_label_score:g} a cell is unclassified",
-        *(
-            [f"- Below {card.min_move_score:g} no name moves a cell to another kind than it was found as"]
-            * bool(card.min_move_score)
-        ),
-        *(
-            [f"- Below {card.second_look:g} it looks again, in four quarter turns, and takes the mean"]
-            * bool(card.second_look)
-        ),
-        *(
-            [f"- Learned from painted cells, without any test on real ones: {', '.join(card.painted)}"]
-            * bool(card.painted)
-        ),
-    ]
-
-
-def _abstention(card: Card) -> list[str]:
-    """Accuracy against the share of cells left unclassified."""
-    if not isinstance(card, ClassifierCard) or not card.abstention:
-        return []
-    return [
-        *("## Abstention", "", "| threshold | left unclassified | accuracy of the rest |", "|---|---|---|"),
-        *(f"| {at:.2f} | {100 * share:.1f} % | {accuracy:.4f} |" for at, share, accuracy in card.abstention),
-        "",
-    ]
-
-
-def _interval(metric: Metric) -> str:
-    return "" if metric.low is None or metric.high is None else f"{metric.low:.4g} to {metric.high:.4g}"
 
 
 def load_about(path: Path) -> dict[str, Any]:

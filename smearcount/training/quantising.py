@@ -11,9 +11,7 @@ import hashlib
 import io
 import logging
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +30,7 @@ from smearcount.patches import to_batch
 from smearcount.probe import ProbeError, probe_error
 from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime, openvino_core
 from smearcount.scale import find_at_scale
-from smearcount.training.packaging import copy_companions, update_card
+from smearcount.training.packaging import copy_companions, staged, update_card
 
 __all__ = ["MOST_APART", "Agreement", "Samples", "compare", "quantise", "samples_in", "samples_of"]
 
@@ -160,8 +158,8 @@ def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agre
             f"{SINGLE_CELLS:,} pictures or more"
         )
     out.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".int8-", dir=out))
-    try:
+    target = out / f"{model.card.id}-int8"
+    with staged(target) as staging:
         _write_network(model, list(_inputs(model, samples.calibration)), staging)
         _write_card(model, staging)
         copy_companions(model.folder, staging)
@@ -172,12 +170,6 @@ def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agre
         agreements = [compare(model, made, samples.check, rest) for rest in _rests()]
         _check(made, agreements)
         _record(made, agreements)
-        target = out / made.card.id
-        shutil.rmtree(target, ignore_errors=True)
-        staging.chmod(0o755)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return target, agreements
 
 
