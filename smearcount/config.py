@@ -12,7 +12,7 @@ from pydantic import Field
 
 from smearcount.errors import ConfigError
 
-__all__ = ["Settings", "Strict", "faults_of", "load_yaml", "read_model", "shipped"]
+__all__ = ["Settings", "Strict", "faults_of", "load_yaml", "read_entries", "read_model", "shipped"]
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -119,6 +119,24 @@ def read_model(kind: type[Model], path: Path) -> Model:
         return kind.model_validate({} if content is None else content)
     except pydantic.ValidationError as error:
         raise ConfigError(f"{path}: {faults_of(error, kind)}") from error
+
+
+def read_entries(kind: type[Model], path: Path) -> dict[str, Model]:
+    """The entries of a YAML file, such as one of collections, each as a checked record by its name.
+
+    Raises:
+        ConfigError: the file is no such mapping, or an entry is wrong; names the file, the entry and each key.
+    """
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected entries by name")
+    entries = {}
+    for name, entry in content.items():
+        try:
+            entries[str(name)] = kind.model_validate(entry)
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{path}: {faults_of(error, kind, str(name))}") from error
+    return entries
 
 
 def faults_of(error: pydantic.ValidationError, kind: type[pydantic.BaseModel], under: str = "file") -> str:

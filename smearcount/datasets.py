@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, field_validator
 
-from smearcount.config import load_yaml, shipped
-from smearcount.errors import ConfigError, DatasetError, UsageError
+from smearcount.config import Strict, read_entries, shipped
+from smearcount.errors import DatasetError, UsageError
 from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
 from smearcount.images import open_image
 
@@ -67,15 +69,13 @@ class LabelledField:
     border_px: int = 0
 
 
-@dataclass(frozen=True)
-class FieldSource:
-    """How one collection is read: the validated form of an entry of `configs/datasets.yaml`.
+class FieldEntry(Strict):
+    """An entry of `configs/datasets.yaml`: how one collection is read.
 
     Attributes:
-        name: folder below the data root.
         format: `voc`, `yolo`, `coco`, `iml`, or `truth` for rendered smears.
         classes: from the collection's class names to kinds; a class mapped to the empty string is ignored.
-        labelled: kinds that were labelled.
+        labelled: kinds that were labelled, called as the taxonomy calls them and not as the classes are.
         red_cell_px: diameter of a red cell by picture size `WIDTHxHEIGHT` or `any`.
         own_scale: fields with at least five whole red cells take their own median instead.
         swapped: stems whose red and white labels were exchanged by the labellers.
@@ -83,15 +83,29 @@ class FieldSource:
         folder: where the collection lies, instead of the folder of its name below the data root.
     """
 
-    name: str
-    format: str
-    classes: Mapping[str, str]
-    labelled: frozenset[str]
-    red_cell_px: Mapping[str, float]
+    format: Literal["voc", "yolo", "coco", "iml", "truth"]
+    classes: dict[str, Literal["rbc", "wbc", "platelet", ""]]
+    labelled: frozenset[Literal["rbc", "wbc", "platelet"]] = Field(min_length=1)
+    red_cell_px: dict[Annotated[str, Field(pattern=r"^(\d+x\d+|any)$")], Annotated[float, Field(gt=0)]] = Field(
+        min_length=1
+    )
     own_scale: bool = False
     swapped: frozenset[str] = frozenset()
-    border_px: int = 0
+    border_px: int = Field(default=0, ge=0)
     folder: Path | None = None
+
+    @field_validator("labelled", "swapped", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"expected a list, such as [{value}]")
+        return value
+
+
+class FieldSource(FieldEntry):
+    """A collection of labelled fields: its entry, and its name, which is that of its folder below the data root."""
+
+    name: str
 
 
 def data_root() -> Path | None:
@@ -102,26 +116,13 @@ def data_root() -> Path | None:
 
 
 def load_sources(config: Path | None = None) -> dict[str, FieldSource]:
-    """The entries of `configs/datasets.yaml` (or of a laboratory's own file)."""
+    """The entries of `configs/datasets.yaml`, or of a laboratory's own file.
+
+    Raises:
+        ConfigError: an entry is malformed; names the file, the entry and the key.
+    """
     path = config or shipped("configs") / "datasets.yaml"
-    content = load_yaml(path)
-    try:
-        return {
-            name: FieldSource(
-                name=name,
-                format=entry["format"],
-                classes=entry["classes"],
-                labelled=frozenset(entry["labelled"]),
-                red_cell_px=entry["red_cell_px"],
-                own_scale=entry.get("own_scale", False),
-                swapped=frozenset(entry.get("swapped", ())),
-                border_px=entry.get("border_px", 0),
-                folder=Path(entry["folder"]) if "folder" in entry else None,
-            )
-            for name, entry in content.items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: each source needs format, classes, labelled, red_cell_px ({error})") from error
+    return {name: FieldSource(name=name, **dict(entry)) for name, entry in read_entries(FieldEntry, path).items()}
 
 
 def choose_sources(names: Iterable[str], config: Path | None = None) -> tuple[Path, list[FieldSource]]:

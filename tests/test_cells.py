@@ -512,7 +512,7 @@ def test_an_own_file_of_collections(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({"mine": {"format": "folders", "classes": {"a": "normocyte"}}}))
     assert load_cell_sources(path)["mine"].codes_of("a") == {"normocyte"}
     for content, reason in (
-        ("[1, 2]", "expected collections by name"),
+        ("[1, 2]", "expected entries by name"),
         ("mine: {format: zip, classes: {}}", "format"),
         ("mine: {format: folders}", "classes"),
         ("mine: {format: folders, classes: {a: b}, color: red}", "color"),

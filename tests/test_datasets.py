@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from smearcount.datasets import KINDS, FieldSource, data_root, load_sources, read_source
 from smearcount.errors import ConfigError, DatasetError
@@ -81,6 +81,15 @@ def iml(folder: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {"voc": voc, "yolo": yolo, "coco": coco, "iml": iml}
 
 
+def made(name: str, form: str, classes: dict[str, str], red_cell_px: dict[str, float], **more: Any) -> FieldSource:
+    entry = {"name": name, "format": form, "classes": classes, "labelled": KINDS, "red_cell_px": red_cell_px, **more}
+    return FieldSource.model_validate(entry)
+
+
+def replace(source: FieldSource, **changes: Any) -> FieldSource:
+    return source.model_copy(update=changes)
+
+
 def collection(root: Path, form: str) -> tuple[Path, FieldSource]:
     folder = root / "lab"
     (folder / "images").mkdir(parents=True)
@@ -88,7 +97,7 @@ def collection(root: Path, form: str) -> tuple[Path, FieldSource]:
         cv2.imwrite(str(folder / "images" / f"{stem}.png"), np.full((SIZE_WH[1], SIZE_WH[0], 3), 214, np.uint8))
     (folder / "val.txt").write_text("two\none\n")
     WRITERS[form](folder)
-    return folder, FieldSource("lab", form, CLASSES, frozenset(KINDS), {"any": 25.0})
+    return folder, made("lab", form, CLASSES, {"any": 25.0})
 
 
 @pytest.mark.parametrize("form", WRITERS)
@@ -184,11 +193,43 @@ def test_the_shipped_sources_are_sound() -> None:
         assert all(size > 0 for size in source.red_cell_px.values())
 
 
+SOUND = {"format": "voc", "classes": {"R": "rbc"}, "labelled": ["rbc"], "red_cell_px": {"any": 60}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"labelled": ["RBC", "rbc"]}, r"lab\.labelled\.0: Input should be 'rbc', 'wbc' or 'platelet'"),
+        ({"labelled": "rbc"}, r"lab\.labelled: expected a list, such as \[rbc\]"),
+        ({"labelled": []}, r"lab\.labelled: "),
+        ({"classes": {"R": "RBC"}}, r"lab\.classes\.R: Input should be 'rbc', 'wbc', 'platelet' or ''"),
+        ({"format": "xml"}, r"lab\.format: Input should be 'voc', 'yolo'"),
+        ({"red_cell_px": {"any": 0}}, r"lab\.red_cell_px\.any: "),
+        ({"red_cell_px": {"640": 60}}, r"lab\.red_cell_px\.640"),
+        ({"red_cel_px": {"any": 60}}, r"lab\.red_cel_px: unknown key; red_cell_px may be meant"),
+        ({"swapped": [370]}, r"lab\.swapped\.0: Input should be a valid string"),
+        ({"border_px": -1}, r"lab\.border_px: "),
+        ({"name": "other"}, r"lab\.name: unknown key"),
+    ],
+)
+def test_a_wrong_entry_is_refused_with_file_and_key(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump({"lab": SOUND}))
+    assert load_sources(path)["lab"].labelled == {"rbc"}
+    path.write_text(yaml.safe_dump({"lab": {**SOUND, **changes}}))
+    with pytest.raises(ConfigError, match=rf"own\.yaml: {reason}"):
+        load_sources(path)
+
+
 def test_a_source_without_its_keys_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
-    for text in ("lab: {format: voc}", "lab: 3", "[1, 2]"):
+    for text, reason in (
+        ("lab: {format: voc}", r"lab\.classes: .*lab\.red_cell_px: "),
+        ("lab: 3", "lab: "),
+        ("[1]", "by"),
+    ):
         path.write_text(text)
-        with pytest.raises(ConfigError, match=r"own\.yaml: each source needs format"):
+        with pytest.raises(ConfigError, match=rf"own\.yaml: .*{reason}"):
             load_sources(path)
 
 

@@ -138,7 +138,8 @@ def sources(datasets: Path | None = None) -> dict[str, object]:
     from smearcount.datasets import FieldSource
 
     kinds = {kind: kind for kind in KINDS}
-    return {"sims": FieldSource("sims", "truth", kinds, frozenset(KINDS), {"any": 47})}
+    entry = {"format": "truth", "classes": kinds, "labelled": KINDS, "red_cell_px": {"any": 47}}
+    return {"sims": FieldSource.model_validate({"name": "sims", **entry})}
 
 
 def test_rendered_smears_are_read_as_labelled_fields(tmp_path: Path) -> None:

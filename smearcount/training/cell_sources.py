@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from smearcount.config import Strict, load_yaml, shipped
+from smearcount.config import Strict, read_entries, shipped
 from smearcount.datasets import data_root
 from smearcount.errors import ConfigError, DatasetError
 
@@ -81,16 +81,9 @@ def load_cell_sources(config: Path | None = None) -> dict[str, CellSource]:
     """The entries of `configs/cells.yaml`, or of a laboratory's own file.
 
     Raises:
-        ConfigError: an entry is malformed.
+        ConfigError: an entry is malformed; names the file, the entry and the key.
     """
-    path = config or shipped("configs") / "cells.yaml"
-    content = load_yaml(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected collections by name")
-    try:
-        return {name: CellSource.model_validate(entry) for name, entry in content.items()}
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return read_entries(CellSource, config or shipped("configs") / "cells.yaml")
 
 
 def folder_of(name: str, source: CellSource) -> Path:
