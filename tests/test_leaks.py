@@ -78,6 +78,19 @@ def test_the_same_cell_is_found_at_another_scale_and_place(change: object) -> No
     assert {tuple(pair) for pair in found.tolist()} == {(int(order[row]), row) for row in range(len(order))}
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("quarters", range(4))
+def test_turned_and_mirrored_copies_are_found(quarters: int, mirrored: bool) -> None:
+    first = windows(0.16, 34, 0.0)
+    second = [compressed(turned(each, quarters, mirrored)) for each in first]
+    assert same_cells(first, second).tolist() == [[row, row] for row in range(len(first))]
+
+
+def turned(pixels: np.ndarray, quarters: int, mirrored: bool) -> np.ndarray:
+    pixels = np.rot90(pixels, quarters)
+    return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)
+
+
 def test_other_cells_are_never_the_same() -> None:
     assert same_cells(windows(0.16, 34, 0.0), windows(0.16, 34, 0.0, seed=2)).tolist() == []
 
@@ -98,7 +111,7 @@ def test_discs_of_one_shape_but_other_texture_are_not_the_same() -> None:
         return np.repeat(np.where(inside, 100 + texture, 210).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
     cells = [cell() for _ in range(6)]
-    bodies = leaks._Bodies(cells)
+    bodies = leaks._Bodies(leaks._thumbs_of(cells))
     assert (bodies.signatures @ bodies.signatures.T).min() > leaks.ALIKE
     assert same_cells(cells, cells).tolist() == []
     assert same_cells(cells, [compressed(each) for each in cells]).tolist() == [[row, row] for row in range(6)]
