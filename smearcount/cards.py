@@ -121,6 +121,7 @@ class ClassifierCard(Card):
     Attributes:
         kinds: kinds of found cells it is asked about.
         patch_um: physical side of the window around a cell.
+        picture_um: physical side that a whole picture of one cell stands for; `patch_um` without one.
         input_px: side of the network input.
         temperature: divides the logits before the softmax (Guo et al. 2017, arXiv 1706.04599).
         second_look: a cell whose best probability is lower is looked at in four quarter turns, of which the mean is
@@ -136,6 +137,7 @@ class ClassifierCard(Card):
     task: Literal["classifier"] = "classifier"
     kinds: tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
     patch_um: float = Field(gt=1, lt=200)
+    picture_um: float | None = Field(default=None, gt=1, lt=200)
     input_px: int = Field(ge=16, le=1024)
     temperature: float = Field(gt=0)
     second_look: float = Field(default=0.0, ge=0, le=1)

@@ -80,9 +80,8 @@ class Classifier:
                 yield sample_window(block, (x, y), side_px, self.card.input_px)[0]
 
     def name_pictures(self, pictures: Iterable[Pixels]) -> Named:
-        """Name ready-made single cells, each `(H, W, 3) uint8 RGB` of any size: the picture is the window."""
-        side = self.card.input_px
-        return self.name_views(fitted(picture, side) for picture in pictures)
+        """Name ready-made single cells, each `(H, W, 3) uint8 RGB` of any size, see `fitted`."""
+        return self.name_views(fitted(picture, self.card) for picture in pictures)
 
     def name_patches(self, patches: Iterable[Patch]) -> Named:
         """Name patches of `cut_patches`, sampled as the cells themselves are; no size rules a code out."""
@@ -157,16 +156,20 @@ def without_giants(named: Named, sizes_um: FloatArray, card: ClassifierCard) -> 
     return Named(np.asarray(probs, np.float32), named.features)
 
 
-def fitted(picture: Pixels, side: int) -> Pixels:
-    """A picture of any size as `(side, side, 3)`: its central square, as training sees a picture without a scale."""
+def fitted(picture: Pixels, card: ClassifierCard) -> Pixels:
+    """A picture of any size as a view `(S, S, 3)`: its central square, as training sees a picture without a scale.
+
+    The square is the window of the classifier, or its middle is, where the card says that a picture stands for more.
+    """
     height, width = picture.shape[:2]
     square = min(height, width)
     top, left = round((height - square) / 2), round((width - square) / 2)
     central = picture[top : top + square, left : left + square]
-    if square > FINEST * side:
-        square = FINEST * side
+    if square > FINEST * card.input_px:
+        square = FINEST * card.input_px
         central = resize_rgb(central, square, square)
-    return sample_window(ArraySource(central), (square / 2, square / 2), square, side)[0]
+    side_px = square * card.patch_um / (card.picture_um or card.patch_um)
+    return sample_window(ArraySource(central), (square / 2, square / 2), side_px, card.input_px)[0]
 
 
 @dataclass(frozen=True, eq=False)

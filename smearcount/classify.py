@@ -200,7 +200,7 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
             size_um = float(diameters(boxes)[nearest]) * um_per_px
     if um_per_px is None:
         pixels = picture.read(0, 0, width, height)
-        view, *others = (fitted(pixels, each.input_px) for each in cards)
+        view, *others = (fitted(pixels, each) for each in cards)
         return _Shown(view, None, "window", expert_views=tuple(others), reading=picture.notes)
     view, *others = (sample_window(picture, middle, each.patch_um / um_per_px, each.input_px)[0] for each in cards)
     return _Shown(view, um_per_px, origin, size_um, expert_views=tuple(others), reading=picture.notes)

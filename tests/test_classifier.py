@@ -261,8 +261,10 @@ def test_patches_of_452_px_get_the_names_of_direct_sampling(red: Classifier, dra
 SIZES_WH = [(32, 32), (452, 452), (80, 80), (64, 64), (65, 65), (40, 40), (33, 90), (101, 64), (300, 201)]
 
 
-def test_a_ready_made_picture_is_shown_as_in_training(tmp_path: Path) -> None:
-    """Without a scale a single-cell picture is its own window, in training as in `classify`, but for rounding."""
+@pytest.mark.parametrize("named_um", [12.0, 9.0, 14.0])
+def test_a_ready_made_picture_is_shown_as_in_training(red: Classifier, tmp_path: Path, named_um: float) -> None:
+    """Without a scale a single-cell picture is the window of training, as in `classify`, but for rounding."""
+    card = red.card.model_copy(update={"patch_um": named_um, "picture_um": None if named_um == 12 else 12.0})
     rng, pictures = np.random.default_rng(0), dict[str, Pixels]()
     (tmp_path / "normal").mkdir()
     for number, size_wh in enumerate(SIZES_WH):
@@ -274,9 +276,9 @@ def test_a_ready_made_picture_is_shown_as_in_training(tmp_path: Path) -> None:
     cells = read_cells({"own": source}, ("normocyte",), unused, 12.0, 32)
     assert len(cells) == len(SIZES_WH)
     for window, scale, origin in zip(cells.pixels, cells.um_per_px.tolist(), cells.origins.tolist(), strict=True):
-        shown = fitted(pictures[Path(origin).name], 32)
+        shown = fitted(pictures[Path(origin).name], card)
         assert (shown.shape, shown.dtype) == ((32, 32, 3), np.uint8)
-        away = np.abs(shown.astype(int) - plain_view(window, scale, 12.0, 32))
+        away = np.abs(shown.astype(int) - plain_view(window, scale, named_um, 32))
         assert away.max() <= 1
         assert away.mean() < 0.01
     assert max(len(window) for window in cells.pixels) == 64

@@ -121,6 +121,10 @@ def test_a_model_that_openvino_answers_otherwise_is_not_written(run: Path, tmp_p
 def test_a_laboratory_s_own_run_gets_plain_words_or_its_own(run: Path, tmp_path: Path) -> None:
     card = Model(package_naming_run(run, "My cells (2nd)", None, ("rbc", "platelet"))).classifier_card
     assert (card.id, card.kinds) == ("own-my-cells-2nd", ("rbc", "platelet"))
+    assert card.picture_um is None
+    card = Model(package_naming_run(run, "My cells", None, ("rbc",), 12.0)).classifier_card
+    assert card.picture_um == 12.0
+    assert "Takes a whole picture of one cell to be 12 um wide" in (run / "model" / "README.md").read_text()
     words = tmp_path / "words.yaml"
     words.write_text(yaml.safe_dump({**ABOUT, "training_data": [], "id": "theirs", "kinds": ["wbc"]}))
     card = Model(package_naming_run(run, "My cells", words, ("rbc",))).classifier_card

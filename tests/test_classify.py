@@ -364,7 +364,7 @@ def test_a_patch_of_another_side_is_seen_at_its_own_scale(tmp_path: Path) -> Non
         tmp_path / "other.png": ListedPatch(PatchSizes(12.0, 0.2), "wbc", 14.0),
     }
     picture = open_image(tmp_path / "cell.png")
-    classifier: Any = SimpleNamespace(card=SimpleNamespace(patch_um=12.0, input_px=96))
+    classifier: Any = SimpleNamespace(card=SimpleNamespace(patch_um=12.0, picture_um=None, input_px=96))
     shares = [
         (_show(picture, classifier, ClassifyJob(0.0, RED, patches=patches)).view[..., 1] < 150).mean()
         for patches in ({}, listed)

@@ -21,7 +21,7 @@ from smearcount.detector import Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.images import write_picture
 from smearcount.training.cell_sources import load_cell_sources
-from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of
+from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of, picture_um
 from smearcount.training.naming_recipe import ClassifierRecipe
 
 Pixels = npt.NDArray[np.uint8]
@@ -98,6 +98,13 @@ def test_windows_are_fine_enough_for_every_network_that_is_shown_them(tmp_path: 
         (checked_cells(own, folder.parent, input_px=20), 64),
     ):
         assert {len(window) for window in cells.pixels} == {side}
+
+
+def test_whole_pictures_stand_for_the_window_of_training(tmp_path: Path) -> None:
+    own, pbc = recipe(folder=folder_of(tmp_path, Normal=1)), recipe(collections=["pbc8"])
+    assert [picture_um(each) for each in (own, pbc)] == [None, None]
+    # Those of a collection have a scale of their own.
+    assert [picture_um(each.model_copy(update={"named_um": 9.0})) for each in (own, pbc)] == [12.0, None]
 
 
 def test_what_folders_mean_can_be_told(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "data_of",
     "fair_cells",
     "named_recipe",
+    "picture_um",
     "pictures_of",
     "refuse_untrained_codes",
     "usable_cells",
@@ -210,6 +211,13 @@ def asked_kinds(data: CellData, codes: Sequence[str]) -> tuple[str, ...]:
     kind_of = load_taxonomy(data.taxonomy).merged(data.merge).kind_of
     kinds = {"wbc" if kind_of[code] == "nrbc" else kind_of[code] for code in codes}
     return tuple(kind for kind in KINDS if kind in (kinds - {"platelet"} or kinds))
+
+
+def picture_um(recipe: ClassifierRecipe) -> float | None:
+    """Physical side for which a picture without a scale stood in training, where cells are named in another window."""
+    sources = _asked(data_of(recipe), ()).sources.values()
+    unscaled = any(each.format == "folders" and not each.um_per_px for each in sources)
+    return recipe.patch_um if unscaled and recipe.window_um != recipe.patch_um else None
 
 
 def pictures_of(recipe: ClassifierRecipe, cells: CellSet) -> list[Path | None]:

@@ -19,7 +19,7 @@ from smearcount.errors import ModelError
 from smearcount.images import write_text_atomic
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import load_taxonomy
-from smearcount.training.naming_cells import asked_kinds, data_of, pictures_of
+from smearcount.training.naming_cells import asked_kinds, data_of, picture_um, pictures_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import SPLIT_FILE, TAXONOMY_FILE, package_naming_run
 
@@ -37,7 +37,7 @@ def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, a
         ConfigError: the words are malformed.
     """
     data = data_of(recipe)
-    folder = package_naming_run(run, name, about, asked_kinds(data, cells.codes))
+    folder = package_naming_run(run, name, about, asked_kinds(data, cells.codes), picture_um(recipe))
     if data.merge:
         merged = load_taxonomy(data.taxonomy).merged(data.merge).model_dump(mode="json", exclude_defaults=True)
         write_text_atomic(folder / TAXONOMY_FILE, yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))

@@ -119,23 +119,25 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
     return assemble(run, card, out)
 
 
-def package_naming_run(run: Path, recipe_name: str, about_path: Path | None, kinds: Iterable[str]) -> Path:
+def package_naming_run(
+    run: Path, recipe_name: str, about_path: Path | None, kinds: Iterable[str], picture_um: float | None = None
+) -> Path:
     """Package a classifier's run as `<run>/model`, with the words of `about_path`, or plain ones under its own id.
 
-    A model folder that holds these weights already keeps what was measured; it gets the kinds, and the words of
-    `about_path`, if any.
+    A model folder that holds these weights already keeps what was measured; it gets the kinds, the side of a whole
+    picture, and the words of `about_path`, if any.
 
     Raises:
         ConfigError: the words are malformed.
     """
     out = run / "model"
-    told = load_about(about_path) if about_path else {}
+    told = {"kinds": tuple(kinds), "picture_um": picture_um, **(load_about(about_path) if about_path else {})}
     if _holds(out, half_weights(run / "model.safetensors")):
-        _reword(out, {"kinds": tuple(kinds), **told})
+        _reword(out, told)
         return out
     name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
-    about = told if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
-    package_classifier(run, {"kinds": tuple(kinds), **about}, out)
+    plain = {} if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
+    package_classifier(run, {**plain, **told}, out)
     return out
 
 

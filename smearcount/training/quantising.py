@@ -178,7 +178,7 @@ def _inputs(model: Model, pictures: Sequence[tuple[Path, float | None]]) -> Iter
     if isinstance(model.card, ClassifierCard):
         for path, _ in pictures:
             source = open_image(path)
-            view = fitted(source.read(0, 0, *source.size_wh), model.card.input_px)
+            view = fitted(source.read(0, 0, *source.size_wh), model.card)
             yield to_batch([view], model.card.mean, model.card.std)
         return
     card, detector = model.detector_card, Detector(model, RuntimeChoice("openvino", "cpu", "f32"))
@@ -329,7 +329,7 @@ def _labels(runs: _Runs, pictures: Sequence[tuple[Path, float | None]]) -> _Rows
     """A one at the label of each single cell, by each run."""
     classifiers = [Classifier(model, choice) for model, choice in runs]
     sources = [open_image(path) for path, _ in pictures]
-    views = [fitted(each.read(0, 0, *each.size_wh), classifiers[0].card.input_px) for each in sources]
+    views = [fitted(each.read(0, 0, *each.size_wh), classifiers[0].card) for each in sources]
     labels = np.stack([each.name_views(views).probs.argmax(axis=1) for each in classifiers], axis=1)
     rows: _Rows = np.eye(len(classifiers[0].card.codes), dtype=int)[labels].tolist()
     return rows

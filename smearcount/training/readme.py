@@ -59,6 +59,11 @@ def _technical(card: Card) -> list[str]:
     return [
         f"- Asked about: {', '.join(card.kinds)}",
         f"- Sees a square of {card.patch_um:g} um around the cell at {card.input_px} x {card.input_px} px",
+        *(
+            []
+            if card.picture_um is None
+            else [f"- Takes a whole picture of one cell to be {card.picture_um:g} um wide"]
+        ),
         f"- Temperature {card.temperature:.3g}; below a probability of {card.min_label_score:g} a cell is unclassified",
         *(
             [f"- Below {card.min_move_score:g} no name moves a cell to another kind than it was found as"]
