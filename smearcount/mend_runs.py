@@ -85,7 +85,7 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
         experts: ids or folders of classifiers of a few of its codes; without any, the pairs worth one are listed.
 
     Raises:
-        UsageError: there are too few cells.
+        UsageError: there are too few cells, or with experts all of them are of one group.
         ModelError: an expert gives codes that the generalist does not know.
     """
     model = find_model(generalist)
@@ -98,6 +98,11 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     pairs = [asdict(pair) for pair in confusable_pairs(heard.named.probs, labels, codes, 10)]
     if not experts:
         return {"cells": len(cells), "confused_pairs": pairs}
+    if len(set(cells.groups.tolist())) < 2:
+        raise UsageError(
+            f"{recipe}: the {len(cells)} val cells are of one group, {cells.groups[0]}, but margins are chosen on "
+            "one half of the groups and judged on the other; raise val_share, or label cells of other groups"
+        )
     asked = [(each, _hear(each, cells)) for each in models]
     held = split_groups(cells.groups, labels, 0.5, 0) == "val"
     chosen, rest = np.flatnonzero(~held), np.flatnonzero(held)

@@ -363,6 +363,24 @@ def test_experts_are_not_judged_on_cells_that_they_know(own: Path) -> None:
     assert "no val cell of the codes of the model is left that none was trained on" in refused.stderr
 
 
+def test_experts_are_not_judged_on_one_group(own: Path) -> None:
+    recipe, model, expert = own / "my cells.yaml", own / "run" / "model", own / "expert"
+    shutil.copytree(model, expert)
+    for folder in (model, expert):
+        (folder / "split.csv").unlink()
+    content = yaml.safe_load(recipe.read_text())
+    groups = own / "groups.csv"
+    names = [path.relative_to(own / "cells").as_posix() for path in sorted((own / "cells").glob("*/[0-9]*.png"))]
+    groups.write_text("file,group\n" + "".join(f"{name},{'ab'[row % 2]}\n" for row, name in enumerate(names)))
+    recipe.write_text(yaml.safe_dump({**content, "data": {**content["data"], "groups": str(groups)}}))
+    pairs = call("mend", "experts", recipe, "--model", model)
+    assert pairs.exit_code == 0, pairs.output
+    refused = call("mend", "experts", recipe, "--model", model, "--expert", expert)
+    assert refused.exit_code == 2
+    assert "val cells are of one group" in refused.stderr
+    assert "raise val_share" in refused.stderr
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_compared_networks_see_all_the_detail_that_they_can(place: Path, tmp_path: Path) -> None:
     base = yaml.safe_load((place / "my cells.yaml").read_text())
