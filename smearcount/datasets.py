@@ -125,8 +125,15 @@ def load_sources(config: Path | None = None) -> dict[str, FieldSource]:
     return {name: FieldSource(name=name, **dict(entry)) for name, entry in read_entries(FieldEntry, path).items()}
 
 
-def choose_sources(names: Iterable[str], config: Path | None = None) -> tuple[Path, list[FieldSource]]:
+def choose_sources(
+    names: Iterable[str], config: Path | None = None, folder: Path | None = None
+) -> tuple[Path, list[FieldSource]]:
     """The data root and the collections of the given names, in that order.
+
+    Args:
+        names: of entries.
+        config: file of the collections, instead of `configs/datasets.yaml`.
+        folder: where they lie, instead of what that file says.
 
     Raises:
         DatasetError: the data are not at hand.
@@ -134,12 +141,13 @@ def choose_sources(names: Iterable[str], config: Path | None = None) -> tuple[Pa
         ConfigError: the file of the collections is malformed.
     """
     root, known, wanted = data_root(), load_sources(config), list(names)
-    if root is None:
-        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise UsageError(f"unknown collections {unknown}; known: {', '.join(known)}")
-    return root, [known[name] for name in wanted]
+    chosen = [known[name].model_copy(update={"folder": folder or known[name].folder}) for name in wanted]
+    if root is None and not all(each.folder for each in chosen):
+        raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
+    return root or Path(), chosen
 
 
 def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledField]:

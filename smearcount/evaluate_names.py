@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ class NamedPoints:
     kinds: list[str] = field(default_factory=list)
     fields: set[str] = field(default_factory=set)
 
+    def without(self, codes: Collection[str]) -> NamedPoints:
+        """The same without the cells of some codes."""
+        rows = [row for row, code in enumerate(self.truth) if code not in codes]
+        columns = (self.truth, self.named, self.best, self.kinds)
+        truth, named, best, kinds = ([column[row] for row in rows] for column in columns)
+        return NamedPoints(truth, named, best, kinds, self.fields)
+
 
 def name_points(
     pipeline: Pipeline,
@@ -61,7 +69,7 @@ def name_points(
         progress: wraps the list of pictures.
     """
     by_path: dict[Path, list[LabelledPoint]] = {}
-    for point in labelled_points(*source, split):
+    for point in labelled_points(*source, split, _merged(pipeline)):
         by_path.setdefault(point.path, []).append(point)
     out = NamedPoints()
     for path in progress(list(by_path)):
@@ -72,6 +80,13 @@ def name_points(
         for point in points:
             _look_up(analysis, point, source[1].find, out)
     return out
+
+
+def _merged(pipeline: Pipeline) -> dict[str, str]:
+    """The code that a classifier gives of those merged into it, by each that none gives any more."""
+    given = pipeline.namer.codes
+    listed = [(old, new) for new in given for old in pipeline.taxonomy.codes[new].merges if old not in given]
+    return dict(listed)
 
 
 def field_scales(pipeline: Pipeline, source: tuple[str, CellSource], split: str) -> SlideScales:
@@ -113,18 +128,26 @@ def _look_up(analysis: Analysis, point: LabelledPoint, kind: str, out: NamedPoin
     out.kinds.append(str(kinds[row]))
 
 
-def point_figures(points: NamedPoints) -> dict[str, Any]:
+def point_figures(points: NamedPoints, given: Sequence[str] = ()) -> dict[str, Any]:
     """Share found, accuracy and macro-F1 over the labelled codes; a missed or unclassified cell is a wrong one.
 
     `at_best_guess` repeats both without abstention.
 
+    Args:
+        points: labelled cells and their names.
+        given: codes that the classifiers can give; cells of others are left out, and counted as `strange`. Without any
+            classifier none is left out.
+
     Raises:
-        DatasetError: there is no labelled cell.
+        DatasetError: there is no labelled cell of these codes.
     """
     from sklearn.metrics import accuracy_score, f1_score
 
+    strange = Counter(code for code in points.truth if given and code not in (*given, "platelet"))
+    points = points.without(strange)
     if not points.truth:
-        raise DatasetError("expected cells that are labelled with one code, got none")
+        listed = f"; no classifier gives {', '.join(sorted(strange))}" if strange else ""
+        raise DatasetError(f"expected cells that are labelled with one code, got none{listed}")
     codes = sorted(set(points.truth))
 
     def both(said: list[str]) -> dict[str, float]:
@@ -142,4 +165,5 @@ def point_figures(points: NamedPoints) -> dict[str, Any]:
         "at_best_guess": both(points.best),
         "f1": dict(zip(codes, (round(float(value), 4) for value in per_code), strict=True)),
         "support": {code: points.truth.count(code) for code in codes},
+        "strange": dict(sorted(strange.items())),
     }

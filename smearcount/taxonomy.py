@@ -40,13 +40,14 @@ class Kind(Strict):
 
 
 class Code(Strict):
-    """A label a classifier can give, with the kind it belongs to."""
+    """A label a classifier can give, with the kind it belongs to, and the codes that were merged into it."""
 
     kind: Literal["rbc", "wbc", "nrbc", "platelet"]
     name: str
     colour: str = Colour
     synonyms: tuple[str, ...] = ()
     snomed_ct: str | None = None
+    merges: tuple[str, ...] = ()
 
 
 class Taxonomy(Strict):
@@ -109,7 +110,8 @@ class Taxonomy(Strict):
             if len({self.kind_of[old] for old in olds}) > 1:
                 raise ConfigError(f"merge: {new}: {', '.join(olds)} are of different kinds; merge codes of one kind")
             name = new.replace("_", " ").capitalize()
-            added[new] = Code(kind=self.codes[olds[0]].kind, name=name, colour=self.codes[olds[0]].colour)
+            first = self.codes[olds[0]]
+            added[new] = Code(kind=first.kind, name=name, colour=first.colour, merges=tuple(olds))
         try:
             return Taxonomy(kinds=self.kinds, codes={**self.codes, **added})
         except ValidationError as error:

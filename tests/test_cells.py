@@ -252,6 +252,38 @@ def test_boxes_give_cells_of_the_kinds_asked_for(boxes: Path, read: Callable[...
         assert middle(window) == pytest.approx((len(window) / 2,) * 2, abs=0.6)
 
 
+def test_boxes_of_an_own_file_of_fields(
+    boxes: Path, read: Callable[..., CellSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, elsewhere = tmp_path / "own.yaml", boxes.rename(tmp_path / "elsewhere")
+    fields = {"format": "voc", "classes": {"RBC": "rbc", "Platelets": "platelet"}, "labelled": ["rbc", "platelet"]}
+    own.write_text(yaml.safe_dump({"mine": {**fields, "red_cell_px": {"any": 46}}}))
+    entry = {"format": "boxes", "datasets": own, "fields": "mine", "classes": {"platelet": "platelet"}}
+    monkeypatch.delenv("SMEARCOUNT_DATA")
+    monkeypatch.setattr("smearcount.datasets.data_root", lambda: None)
+    monkeypatch.setattr("smearcount.training.cell_sources.data_root", lambda: None)
+    with pytest.raises(DatasetError, match="set SMEARCOUNT_DATA"):
+        read(("platelet",), **entry)
+    assert read(("platelet",), **entry, folder=elsewhere).groups.tolist() == ["mine/a", "mine/b"]
+    own.write_text(yaml.safe_dump({"mine": {**fields, "red_cell_px": {"any": 46}, "folder": str(elsewhere)}}))
+    assert read(("platelet",), **entry).groups.tolist() == ["mine/a", "mine/b"]
+    with pytest.raises(UsageError, match="unknown collections"):
+        read(("platelet",), **{**entry, "fields": "other"})
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"format": "boxes"}, "fields: expected the entry"),
+        ({"format": "points", "datasets": "own.yaml"}, "datasets: only an entry of format boxes"),
+    ],
+)
+def test_keys_that_do_not_fit_the_format_are_refused(tmp_path: Path, entry: dict[str, Any], reason: str) -> None:
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump({"mine": {"classes": {"rbc": "normocyte"}, **entry}}))
+    with pytest.raises(ConfigError, match=rf"cells\.yaml: mine: {reason}"):
+        load_cell_sources(tmp_path / "cells.yaml")
+
+
 def test_boxes_of_some_looks_only(root: Path, read: Callable[..., CellSet], draw_discs: Draw) -> None:
     folder = root / "txl_pbc"
     for stem, size in (("a", (640, 480)), ("b", (575, 575)), ("c", (360, 363))):

@@ -330,6 +330,12 @@ def test_names_of_whole_fields_are_measured(model: Path, labelled: dict[str, Any
     assert (n - 3) / n <= found["found"] <= (n - 1) / n
     assert found["accuracy"] <= found["found"]
     assert found["support"] == {"normocyte": n - 1, "spherocyte": 1}
+    cells = tmp_path / "cells.yaml"
+    entry = {"format": "points", "find": "rbc", "um_per_px": {"any": 0.178}, "classes": {"0": "normocyte", "3": ""}}
+    cells.write_text(yaml.safe_dump({"mine": {**entry, "folder": str(tmp_path / "data" / "chula_rbc12")}}))
+    own = call("evaluate", "names", "--cells", cells, "--source", "mine", "--config", config, "--quiet")
+    assert own.exit_code == 0, own.output
+    assert json.loads(own.output)["support"] == {"normocyte": n - 1}
     (tmp_path / "data" / "chula_rbc12" / "labels" / "sparse.txt").write_text("")
     nothing = call("evaluate", "names", "--config", config)
     assert nothing.exit_code == 1

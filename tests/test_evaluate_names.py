@@ -137,6 +137,36 @@ def test_a_red_cell_that_is_named_a_platelet_was_found(
     assert (named.named[2], named.kinds[2]) == ("platelet", "platelet")
 
 
+def test_merged_codes_are_called_as_the_classifier_does(
+    naming_pipeline: Callable[..., Pipeline], field: CellSource
+) -> None:
+    pipeline = naming_pipeline()
+    pipeline.taxonomy = pipeline.taxonomy.merged({"round_cell": ("spherocyte", "ovalocyte")})
+    truth = [code for *_, code in POINTS]
+    # What a classifier still gives is no part of another code.
+    assert name_points(pipeline, ("own", field), "val", own_scale=True).truth == truth
+    red = pipeline.namer.classifiers[0]
+    renamed = tuple(code.replace("spherocyte", "round_cell") for code in red.card.codes)
+    object.__setattr__(red, "card", red.card.model_copy(update={"codes": renamed}))
+    pipeline.namer.codes = (*renamed, *pipeline.namer.codes[len(renamed) :])
+    named = name_points(pipeline, ("own", field), "val", own_scale=True)
+    assert named.truth == [code.replace("spherocyte", "round_cell") for code in truth]
+    assert named.named[1] == "round_cell"
+    both = field.model_copy(update={"classes": {**field.classes, "spherocyte": ("spherocyte", "ovalocyte")}})
+    assert name_points(pipeline, ("own", both), "val", own_scale=True).truth == named.truth
+
+
+def test_codes_that_no_classifier_gives_are_left_out_and_counted() -> None:
+    truth = ["normocyte", "spherocyte", "normocyte", "platelet"]
+    points = NamedPoints(truth, ["normocyte", "normocyte", "missed", "platelet"], list(truth), list(truth), {"a"})
+    found = point_figures(points, ("normocyte", "target_cell"))
+    assert (found["cells"], found["strange"]) == (3, {"spherocyte": 1})
+    assert (found["accuracy"], found["found"]) == pytest.approx((2 / 3, 2 / 3))
+    assert point_figures(points)["cells"] == 4
+    with pytest.raises(DatasetError, match="no classifier gives normocyte, spherocyte"):
+        point_figures(points.without(["platelet"]), ("target_cell",))
+
+
 def test_nothing_to_measure_is_said(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
     with pytest.raises(DatasetError, match="labelled with one code, got none"):
         point_figures(NamedPoints())

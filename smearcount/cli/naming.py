@@ -234,6 +234,10 @@ def evaluate_classifier(
 @evaluate_app.command("names")
 def evaluate_names(
     source: Annotated[str, typer.Option("--source", help="Collection of points or typed fields.")] = "chula_rbc12",
+    cells: Annotated[
+        Path | None,
+        typer.Option("--cells", exists=True, dir_okay=False, help="Own collections, a file like configs/cells.yaml."),
+    ] = None,
     split: Annotated[str, typer.Option(help="val or train.")] = "val",
     scale: Annotated[str, typer.Option(help="estimated a picture, slide (one for all), or labels.")] = "estimated",
     config: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
@@ -246,7 +250,7 @@ def evaluate_names(
 
     with clear_errors():
         settings = read_model(Settings, config) if config else Settings()
-        known = load_cell_sources()
+        known = load_cell_sources(cells)
         if scale not in ("estimated", "slide", "labels"):
             raise typer.BadParameter("expected estimated, slide or labels", param_hint="--scale")
         if source not in known:
@@ -260,7 +264,7 @@ def evaluate_names(
             scales=field_scales(pipeline, fields, split) if scale == "slide" else None,
             progress=bar(quiet, "evaluating"),
         )
-        found = {"source": source, "split": split, "scale": scale, **point_figures(named)}
+        found = {"source": source, "split": split, "scale": scale, **point_figures(named, pipeline.namer.codes)}
     typer.echo(json.dumps(found, indent=2))
 
 

@@ -143,22 +143,23 @@ def _listed(reading: Reading) -> Iterator[Window]:
 
 def _boxes(reading: Reading) -> Iterator[Window]:
     """Cells of some kinds, from the labelled boxes of a collection of fields."""
-    root, [fields] = choose_sources([reading.source.fields])
-    wanted = [KINDS.index(kind) for kind in reading.source.classes if not reading.source.outline or kind in KINDS]
+    source = reading.source
+    root, [fields] = choose_sources([source.fields], source.datasets, source.folder)
+    wanted = [KINDS.index(kind) for kind in source.classes if not source.outline or kind in KINDS]
     listed: list[tuple[str, LabelledField, int]] = []
     for split in ("train", "val"):
         for field in read_source(root, fields, split):
-            if reading.source.looks and field.source.partition("/")[2] not in reading.source.looks:
+            if source.looks and field.source.partition("/")[2] not in source.looks:
                 continue
             listed += [(split, field, int(row)) for row in np.flatnonzero(np.isin(field.kinds, wanted))]
     rng = np.random.default_rng(reading.seed)
-    limit = min(reading.source.at_most or len(listed), len(listed))
+    limit = min(source.at_most or len(listed), len(listed))
     for index in sorted(rng.choice(len(listed), limit, replace=False).tolist()):
         split, field, row = listed[index]
         x, y = centres(field.boxes[row : row + 1])[0].tolist()
         pixels = cut_window(open_image(field.path), (x, y), round(reading.side_um / field.um_per_px))
         label, stem = KINDS[field.kinds[row]], field.path.stem
-        if reading.source.outline:
+        if source.outline:
             label = _outline(pixels, field.um_per_px) or label
         yield Window(
             pixels, field.um_per_px, label, f"{fields.name}/{stem}", split, f"{field.path.name} {x:.0f} {y:.0f}"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from smearcount.config import Strict, read_entries, shipped
 from smearcount.datasets import data_root
@@ -39,6 +39,7 @@ class CellSource(Strict):
     find: Literal["rbc", "wbc", ""] = ""
     folder: Path | None = None
     fields: str = ""
+    datasets: Path | None = None
     looks: frozenset[str] = frozenset()
     outline: bool = False
     types: str = "wbc_types.csv"
@@ -48,6 +49,14 @@ class CellSource(Strict):
     groups: Path | None = None
     at_most: int | None = Field(default=None, ge=1)
     without: frozenset[Path] = frozenset()
+
+    @model_validator(mode="after")
+    def _keys_of_boxes(self) -> CellSource:
+        if self.format == "boxes" and not self.fields:
+            raise ValueError("fields: expected the entry of the file of datasets whose boxes these are")
+        if self.format != "boxes" and self.datasets:
+            raise ValueError("datasets: only an entry of format boxes takes its fields from such a file")
+        return self
 
     def scale(self, size_wh: tuple[int, int]) -> float:
         """Micrometres a pixel of a picture of this size.
@@ -87,12 +96,14 @@ def load_cell_sources(config: Path | None = None) -> dict[str, CellSource]:
 
 
 def folder_of(name: str, source: CellSource) -> Path:
-    """Where a collection lies; one of boxes lies where its fields do."""
+    """Where a collection lies; one of boxes lies where its fields do, unless it has a folder of its own."""
     root = data_root()
+    if source.format == "boxes":
+        return source.folder or Path(root or "", source.fields)
     if root is None and source.folder is None:
         raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     folder = source.folder or Path(root or "", source.fields or name)
-    if not folder.is_dir() and source.format != "boxes":
+    if not folder.is_dir():
         remedy = f"make or copy them, or leave {name} out"
         raise DatasetError(f"{folder}: no such folder, where the cells of {name} should be; {remedy}")
     return folder

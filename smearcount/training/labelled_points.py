@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,16 @@ class LabelledPoint:
     um_per_px: float
 
 
-def labelled_points(name: str, source: CellSource, split: str) -> list[LabelledPoint]:
+def labelled_points(
+    name: str, source: CellSource, split: str, merged: Mapping[str, str] | None = None
+) -> list[LabelledPoint]:
     """The labelled cells of the fields of a collection of points or types, where the label is one code.
+
+    Args:
+        name: of the collection.
+        source: its entry.
+        split: `train` or `val`.
+        merged: codes that are called otherwise, as they are part of a merged one.
 
     Raises:
         DatasetError: the collection is missing or malformed.
@@ -36,11 +44,13 @@ def labelled_points(name: str, source: CellSource, split: str) -> list[LabelledP
     folder = folder_of(name, source)
     with readable(folder, source):
         types = types_of(folder / source.types) if source.format == "typed" else None
-        return [point for stem in stems_of(folder, split) for point in _points_of(folder, stem, source, types)]
+        return [
+            point for stem in stems_of(folder, split) for point in _points_of(folder, stem, source, types, merged or {})
+        ]
 
 
 def _points_of(
-    folder: Path, stem: str, source: CellSource, types: dict[str, dict[str, str]] | None
+    folder: Path, stem: str, source: CellSource, types: dict[str, dict[str, str]] | None, merged: Mapping[str, str]
 ) -> Iterator[LabelledPoint]:
     path = picture_of(folder / "images", stem)
     scale = source.scale(open_image(path).size_wh)
@@ -50,6 +60,6 @@ def _points_of(
     else:
         labels = [(types[stem]["type"], None)] if stem in types else []
     for label, place in labels:
-        codes = source.codes_of(label)
+        codes = {merged.get(code, code) for code in source.codes_of(label)}
         if len(codes) == 1:
             yield LabelledPoint(path, codes.pop(), place, scale)
