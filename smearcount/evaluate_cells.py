@@ -33,6 +33,12 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(4, 20))
 """Thresholds of abstention on a card."""
 
 
+FITTED = (
+    "The temperature of the model was fitted to {n} of these {of} cells: on new ones its probabilities may be less "
+    "well calibrated."
+)
+
+
 @dataclass(frozen=True, eq=False)
 class CellViews(Sequence[Pixels]):
     """What a network sees of the cells of a set, `(side, side, 3) uint8 RGB` each, made when asked for."""
@@ -112,7 +118,8 @@ def run_judging(job: Judging) -> dict[str, Any]:
     """Judge a classifier on the cells of a recipe, and write the report.
 
     Returns:
-        The figures; as `left_out` how many validation cells are none for this classifier, which was trained on them;
+        The figures; as `note` whether the temperature was fitted to these cells, as `unjudged` the codes without a cell
+        of their own, as `left_out` how many validation cells are none for this classifier, which was trained on them;
         and as `strange` how many it can't be judged on, as it gives none of their codes, by these.
 
     Raises:
@@ -140,7 +147,9 @@ def run_judging(job: Judging) -> dict[str, Any]:
         raise UsageError(f"{job.model} gives none of the codes of these cells: {codes}")
     judged = judge_cells(model, cells)
     where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
-    write_report(judged, make_folder(job.out), f"{model.card.id} on {where}", heat_of(model, judged))
+    fitted = int(trained_on(model.folder, recipe, cells, "val").sum())
+    note = FITTED.format(n=fitted, of=len(cells)) if fitted else ""
+    write_report(judged, make_folder(job.out), f"{model.card.id} on {where}", heat_of(model, judged), note)
     found = figures(judged)
     if job.on_card:
         metrics, abstention = card_rows(found, judged, where)
@@ -148,7 +157,9 @@ def run_judging(job: Judging) -> dict[str, Any]:
         update_card(
             model.folder, metrics=[each.model_dump() for each in [*kept_metrics, *metrics]], abstention=abstention
         )
-    return {**found, "left_out": int(known.sum()), "strange": _numbers(cells.take(strange))}
+    unjudged = [row["code"] for row in found["per_class"] if not row["support"]]
+    told = {"left_out": int(known.sum()), "strange": _numbers(cells.take(strange)), "unjudged": unjudged, "note": note}
+    return {**found, **told}
 
 
 def _strangers(cells: CellSet, codes: Sequence[str]) -> npt.NDArray[np.bool_]:

@@ -136,6 +136,31 @@ def own(model: Path, place: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_new_cells_are_no_cells_of_the_temperature(own: Path) -> None:
+    """Those of one class only: the other code is named, and nothing was fitted to them."""
+    recipe, content = own / "other.yaml", yaml.safe_load((own / "my cells.yaml").read_text())
+    for label in ("Normal", "Esferocito"):
+        (own / "new" / label).mkdir(parents=True)
+    for number in range(40, 48):
+        write_picture(own / "new" / "Normal" / f"{number}.png", drawn_cell(number, "Normal"))
+    content["data"]["folder"] = str(own / "new")
+    recipe.write_text(yaml.safe_dump(content))
+    judged = call("evaluate", "classifier", recipe, "--model", own / "run" / "model", "--out", own / "judged")
+    assert judged.exit_code == 0, judged.output
+    assert "not judged, for want of cells: spherocyte; macro-F1 is that of the other codes" in judged.output
+    assert "The temperature" not in judged.output + (own / "judged" / "report.html").read_text()
+
+
+def test_a_refused_training_leaves_the_lists_of_the_run_that_is_there(own: Path) -> None:
+    before = {name: (own / "run" / name).read_bytes() for name in ("faults.csv", "leaks.txt", "summary.json")}
+    (own / "cells" / "Normal" / "empty.png").write_bytes(b"")
+    write_picture(own / "cells" / "Normal" / "more.png", drawn_cell(99, "Normal"))
+    refused = call("train", "classifier", own / "my cells.yaml", "--out", own / "run", "--quiet")
+    assert refused.exit_code == 2
+    assert "holds a run of another recipe or of other cells" in refused.stderr
+    assert {name: (own / "run" / name).read_bytes() for name in before} == before
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_measured_card_survives_the_same_line_again(own: Path) -> None:
     recipe, model = own / "my cells.yaml", own / "run" / "model"
@@ -220,7 +245,10 @@ def test_the_model_is_judged(model: Path, place: Path, tmp_path: Path) -> None:
     found = json.loads(result.output[: result.output.rindex("}") + 1])
     assert found["n"] == 8
     assert 0 <= found["accuracy"]["value"] <= 1
-    assert (tmp_path / "judged" / "report.html").is_file()
+    note = "The temperature of the model was fitted to 8 of these 8 cells"
+    assert note in result.output
+    assert note in (tmp_path / "judged" / "report.html").read_text()
+    assert "not judged" not in result.output
     assert Model(model).classifier_card.metrics == ()
     wrong = call("evaluate", "classifier", place / "my cells.yaml", "--model", model, "--split", "test")
     assert wrong.exit_code == 2

@@ -114,6 +114,8 @@ def test_what_folders_mean_can_be_told(tmp_path: Path) -> None:
     classes = {"round": "normocyte", "sick": "sickle_cell", "mixed": ["normocyte", "sickle_cell"], "dirt": ""}
     cells = cells_of(recipe(folder=folder, classes=classes))
     assert codes_of(cells) == {"normocyte": 4, "sickle_cell": 3, "normocyte|sickle_cell": 3}
+    named = {"round": "Normal", "sick": "Drepanocitos", "mixed": ["Normal", "normocyte", "sickle cells"], "dirt": ""}
+    assert codes_of(cells_of(recipe(folder=folder, classes=named))) == codes_of(cells)
     only = cells_of(recipe(folder=folder, classes=classes, codes=("sickle_cell", "burr_cell")))
     assert only.codes == ("sickle_cell", "burr_cell")
     assert codes_of(only) == {"sickle_cell": 6}
@@ -250,7 +252,8 @@ def test_a_code_without_a_training_cell_stops_the_training(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r'no training cell of howell_jolly_body; .*`classes: {HJ: ""}`'):
         checked_cells(recipe(folder=folder), tmp_path, lines.append)
     assert lines == ["0 pictures left out (faults.csv), 1 leaks removed (leaks.txt)"]
-    merge = {"round_cell": ["normocyte", "howell_jolly_body"]}
+    merge = {"round_cell": ["Normal", "normocyte", "HJ"]}
+    assert data_of(recipe(folder=folder, merge=merge)).merge == {"round_cell": ("normocyte", "howell_jolly_body")}
     assert checked_cells(recipe(folder=folder, merge=merge), tmp_path).codes == ("round_cell", "platelet")
 
 

@@ -131,6 +131,18 @@ def test_one_picture_of_two_patients_of_a_class_is_a_copy(folder: Path) -> None:
     assert {each.fault for each in check_pictures(paths)} == {"two classes"}
 
 
+def test_classes_are_told_apart_by_what_folders_mean(folder: Path) -> None:
+    write_picture(folder / "monocyte" / "twin.tif", cell(10))
+    for meant, expected in (
+        ({"PLT": "monocyte", "monocyte": "monocyte"}, {("good0.png", "copy"), ("twin.tif", "copy")}),
+        ({"PLT": "platelet", "monocyte": ("monocyte",)}, {("good0.png", "two classes"), ("twin.tif", "two classes")}),
+        ({"PLT": "", "monocyte": "monocyte"}, set()),
+    ):
+        faults = {(each.file.name, each.fault) for each in check_folder(folder, meant)}
+        assert faults <= expected
+        assert bool(faults) == bool(expected)
+
+
 def test_copies_within_a_class_are_reported_once(folder: Path) -> None:
     shutil.copy(folder / "PLT" / "good1.jpg", folder / "PLT" / "zz.jpg")
     assert found(folder) == {("zz.jpg", "copy", "reported")}

@@ -99,7 +99,7 @@ def train_classifier(
     """Train a classifier from a YAML recipe, or go on with an interrupted training of the same folder."""
     from smearcount.images import make_folder
     from smearcount.training.classifier import train_classifier as train
-    from smearcount.training.naming_cells import named_recipe
+    from smearcount.training.naming_cells import lists_kept, named_recipe
     from smearcount.training.naming_data import is_first
     from smearcount.training.naming_model import finish_run
     from smearcount.training.naming_recipe import ClassifierRecipe
@@ -108,8 +108,9 @@ def train_classifier(
         asked = read_model(ClassifierRecipe, recipe)
         with named_recipe(recipe):
             asked.check_pretrained()
-            cells = _checked_cells(asked, make_folder(out), quiet=quiet or not is_first())
-            run = train(asked, cells, out, report=None if quiet else typer.echo)
+            with lists_kept(make_folder(out)):
+                cells = _checked_cells(asked, out, quiet=quiet or not is_first())
+                run = train(asked, cells, out, report=None if quiet else typer.echo)
         if not is_first():
             return
         folder = finish_run(run, asked, cells, recipe.stem, card)
@@ -156,7 +157,7 @@ def train_folds(
     """Cross-validation: each cell is judged by a network that was trained without its fold; one report of all cells."""
     from smearcount.fold_runs import FoldsJob, cross_validate
     from smearcount.images import make_folder
-    from smearcount.training.naming_cells import named_recipe, usable_cells
+    from smearcount.training.naming_cells import lists_kept, named_recipe, usable_cells
     from smearcount.training.naming_data import is_first
     from smearcount.training.naming_recipe import ClassifierRecipe
 
@@ -164,10 +165,11 @@ def train_folds(
         asked = read_model(ClassifierRecipe, recipe)
         with named_recipe(recipe):
             asked.check_pretrained()
-            cells, left_out = usable_cells(asked, make_folder(out))
-            if is_first() and not quiet:
-                typer.echo(f"{len(cells)} cells in {folds} folds, {left_out} pictures left out (faults.csv)")
-            found = cross_validate(FoldsJob(asked, recipe.stem, folds, out), cells, None if quiet else typer.echo)
+            with lists_kept(make_folder(out)):
+                cells, left_out = usable_cells(asked, out)
+                if is_first() and not quiet:
+                    typer.echo(f"{len(cells)} cells in {folds} folds, {left_out} pictures left out (faults.csv)")
+                found = cross_validate(FoldsJob(asked, recipe.stem, folds, out), cells, None if quiet else typer.echo)
     if not is_first():
         return
     if not quiet:
@@ -223,11 +225,17 @@ def evaluate_classifier(
         figures = run_judging(job)
     if not quiet:
         typer.echo(json.dumps({name: figures[name] for name in _SHOWN}, indent=2))
+    if figures["unjudged"]:
+        typer.echo(
+            f"not judged, for want of cells: {', '.join(figures['unjudged'])}; macro-F1 is that of the other codes"
+        )
     if figures["left_out"]:
         typer.echo(f"{figures['left_out']} cells left out: {model} was trained on them, or on others of their groups")
     if figures["strange"]:
         listed = ", ".join(f"{n} {code}" for code, n in figures["strange"].items())
         typer.echo(f"{sum(figures['strange'].values())} cells left out: {model} gives none of their codes ({listed})")
+    if figures["note"]:
+        typer.echo(figures["note"])
     typer.echo(f"report in {out / 'report.html'}")
 
 

@@ -35,7 +35,7 @@ _SHOWN_PX = 224
 _SMALL_PX = 96
 
 
-def write_report(judged: Judged, out_dir: Path, title: str, heat: HeatOf | None = None) -> Path:
+def write_report(judged: Judged, out_dir: Path, title: str, heat: HeatOf | None = None, note: str = "") -> Path:
     """Judge the cells and write everything into a folder, which is made; each file is whole or absent.
 
     `report.html` stands alone: its pictures are inside, it asks for nothing and runs nothing. Beside it are
@@ -47,6 +47,7 @@ def write_report(judged: Judged, out_dir: Path, title: str, heat: HeatOf | None 
         out_dir: the folder.
         title: what was judged on what, as the heading.
         heat: gives the heat maps of the worst cells, asked once with their rows; None leaves them out.
+        note: a sentence on the probabilities.
 
     Returns:
         The path of `report.html`.
@@ -66,6 +67,7 @@ def write_report(judged: Judged, out_dir: Path, title: str, heat: HeatOf | None 
         "figures.json": json.dumps(report, indent=1) + "\n",
         "report.html": _page(
             title=title,
+            note=note,
             report=report,
             pairs=report["confused_pairs"][:_PAIRS],
             bins=BINS,

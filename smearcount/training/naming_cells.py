@@ -16,7 +16,7 @@ from smearcount.cards import ClassifierCard, find_model
 from smearcount.cellsets import CellSet
 from smearcount.config import Settings, Strict, faults_of
 from smearcount.detector import Detector
-from smearcount.errors import ConfigError
+from smearcount.errors import ConfigError, UsageError
 from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
 from smearcount.records import KINDS
@@ -36,6 +36,7 @@ __all__ = [
     "checked_cells",
     "data_of",
     "fair_cells",
+    "lists_kept",
     "named_recipe",
     "picture_um",
     "pictures_of",
@@ -62,7 +63,7 @@ class CellData(Strict):
         val_share: share of the folder's groups kept for validation.
         painted: training cells of each inclusion that are painted; 0 none.
         leave_out: sources without any part in the training, to be judged on afterwards.
-        merge: codes that become one, `new: [old, old]`.
+        merge: codes that become one, `new: [old, old]`; the old ones by any of their names.
         taxonomy: a taxonomy file instead of the shipped one.
         detector: finds the cells in the pictures of the collections.
     """
@@ -92,15 +93,20 @@ class CellData(Strict):
 
 
 def data_of(recipe: ClassifierRecipe) -> CellData:
-    """The checked form of a recipe's `data`.
+    """The checked form of a recipe's `data`, merged codes by their codes.
 
     Raises:
         ConfigError: a key is unknown or missing.
     """
     try:
-        return CellData.model_validate(recipe.data)
+        data = CellData.model_validate(recipe.data)
     except ValidationError as error:
         raise ConfigError(faults_of(error, CellData, "data")) from error
+    if not data.merge:
+        return data
+    code_of = load_taxonomy(data.taxonomy).code_of
+    merge = {new: tuple(dict.fromkeys(code_of(old) or old for old in olds)) for new, olds in data.merge.items()}
+    return data.model_copy(update={"merge": merge})
 
 
 @contextmanager
@@ -160,6 +166,19 @@ def fair_cells(cells: CellSet, out: Path) -> tuple[CellSet, int]:
     cells, leaks = without_leaks(cells)
     write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
     return cells, len(leaks)
+
+
+@contextmanager
+def lists_kept(out: Path) -> Iterator[None]:
+    """The lists of the run that a folder holds stay as they are where another one is refused there."""
+    found = [path for name in ("faults.csv", "leaks.txt") for at in (name, f"*/{name}") for path in out.glob(at)]
+    before = {path: path.read_text(encoding="utf-8") for path in found}
+    try:
+        yield
+    except UsageError:
+        for path, text in before.items():
+            write_text_atomic(path, text)
+        raise
 
 
 def refuse_untrained_codes(cells: CellSet, data: CellData) -> None:
@@ -276,7 +295,9 @@ def _left_out_classes(names: Sequence[str]) -> str:
 
 def _faults(data: CellData) -> list[PictureFault]:
     """What is wrong with the pictures of a folder; collections are as they were published."""
-    return check_folder(data.folder) if data.folder else []
+    if not data.folder:
+        return []
+    return check_folder(data.folder, folder_classes(data.folder, load_taxonomy(data.taxonomy), data.classes))
 
 
 def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:

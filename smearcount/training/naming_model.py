@@ -47,7 +47,7 @@ def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, a
     return folder
 
 
-def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet) -> npt.NDArray[np.bool_]:
+def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str = "train") -> npt.NDArray[np.bool_]:
     """Which cells `(N,)` a classifier was trained on: the picture itself, or another one of its group.
 
     None of them where the model has no list, as the shipped ones, whose collections have fixed lists of their own.
@@ -56,6 +56,7 @@ def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet) -> npt.NDA
         model: its folder.
         recipe: that the cells are of.
         cells: to be judged on.
+        side: `train`, or `val` for those that its temperature was fitted to.
 
     Raises:
         ModelError: the list is malformed.
@@ -63,7 +64,7 @@ def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet) -> npt.NDA
     if not (model / SPLIT_FILE).is_file():
         return np.zeros(len(cells), np.bool_)
     rows = _read_rows(model / SPLIT_FILE)
-    seen = {row[key] for row in rows if row["split"] == "train" for key in _PUBLIC[1:]} - {""}
+    seen = {row[key] for row in rows if row["split"] == side for key in _PUBLIC[1:]} - {""}
     return np.array([bool(seen & {row[key] for key in _PUBLIC[1:]}) for row in _split_rows(recipe, cells)], np.bool_)
 
 

@@ -83,8 +83,12 @@ class _Checked:
     grey: bool
 
 
-def check_folder(folder: Path) -> list[PictureFault]:
+def check_folder(folder: Path, classes: Classes | None = None) -> list[PictureFault]:
     """What is wrong with the pictures of a folder of classes, also those that are not named like pictures.
+
+    Args:
+        folder: its folders are the classes.
+        classes: what each of them means, as `folder_classes` says; without it each is a class of its own.
 
     Raises:
         ImageError: the folder is missing or can't be listed.
@@ -93,17 +97,20 @@ def check_folder(folder: Path) -> list[PictureFault]:
         PictureFault(path, "wrong suffix", "left out", f"named {path.suffix or 'without'}, is a {kind}: rename it")
         for path, kind in unnamed_pictures(folder)
     ]
-    return check_pictures(list_folder(folder, recursive=True).pictures, folder) + unnamed
+    return check_pictures(list_folder(folder, recursive=True).pictures, folder, classes) + unnamed
 
 
-def check_pictures(paths: Iterable[Path], folder: Path | None = None) -> list[PictureFault]:
+def check_pictures(
+    paths: Iterable[Path], folder: Path | None = None, classes: Classes | None = None
+) -> list[PictureFault]:
     """Read every picture once and list what is wrong, in the order of the paths.
 
     Left out: what can't be decoded or is of a type that is not read, truncated, too small, blank, of several frames or
     pages, or stands in two classes pixel by pixel. Reported: a suffix that is not that of the content, a copy within
     its class, grey among coloured ones.
 
-    The class of a picture is the first folder below `folder`; without one, the folder that it is in.
+    The class of a picture is what the first folder below `folder` means by `classes`; without them that folder, and
+    without that one the folder that it is in.
     """
     faults: list[PictureFault] = []
     read: list[_Checked] = []
@@ -113,7 +120,7 @@ def check_pictures(paths: Iterable[Path], folder: Path | None = None) -> list[Pi
         found, checked = _check(path, class_of(path, folder) if folder else path.parent.name)
         faults += found
         read += [checked] if checked else []
-    faults += _copies(read)
+    faults += _copies(read, classes or {})
     if not all(each.grey for each in read):
         faults += [
             PictureFault(each.file, "grey", "reported", "no colour, others have it") for each in read if each.grey
@@ -161,15 +168,19 @@ def _check(path: Path, label: str) -> tuple[list[PictureFault], _Checked | None]
     return faults, _Checked(path, label, digest, bool(np.percentile(chroma, 99) <= GREY_CHROMA))
 
 
-def _copies(read: list[_Checked]) -> list[PictureFault]:
-    """Pictures that are equal pixel by pixel: in two classes nobody knows which is right, in one the first counts."""
+def _copies(read: list[_Checked], meant: Classes) -> list[PictureFault]:
+    """Pictures that are equal pixel by pixel: in two classes nobody knows which is right, in one the first counts.
+
+    Those of folders that mean nothing are not used, and compared with no other.
+    """
     same: dict[str, list[_Checked]] = {}
     for each in read:
-        same.setdefault(each.sha256, []).append(each)
+        if _as_codes(meant.get(each.label, each.label)):
+            same.setdefault(each.sha256, []).append(each)
     faults = []
     for twins in same.values():
         classes = sorted({each.label for each in twins})
-        if len(classes) > 1:
+        if len({frozenset(_as_codes(meant.get(name, name))) for name in classes}) > 1:
             told = f"the same picture in {' and '.join(classes)}"
             faults += [PictureFault(each.file, "two classes", "left out", told) for each in twins]
         else:
@@ -187,7 +198,7 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
     Args:
         folder: its folders are the classes, also those without any picture.
         taxonomy: the codes.
-        classes: what folders mean, which goes before their names.
+        classes: what folders mean, by the codes or other names, which goes before their names.
 
     Raises:
         ConfigError: a folder is unknown, or `classes` names a folder or code that is not there.
@@ -210,11 +221,18 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
         )
     if absent := sorted(given.keys() - set(names)):
         raise ConfigError(f"classes: no folder {', '.join(absent)} in {folder}; there are {', '.join(names)}")
-    meant = {name: given.get(name, taxonomy.code_of(name) or "") for name in names}
+    meant = {name: _known(given[name], taxonomy) if name in given else taxonomy.code_of(name) or "" for name in names}
     wrong = {code for each in meant.values() for code in _as_codes(each)} - taxonomy.codes.keys()
     if wrong:
         raise ConfigError(f"classes: unknown codes {', '.join(sorted(wrong))}; known: {', '.join(taxonomy.codes)}")
     return meant
+
+
+def _known(meant: Meaning, taxonomy: Taxonomy) -> Meaning:
+    """The same by codes, where it is told by their names or synonyms."""
+    if isinstance(meant, str):
+        return taxonomy.code_of(meant) or meant
+    return tuple(dict.fromkeys(taxonomy.code_of(name) or name for name in meant))
 
 
 def _as_codes(meant: Meaning) -> tuple[str, ...]:
