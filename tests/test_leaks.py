@@ -86,6 +86,10 @@ def test_turned_and_mirrored_copies_are_found(quarters: int, mirrored: bool) -> 
     assert same_cells(first, second).tolist() == [[row, row] for row in range(len(first))]
 
 
+def test_other_cells_are_never_the_same_in_any_way() -> None:
+    assert same_cells(windows(0.16, 34, 0.0), [turned(each, 1, True) for each in windows(0.16, 34, 0.0, 2)]).size == 0
+
+
 def turned(pixels: np.ndarray, quarters: int, mirrored: bool) -> np.ndarray:
     pixels = np.rot90(pixels, quarters)
     return np.ascontiguousarray(pixels[:, ::-1] if mirrored else pixels)

@@ -40,10 +40,11 @@ pairs lie above, and no pair of different white cells does; of red cells, which 
 """
 
 SAME_SQUARE = 0.82
-"""The same of two windows laid upon each other as wholes, in one of eight ways. All of the rim of two round cells falls
-together there, so that more is asked for than of cells that are aligned by their detail.
+"""The same of two windows laid upon each other as wholes, in one of eight ways, whose signatures correlate by more than
+`SAME`. Of two round cells all of the rim falls together there, so that more is asked for than of cells that are aligned
+by their detail.
 
-Measured on copies of 400 cells each of PBC, erythrocytesIDB and Chula, recompressed, shrunk or lit otherwise: 99.7 % or
+Measured on copies of 400 cells each of PBC, erythrocytesIDB and Chula, recompressed, shrunk or lit otherwise: 99.5 % or
 more of each lie above. No pair of different cells of PBC (2,697) or erythrocytesIDB does, nor one of 2,000 with 8,000
 red cells of Chula.
 """
@@ -143,14 +144,14 @@ def _turned(thumbs: Pixels, quarters: int, mirrored: bool) -> Pixels:
 
 def _alike(ours: _Bodies, theirs: _Bodies, *, itself: bool) -> Iterator[tuple[int, int]]:
     """Rows of `ours` and of `theirs` that are alike also in their detail."""
-    least = SAME_SQUARE if ours.whole else SAME_DETAIL
-    for b, rivals in _rivals(ours.signatures, theirs.signatures, itself):
+    alike, least = (SAME, SAME_SQUARE) if ours.whole else (ALIKE, SAME_DETAIL)
+    for b, rivals in _rivals(ours.signatures, theirs.signatures, alike, itself=itself):
         likeness = _detail_likeness(ours, theirs, b, rivals)
         yield from ((a, b) for a, each in zip(rivals, likeness, strict=True) if each > least)
 
 
-def _rivals(ours: Floats, theirs: Floats, itself: bool) -> Iterator[tuple[int, list[int]]]:
-    """For each row of `theirs` the rows of `ours` that are most alike."""
+def _rivals(ours: Floats, theirs: Floats, alike: float, *, itself: bool) -> Iterator[tuple[int, list[int]]]:
+    """For each row of `theirs` the rows of `ours` that are most alike, by more than `alike`."""
     for start in range(0, len(theirs) if len(ours) else 0, _BLOCK):
         likeness = theirs[start : start + _BLOCK] @ ours.T
         if itself:
@@ -158,7 +159,7 @@ def _rivals(ours: Floats, theirs: Floats, itself: bool) -> Iterator[tuple[int, l
         kept = min(_RIVALS, len(ours))
         best = np.argpartition(-likeness, kept - 1, axis=1)[:, :kept]
         for row, columns in enumerate(best):
-            yield start + row, [int(column) for column in columns if likeness[row, column] > ALIKE]
+            yield start + row, [int(column) for column in columns if likeness[row, column] > alike]
 
 
 class _Bodies:
