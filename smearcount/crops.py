@@ -46,7 +46,8 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
     """
     listed = list(dict.fromkeys(images))
     before = _listed(make_folder(out) / MANIFEST)
-    content = {stem.casefold(): rows[0]["image_sha256"] for stem, rows in before.items()}
+    known = {stem.casefold(): stem for stem in before}
+    content = {name: before[stem][0]["image_sha256"] for name, stem in known.items()}
     stems: dict[Path, str] = {}
     taken: set[str] = set()
     written, failed = 0, list[str]()
@@ -58,7 +59,8 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
 
     def finish(path: Path, analysis: Analysis) -> list[Row]:
         sha256 = analysis.result.image_sha256
-        stems[path] = stem = next(each for each in numbered(shortened(path.name)) if free(each, sha256))
+        wanted = next(each for each in numbered(shortened(path.name)) if free(each, sha256))
+        stems[path] = stem = known.get(wanted.casefold(), wanted)
         taken.add(stem.casefold())
         rows = _write_patches(analysis, out, stem)
         for name in {row["file"] for row in before.pop(stem, [])} - {row["file"] for row in rows}:
@@ -75,7 +77,7 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
             written += len(outcome)
         for rows in before.values():
             add(to_csv(MANIFEST_COLUMNS, [row for row in rows if (out / str(row["file"])).is_file()], header=False))
-    renamed = [(path, stem) for path, stem in stems.items() if stem != shortened(path.name)]
+    renamed = [(path, stem) for path, stem in stems.items() if stem.casefold() != shortened(path.name).casefold()]
     return Cropped(written, tuple(failed), tuple(renamed))
 
 

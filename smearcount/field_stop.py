@@ -42,9 +42,9 @@ _LEAST_SHARE = 0.01
 _CONVEX, _MOST_OF_LIGHT = 0.95, 0.8
 """A view has this share of its convex hull, and of all that is lit: the black between glowing cells is no surround."""
 
-_LEAST_FRAMED, _MOST_ALIKE, _CORNER_PX = 0.1, 0.05, 8
-"""A plain border leaves at least this share of a picture, and in it at most this share of its own colour: else it is
-glass without noise. Side of its corners."""
+_LEAST_FRAMED, _MOST_ALIKE, _CORNER_PX = 0.25, 0.05, 8
+"""A plain border leaves at least this share of a picture, or it is clipped glass around a cell, and in it at most this
+share of its own colour, or it is glass without noise. Side of its corners."""
 
 _RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
 """The rim is at most this share of the longest side; it ends where the light reaches this share of its level."""
@@ -82,7 +82,10 @@ def field_of_view(pixels: Rgb, level: float) -> Region | None:
     cv2.fillConvexPoly(within, hull + 1, 1)
     if plain and outside[within[1:-1, 1:-1] != 0].mean() > _MOST_ALIKE:
         return None
-    inner = _convex_hull(_without_rim(colours, within))
+    kept = cv2.findNonZero(_without_rim(colours, within))
+    inner = cv2.convexHull(kept) if kept is not None else hull[:0]
+    if len(inner) < 3:
+        return None
     # A contour runs through the middle of the outermost pixels.
     outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
     enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
@@ -102,10 +105,6 @@ def _plain_border(colours: Rgb) -> Bools:
     for corner in corners if len(corners) > 1 else []:
         outside |= np.abs(colours - corner[0, 0].astype(np.int16)).max(axis=2) <= _NEARLY
     return outside
-
-
-def _convex_hull(mask: Rgb) -> cv2.typing.MatLike:
-    return cv2.convexHull(cv2.findNonZero(mask))
 
 
 def _without_rim(colours: Rgb, within: Rgb) -> Rgb:

@@ -166,7 +166,8 @@ def _without_reticle(lit: Lit, scale: Scale, found: Detections) -> Lit:
     known = scale.source not in ("estimated", "assumed") and (found.kinds == "wbc").sum() < _PIECES
     if known or width * height > MOST_PIXELS:
         return lit
-    return lit.changed(*without_lines(lit.source.read(0, 0, width, height)))
+    inside = lit.view.mask((width, height)) if lit.view else None
+    return lit.changed(*without_lines(lit.source.read(0, 0, width, height), inside))
 
 
 def _with_clear_cells(lit: Lit, _: Scale, found: Detections) -> Lit:

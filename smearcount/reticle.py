@@ -36,11 +36,15 @@ _LINE_PX, _AROUND_PX = 5, 3
 """Width, in the reduced picture, of what is painted over, and how far around a pixel its colour is taken from."""
 
 
-def without_lines(pixels: Rgb) -> tuple[Rgb, str]:
+def without_lines(pixels: Rgb, inside: Rgb | None = None) -> tuple[Rgb, str]:
     """A picture `(H, W, 3)` without the straight dark lines that cross it, and what was done; nothing is "".
 
     Lines nearly parallel to its sides are sought by a probabilistic Hough transform (Matas et al. 2000) in what a
     closing changes in the darkest channel, and painted over from both sides (Telea 2004).
+
+    Args:
+        pixels: the picture.
+        inside: `(H, W)`, not zero where it shows the smear, which lines cross from end to end; none is everywhere.
     """
     height, width = pixels.shape[:2]
     factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
@@ -48,7 +52,8 @@ def without_lines(pixels: Rgb) -> tuple[Rgb, str]:
     red, green, blue = cv2.split(small)
     darkest = cv2.min(cv2.min(red, green), blue)
     thin = (cv2.morphologyEx(darkest, cv2.MORPH_BLACKHAT, _square(_WIDEST_PX)) > _DARKER).astype(np.uint8)
-    mask = _lines(thin)
+    seen = np.ones_like(thin) if inside is None else cv2.resize(inside, thin.shape[::-1], None, 0, 0, cv2.INTER_NEAREST)
+    mask = _lines(thin, cast(Rgb, seen))
     if mask is None:
         return pixels, ""
     along = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
@@ -60,20 +65,23 @@ def _square(side: int) -> Rgb:
     return np.ones((side, side), np.uint8)
 
 
-def _lines(thin: Rgb) -> Rgb | None:
-    """The lines that cross a mask `(H, W)` of thin dark things, as a mask; None where they are too few."""
-    height, width = thin.shape
+def _lines(thin: Rgb, seen: Rgb) -> Rgb | None:
+    """Those of the thin dark things in a mask `(H, W)` that cross what is seen, as a mask; None for too few lines."""
+    *_, width, height = cv2.boundingRect(seen)
+    if min(width, height) <= 4 * _BESIDE_PX:
+        return None
     thick, far = cv2.dilate(thin, _square(_ASLANT_PX)), round(_STRAIGHT_SHARE * max(thin.shape))
     straight = [cv2.morphologyEx(thick, cv2.MORPH_OPEN, np.ones(side, np.uint8)) for side in ((1, far), (far, 1))]
-    likely, shortest = cv2.bitwise_and(thin, cv2.bitwise_or(*straight)), round(_LEAST_SHARE * min(thin.shape))
+    likely, shortest = cv2.bitwise_and(thin, cv2.bitwise_or(*straight)), round(_LEAST_SHARE * min(width, height))
     found = cv2.HoughLinesP(likely, 1, math.pi / 720, _VOTES, minLineLength=shortest, maxLineGap=_LARGEST_GAP_PX)
     near, mask, pieces = cv2.dilate(thin, _square(3)), np.zeros_like(thin), 0
     for piece in [] if found is None else found.reshape(-1, 2, 2).astype(float):
         along = (piece[1] - piece[0]) / np.hypot(*(piece[1] - piece[0]))
-        ends = piece + along * np.array([[-1], [1]]) * math.hypot(width, height)
+        ends = piece + along * np.array([[-1], [1]]) * math.hypot(*thin.shape)
         beside = _BESIDE_PX * along[::-1] * np.array([1, -1])
-        on, *off = (near[_drawn(ends + shift, near.shape) != 0] for shift in (0 * beside, beside, -beside))
-        if on.mean() - np.concatenate(off).mean() >= _LEAST_SEEN:
+        lines = (_drawn(ends + shift, near.shape) for shift in (0 * beside, beside, -beside))
+        on, *off = (cv2.mean(near, cv2.bitwise_and(line, seen))[0] for line in lines)
+        if on - sum(off) / 2 >= _LEAST_SEEN:
             mask |= _drawn(ends, mask.shape, _LINE_PX)
             pieces += 1
     return cast(Rgb, cv2.bitwise_and(mask, thin)) if pieces >= _FEWEST else None

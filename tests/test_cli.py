@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,19 @@ def test_a_full_standard_output_costs_no_picture(tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
     assert {path.name for path in (tmp_path / "o").glob("*.json")} == {"a.json", "b.json"}
     assert [row["status"] for row in rows_of(tmp_path / "r.csv")] == ["ok", "ok"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell of POSIX here")
+@pytest.mark.parametrize(("end", "told"), [(">&-", False), ("| true", True), (">/dev/null", False)])
+def test_a_closed_standard_output_costs_no_picture(tmp_path: Path, end: str, *, told: bool) -> None:
+    images = [shutil.copy(SPARSE, tmp_path / f"{name}.jpg") for name in "abc"]
+    command = shlex.join(
+        [sys.executable, "-m", "smearcount", "analyze", *map(str, images), "--out", str(tmp_path / "o")]
+    )
+    result = subprocess.run(["bash", "-c", f"{command} {end}"], capture_output=True, text=True, check=False)
+    assert {path.stem for path in (tmp_path / "o").glob("*.json")} == {"a", "b", "c"}
+    assert "Traceback" not in result.stderr
+    assert ("standard output can't be written (Broken pipe)" in result.stderr) is told
 
 
 def test_in_a_narrow_window_every_name_and_figure_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,24 @@ def test_a_plain_border_changes_no_density(pipeline: Pipeline) -> None:
     assert red[1] == pytest.approx(red[0], rel=0.06)
 
 
+def test_clipped_glass_around_a_cell_is_no_border() -> None:
+    """One stained cell, a seventh of the picture, on glass that is pure white."""
+    pixels = np.full((363, 360, 3), 255, np.uint8)
+    rng = np.random.default_rng(0)
+    cell = cv2.circle(np.zeros((363, 360), np.uint8), (180, 180), 78, 1, -1) != 0
+    pixels[cell] = rng.integers(90, 160, (int(cell.sum()), 3), dtype=np.uint8)
+    assert even_light(ArraySource(pixels)).view is None
+
+
+def test_narrow_pictures_with_a_border_are_read() -> None:
+    rng = np.random.default_rng(1)
+    for width, height, rim in ((1759, 55, 20), (51, 246, 24), (400, 40, 19), (36, 900, 12)):
+        pixels = np.full((height, width, 3), 200, np.uint8)
+        dim = rng.integers(60, 90, (height - 2 * rim, width - 2 * rim, 3)) if min(width, height) > 2 * rim else 70
+        pixels[rim:-rim, rim:-rim] = dim
+        even_light(ArraySource(pixels))
+
+
 def test_glass_without_noise_is_no_border(scatter_discs: Any) -> None:
     for pixels in (scatter_discs((600, 500), 60, 1).pixels, np.full((300, 300, 3), 255, np.uint8)):
         assert even_light(ArraySource(pixels)).view is None

@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import shapely
 
 from smearcount.geometry import MATRIX_BELOW, areas, iou_matrix, overlapping_pairs
 from smearcount.quality import assess, sharpness
 from smearcount.records import Detections, Scale
+from smearcount.region import Region
 
 Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
@@ -123,6 +125,18 @@ def test_a_picture_that_is_mostly_white_is_over_exposed(
     shown = type(smear)(pixels, smear.discs, smear.kinds)
     quality = assess(shown, Scale(0.2, "flag"), found, np.ones(len(found), np.bool_), {})
     assert any("over-exposed" in warning for warning in quality.warnings) is told
+
+
+def test_only_the_view_is_looked_at_for_over_exposure(scatter_discs: Draw, cells: Cells) -> None:
+    smear = scatter_discs((900, 800), 40, 2)
+    pixels = smear.pixels.copy()
+    view = Region(shapely.Point(450, 400).buffer(300))
+    pixels[view.mask((900, 800)) == 0] = 255
+    shown = type(smear)(pixels, smear.discs, smear.kinds)
+    found = cells(smear.boxes, "rbc")
+    for seen, expected in ((None, True), (view, False)):
+        quality = assess(shown, Scale(0.2, "flag"), found, np.ones(len(found), np.bool_), {}, seen)
+        assert any("over-exposed" in warning for warning in quality.warnings) is expected
 
 
 @pytest.mark.parametrize(

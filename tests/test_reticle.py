@@ -65,6 +65,26 @@ def test_lines_are_replaced_and_nothing_else(degrees: float) -> None:
     assert (mended[far] == plain[far]).mean() > 0.999
 
 
+@pytest.mark.parametrize("kind", ["round", "border"])
+def test_lines_end_where_the_view_does(kind: str) -> None:
+    plain = field()
+    y, x = np.mgrid[:900, :1200]
+    inside = (np.hypot(x - 600, y - 450) < 400) if kind == "round" else (abs(x - 600) < 330) & (abs(y - 450) < 270)
+    seen = inside.astype(np.uint8)
+    shown = np.where(inside[..., None], ruled(plain, 2), np.uint8(225))
+    mended, told = without_lines(shown, seen)
+    assert told.startswith("lines across the picture")
+    on = (shown != plain).any(axis=2) & (cv2.erode(seen, np.ones((9, 9), np.uint8)) != 0)
+    before, after = (np.abs(each.astype(int) - plain)[on].mean() for each in (shown, mended))
+    assert after < 0.3 * before
+
+
+@pytest.mark.parametrize("size_wh", [(40, 6400), (6400, 40), (33, 33), (640, 20)])
+def test_narrow_pictures_have_no_lines(size_wh: tuple[int, int]) -> None:
+    pixels = ruled(np.full((*size_wh[::-1], 3), 220, np.uint8), 0, 12)
+    assert without_lines(pixels)[1] == ""
+
+
 @pytest.mark.parametrize("degrees", [0, 4])
 def test_a_field_behind_a_grid_is_counted_like_a_plain_one(degrees: float) -> None:
     pipeline = Pipeline.load(Settings(classifiers=()))

@@ -188,8 +188,9 @@ class _Batch:
         with contextlib.suppress(ValueError, TypeError, AttributeError, OSError):
             for files, folder in product(map(json.loads, self.journal.files_of(image_id)), folders):
                 for name, sha256 in files.get(str(folder), {}).items():
-                    if _unchanged(folder / name, sha256):
-                        (folder / name).unlink()
+                    with contextlib.suppress(OSError):
+                        if _unchanged(folder / name, sha256):
+                            (folder / name).unlink()
             if self.wishes.galleries:
                 place_of(self.wishes.galleries, image_id, ".gallery").rmdir()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from smearcount.cli.common import (
     Images,
@@ -21,6 +20,7 @@ from smearcount.cli.common import (
     errors,
     plain,
     printed,
+    screen,
     with_settings,
 )
 from smearcount.config import Settings
@@ -104,7 +104,7 @@ def _show(result: SmearResult, written: list[Path], taxonomy: Taxonomy, *, quiet
         row = report_row(result, taxonomy)
         typer.echo(json.dumps({**row, "files": [str(path) for path in written]}))
     elif not quiet:
-        console, table = Console(highlight=False), screen_table(result, taxonomy)
+        console, table = screen(), screen_table(result, taxonomy)
         # A window too narrow for the figures breaks the lines; none of them is left out.
         console.width = max(console.width, console.measure(table, options=console.options.update_width(1000)).minimum)
         console.print(table)
@@ -134,6 +134,6 @@ def crop(images: Images, settings: Settings, out: Out = Path("smearcount_crops")
         _show_renamed(path, stem, out)
     for error in found.failed:
         _show_failure(error)
-    if not quiet:
-        typer.echo(f"{found.written} patches in {out}, listed in {out / 'manifest.csv'}")
-    raise typer.Exit(1 if found.failed else 0)
+    told = f"{found.written} patches in {out}, listed in {out / 'manifest.csv'}"
+    shown = quiet or printed(partial(typer.echo, told))
+    raise typer.Exit(1 if found.failed or not shown else 0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from smearcount.cli.common import Json, Quiet, app, clear_errors, errors, plain, printed, with_settings
+from smearcount.cli.common import Json, Quiet, app, clear_errors, errors, plain, printed, screen, with_settings
 from smearcount.config import Settings
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         words += [f"{outcome.warned} with a warning"] * bool(outcome.warned)
         words += [f"{n} {name.replace('_', ' ')}" for name, n in left_out.items() if n]
         written = ", ".join(plain(str(path)) for path in (*job.files.values(), *job.folders))
-        console = Console(highlight=False, soft_wrap=True)
+        console = screen(soft_wrap=True)
         console.print(f"{', '.join(words)}; written: {written}")
         notes = [f"{n} picture{'s' * (n != 1)}: {plain(note)}" for note, n in outcome.reading.items()]
         more = [f"{len(notes) - SHOWN_NOTES} more notes on how files were read: --summary has them"]

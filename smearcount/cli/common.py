@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import io
@@ -209,6 +210,19 @@ def errors() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class _Screen(Console):
+    """A console that leaves a closed standard output to its caller, instead of ending the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that is being handled."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def screen(*, soft_wrap: bool = False) -> Console:
+    """Where results are printed."""
+    return _Screen(highlight=False, soft_wrap=soft_wrap)
+
+
 def printed(show: Callable[[], None]) -> bool:
     """Print, and say whether it could be done.
 
@@ -216,7 +230,8 @@ def printed(show: Callable[[], None]) -> bool:
     """
     try:
         show()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         errors().print(
             f"[red]failed:[/red] standard output can't be written ({error.strerror}); files are still written"
