@@ -46,7 +46,7 @@ falls to 0.77 at most."""
 _DIM, _MOST_EVENED, _PARTS = 0.75, 4.0, 8
 """Share of the level below which a corner is looked at; what a pixel is multiplied by at most; parts of a side."""
 
-_PIECES = 2
+_PIECES = 4
 """White cells from which on lines are looked for where the scale is known; an estimated one may be theirs."""
 
 _PART_PX = 2048
