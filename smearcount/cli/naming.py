@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,6 +88,21 @@ def classify(
     raise typer.Exit(1 if outcome.failed else 0)
 
 
+@contextmanager
+def _training_in(out: Path, recipe: Path) -> Iterator[ClassifierRecipe]:
+    """A recipe to be trained in a folder; errors end the program, and a refusal leaves the run that is there."""
+    from smearcount.images import make_folder
+    from smearcount.training.naming_cells import lists_kept, named_recipe
+    from smearcount.training.naming_recipe import ClassifierRecipe
+
+    with clear_errors():
+        asked = read_model(ClassifierRecipe, recipe)
+        with named_recipe(recipe):
+            asked.check_pretrained()
+            with lists_kept(make_folder(out)):
+                yield asked
+
+
 @train_app.command("classifier")
 def train_classifier(
     recipe: Recipe,
@@ -97,22 +114,16 @@ def train_classifier(
     quiet: Quiet = False,
 ) -> None:
     """Train a classifier from a YAML recipe, or go on with an interrupted training of the same folder."""
-    from smearcount.images import make_folder
     from smearcount.training.classifier import train_classifier as train
-    from smearcount.training.naming_cells import lists_kept, named_recipe
     from smearcount.training.naming_data import is_first
     from smearcount.training.naming_model import finish_run
-    from smearcount.training.naming_recipe import ClassifierRecipe
 
+    with _training_in(out, recipe) as asked:
+        cells = _checked_cells(asked, out, quiet=quiet or not is_first())
+        run = train(asked, cells, out, report=None if quiet else typer.echo)
+    if not is_first():
+        return
     with clear_errors():
-        asked = read_model(ClassifierRecipe, recipe)
-        with named_recipe(recipe):
-            asked.check_pretrained()
-            with lists_kept(make_folder(out)):
-                cells = _checked_cells(asked, out, quiet=quiet or not is_first())
-                run = train(asked, cells, out, report=None if quiet else typer.echo)
-        if not is_first():
-            return
         folder = finish_run(run, asked, cells, recipe.stem, card)
     typer.echo(f"model in {folder}; judge it with: smearcount evaluate classifier {recipe} --model {folder}")
 
@@ -156,20 +167,14 @@ def train_folds(
 ) -> None:
     """Cross-validation: each cell is judged by a network that was trained without its fold; one report of all cells."""
     from smearcount.fold_runs import FoldsJob, cross_validate
-    from smearcount.images import make_folder
-    from smearcount.training.naming_cells import lists_kept, named_recipe, usable_cells
+    from smearcount.training.naming_cells import usable_cells
     from smearcount.training.naming_data import is_first
-    from smearcount.training.naming_recipe import ClassifierRecipe
 
-    with clear_errors():
-        asked = read_model(ClassifierRecipe, recipe)
-        with named_recipe(recipe):
-            asked.check_pretrained()
-            with lists_kept(make_folder(out)):
-                cells, left_out = usable_cells(asked, out)
-                if is_first() and not quiet:
-                    typer.echo(f"{len(cells)} cells in {folds} folds, {left_out} pictures left out (faults.csv)")
-                found = cross_validate(FoldsJob(asked, recipe.stem, folds, out), cells, None if quiet else typer.echo)
+    with _training_in(out, recipe) as asked:
+        cells, left_out = usable_cells(asked, out)
+        if is_first() and not quiet:
+            typer.echo(f"{len(cells)} cells in {folds} folds, {left_out} pictures left out (faults.csv)")
+        found = cross_validate(FoldsJob(asked, recipe.stem, folds, out), cells, None if quiet else typer.echo)
     if not is_first():
         return
     if not quiet:
