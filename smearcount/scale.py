@@ -214,12 +214,16 @@ class _Look:
         )
 
 
+def _crop_side(red_px: float, least_px: int) -> int:
+    """Side in pixels of a crop that is as wide as the red cells sought, within limits."""
+    return min(max(round(CROP_CELLS * red_px), least_px), LARGEST_CROP_PX)
+
+
 def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, float], view: Region | None) -> _Look:
     """The last look at a place, at the scale at which its red cells have the size they were sought at."""
 
     def look(red_px: float, least_px: int = 0) -> _Look:
-        side = min(max(round(CROP_CELLS * red_px), least_px), LARGEST_CROP_PX)
-        crop = _Crop(source, side, place, view)
+        crop = _Crop(source, _crop_side(red_px, least_px), place, view)
         return _Look(red_px, crop, crop.cells(detector, RED_CELL_UM / red_px))
 
     looks: list[_Look] = []
@@ -291,7 +295,7 @@ def spread_estimate(
     if settled.cells is not None or not len(settled.red_px):
         return settled
     um_per_px = settled.scale.um_per_px
-    side = min(max(round(CROP_CELLS * RED_CELL_UM / um_per_px), CROP_PX), LARGEST_CROP_PX)
+    side = _crop_side(RED_CELL_UM / um_per_px, CROP_PX)
     if math.prod(source.size_wh) <= len(PLACES) * side**2:
         crops = [_Crop(source, max(source.size_wh), view=view)]
     else:
