@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -88,6 +88,10 @@ class Taxonomy(Strict):
         """
         plain = _plain(name)
         return self._words.get(plain) or self._words.get(plain.removesuffix("s"))
+
+    def as_codes(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The codes that go by some names, each once; a name that is unknown stays as it is, for others to refuse."""
+        return tuple(dict.fromkeys(self.code_of(name) or name for name in names))
 
     @cached_property
     def _words(self) -> dict[str, str]:

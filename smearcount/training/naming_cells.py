@@ -104,8 +104,8 @@ def data_of(recipe: ClassifierRecipe) -> CellData:
         raise ConfigError(faults_of(error, CellData, "data")) from error
     if not data.merge:
         return data
-    code_of = load_taxonomy(data.taxonomy).code_of
-    merge = {new: tuple(dict.fromkeys(code_of(old) or old for old in olds)) for new, olds in data.merge.items()}
+    taxonomy = load_taxonomy(data.taxonomy)
+    merge = {new: taxonomy.as_codes(olds) for new, olds in data.merge.items()}
     return data.model_copy(update={"merge": merge})
 
 

@@ -230,9 +230,7 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
 
 def _known(meant: Meaning, taxonomy: Taxonomy) -> Meaning:
     """The same by codes, where it is told by their names or synonyms."""
-    if isinstance(meant, str):
-        return taxonomy.code_of(meant) or meant
-    return tuple(dict.fromkeys(taxonomy.code_of(name) or name for name in meant))
+    return taxonomy.as_codes([meant])[0] if isinstance(meant, str) else taxonomy.as_codes(meant)
 
 
 def _as_codes(meant: Meaning) -> tuple[str, ...]:
