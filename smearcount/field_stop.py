@@ -83,8 +83,7 @@ def field_of_view(pixels: Rgb, level: float) -> Region | None:
     if plain and outside[within[1:-1, 1:-1] != 0].mean() > _MOST_ALIKE:
         return None
     kept = cv2.findNonZero(_without_rim(colours, within))
-    inner = cv2.convexHull(kept) if kept is not None else hull[:0]
-    if len(inner) < 3:
+    if kept is None or len(inner := cv2.convexHull(kept)) < 3:
         return None
     # A contour runs through the middle of the outermost pixels.
     outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
