@@ -19,7 +19,7 @@ from smearcount.evaluate import labelled_fields
 from smearcount.field_stop import counted_in_view
 from smearcount.geometry import iou_matrix
 from smearcount.illumination import even_light, find_cells
-from smearcount.images import ArraySource, open_image
+from smearcount.images import ArraySource, open_image, through_jpeg
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import find_at_scale
@@ -82,11 +82,6 @@ def _noisy(pixels: Pixels, sigma: float) -> Pixels:
     return _levels(pixels + noise)
 
 
-def _compressed(pixels: Pixels, quality: int) -> Pixels:
-    _, stored = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cast(Pixels, cv2.imdecode(stored, cv2.IMREAD_COLOR))
-
-
 def _grey(pixels: Pixels) -> Pixels:
     return np.repeat(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
 
@@ -108,7 +103,7 @@ CONDITIONS: Mapping[str, Change] = {
     "sharpened": _sharpened,
     "blurred by 2 px": partial(_blurred, sigma_px=2.0),
     "noise of 12 grey levels": partial(_noisy, sigma=12.0),
-    "JPEG quality 20": partial(_compressed, quality=20),
+    "JPEG quality 20": partial(through_jpeg, quality=20),
 }
 
 

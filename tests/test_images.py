@@ -22,7 +22,7 @@ import tifffile
 
 from smearcount import images
 from smearcount.errors import ImageError
-from smearcount.images import ArraySource, ImageSource, ReadLimits, find_images, open_image, write_picture
+from smearcount.images import ArraySource, ImageSource, ReadLimits, find_images, open_image, through_jpeg, write_picture
 from smearcount.images.pixels import orient, stored_region
 from smearcount.images.tiff import TiffSource
 from smearcount.images.tiff_page import StoredPage
@@ -1253,3 +1253,11 @@ def test_targets_are_checked_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="taken: .*a folder has this name"):
         images.check_target(tmp_path / "taken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "taken"]
+
+
+def test_a_jpeg_round_trip_is_that_of_the_file_that_would_be_written(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, ::2, 0], pixels[::2, :, 2] = 255, 128
+    written = whole(open_image(write_picture(tmp_path / "a.jpg", pixels, 40)))
+    assert np.array_equal(through_jpeg(pixels, 40), written)
+    assert not np.array_equal(through_jpeg(pixels[..., ::-1], 40)[..., ::-1], written)

@@ -65,6 +65,29 @@ def test_boxes_stay_on_their_cells_however_a_tile_is_turned(number: int) -> None
     assert (dark & ~inside).sum() < 0.15 * dark.sum()
 
 
+def test_boxes_lie_exactly_on_the_cells_of_a_field_that_is_cut_and_enlarged() -> None:
+    pixels = np.full((300, 400, 3), 230, np.uint8)
+    places = [(x, y) for x in range(10, 370, 53) for y in range(10, 270, 47)]
+    for x, y in places:
+        pixels[y : y + 18, x : x + 22] = 30
+    boxes = np.array([[x, y, x + 22, y + 18] for x, y in places], np.float32)
+    field = LabelledField(
+        Path("squares.png"), "drawn", boxes, np.zeros(len(boxes), np.int64), frozenset(KINDS), 0.33, 0
+    )
+    tiles = TileMaker([(field, pixels)], {"drawn": 1.0}, 256, 0.16, STILL, seed=3)
+    off = []
+    for tile in (tiles.make(number) for number in range(20)):
+        dark = (230 - tile.pixels[..., 1].astype(float)) / 200
+        for x_min, y_min, x_max, y_max in tile.boxes[np.all((tile.boxes > 8) & (tile.boxes < 248), axis=1)]:
+            left, top = int(x_min) - 4, int(y_min) - 4
+            seen = dark[top : int(y_max) + 5, left : int(x_max) + 5]
+            y, x = np.indices(seen.shape) + 0.5
+            middle = (x * seen).sum() / seen.sum() + left, (y * seen).sum() / seen.sum() + top
+            off.append((middle[0] - (x_min + x_max) / 2, middle[1] - (y_min + y_max) / 2))
+    assert len(off) > 50
+    assert np.abs(off).max() < 0.1
+
+
 def test_the_same_number_gives_the_same_tile() -> None:
     first, second = maker().make(5), maker().make(5)
     assert np.array_equal(first.pixels, second.pixels)

@@ -8,6 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = [
     "part_key",
     "partial_path",
     "refuse_input",
+    "through_jpeg",
     "write_bytes_atomic",
     "write_picture",
     "write_text_atomic",
@@ -114,6 +116,13 @@ def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
         size = f"{pixels.shape[1]} x {pixels.shape[0]} px"
         raise ImageError(f"{path}: {size} can't be encoded as {suffix} ({error.err}); use .tif") from error
     return _replace(path, lambda temporary: temporary.write_bytes(encoded.data))
+
+
+def through_jpeg(pixels: Rgb, quality: int) -> Rgb:
+    """Pixels `(H, W, 3) uint8 RGB` as they come back from a JPEG of this quality, with its halved colour."""
+    # Brightness is kept apart from colour by weights of blue, green and red, in OpenCV's order.
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cast(Rgb, cv2.cvtColor(cast(Rgb, cv2.imdecode(encoded, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB))
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from smearcount.config import Strict
 from smearcount.geometry import FloatArray, resize_rgb
-from smearcount.images import ArraySource
+from smearcount.images import ArraySource, through_jpeg
 from smearcount.patches import sample_window, samples_across
 from smearcount.training.tiles import HED_FROM_RGB, Pixels
 
@@ -343,8 +343,5 @@ def _recorded(view: Pixels, a: CellAugmentation, rng: np.random.Generator) -> Pi
         noise *= rng.uniform(0, a.noise)
         view = cast(Pixels, cv2.add(view, noise, dtype=cv2.CV_8U))
     if rng.random() < a.jpeg_share:
-        # JPEG keeps brightness apart from colour: the file is told that the colours are BGR, so they are handed so.
-        quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(a.jpeg_quality, 96))]
-        _, blob = cv2.imencode(".jpg", np.ascontiguousarray(view[..., ::-1]), quality)
-        view = np.ascontiguousarray(cast(Pixels, cv2.imdecode(blob, cv2.IMREAD_COLOR))[..., ::-1])
+        view = through_jpeg(view, int(rng.integers(a.jpeg_quality, 96)))
     return view

@@ -6,8 +6,9 @@ little padding.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +18,7 @@ from pydantic import Field
 from smearcount.config import Strict
 from smearcount.datasets import LabelledField
 from smearcount.geometry import FloatArray, clip_boxes, resize_rgb
+from smearcount.images import through_jpeg
 
 __all__ = ["Augmentation", "Pixels", "Tile", "TileMaker"]
 
@@ -112,11 +114,14 @@ class TileMaker:
         width, height = (max(8, round(source.shape[1] * factor)), max(8, round(source.shape[0] * factor)))
         crop_w, crop_h = min(width, room_x), min(height, room_y)
         x, y = (int(rng.integers(width - crop_w + 1)), int(rng.integers(height - crop_h + 1)))
-        x0, x1 = x / width * source.shape[1], (x + crop_w) / width * source.shape[1]
-        y0, y1 = y / height * source.shape[0], (y + crop_h) / height * source.shape[0]
-        piece = resize_rgb(np.ascontiguousarray(source[int(y0) : round(y1), int(x0) : round(x1)]), crop_w, crop_h)
-        gain = np.array([width / source.shape[1], height / source.shape[0]] * 2, np.float32)
-        full = (field.boxes - strip) * gain - np.array([x, y, x, y], np.float32)
+        # Whole pixels of the source, a little more than the crop; the boxes go by what was cut, not by what was meant.
+        per_px = source.shape[1] / width, source.shape[0] / height
+        x0, y0 = (math.floor(x * per_px[0]), math.floor(y * per_px[1]))
+        x1 = min(math.ceil((x + crop_w) * per_px[0]), source.shape[1])
+        y1 = min(math.ceil((y + crop_h) * per_px[1]), source.shape[0])
+        piece = resize_rgb(np.ascontiguousarray(source[y0:y1, x0:x1]), crop_w, crop_h)
+        gain = np.array([crop_w / (x1 - x0), crop_h / (y1 - y0)] * 2, np.float32)
+        full = (field.boxes - strip - np.array([x0, y0, x0, y0], np.float32)) * gain
         boxes = clip_boxes(full, crop_w, crop_h)
         sides, sides_full = boxes[:, 2:] - boxes[:, :2], full[:, 2:] - full[:, :2]
         keep = (sides.min(axis=1, initial=np.inf) > 3) & (sides.prod(axis=1) > 0.08 * sides_full.prod(axis=1))
@@ -180,6 +185,5 @@ def _refocused(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pix
         noise = rng.normal(0, rng.uniform(0, a.noise), pixels.shape).astype(np.float32)
         pixels = np.clip(pixels + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.3:
-        _, blob = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(35, 95))])
-        pixels = cast(Pixels, cv2.imdecode(blob, cv2.IMREAD_COLOR))
+        pixels = through_jpeg(pixels, int(rng.integers(35, 95)))
     return pixels
