@@ -21,7 +21,7 @@ from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino
 from smearcount.runtimes import has_int8
 from smearcount.training import quantising
-from smearcount.training.quantising import Samples, compare, quantise, samples_in
+from smearcount.training.quantising import Agreement, Samples, compare, quantise, samples_in
 
 SIDE = 32
 
@@ -42,6 +42,12 @@ def test_what_scores_and_decodes_stays_exact() -> None:
     patterns = [re.compile(each) for each in quantising._kept_exact(kept + made)]
     assert [name for name in kept + made if any(each.fullmatch(name) for each in patterns)] == kept
     assert quantising._kept_exact(["/features/0/Conv"]) == []
+
+
+def test_a_rare_kind_is_judged_by_itself() -> None:
+    counts = {"rbc": (4865, 4879), "wbc": (49, 40), "platelet": (109, 104)}
+    assert Agreement("f32", 100, counts, 0.9, 0.002).kinds_apart() == ["platelet"]
+    assert Agreement("bf16", 100, counts | {"platelet": (109, 106)}, 0.9, 0.002).kinds_apart() == []
 
 
 def test_every_fifth_picture_is_kept_for_the_comparison(tmp_path: Path) -> None:

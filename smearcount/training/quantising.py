@@ -1,7 +1,8 @@
 """An INT8 version of a model: convolutions with 8-bit weights and activations, made by NNCF for OpenVINO on CPUs.
 
 The ranges of the activations are taken from pictures; on others, which were not used for that, the answers are compared
-with those in float32. A version that differs by more than `MOST_APART` is not written.
+with those in float32. A version that differs by more than `MOST_APART`, or in one kind by more than
+`MOST_APART_OF_KIND`, is not written.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ __all__ = ["MOST_APART", "Agreement", "Samples", "compare", "quantise", "samples
 
 MOST_APART = 0.005
 """Largest difference to float32: of the pooled counts of a detector, of the labels of a classifier, as a share."""
+
+MOST_APART_OF_KIND = 0.03
+"""The same for each kind that a detector finds `ENOUGH_TO_MATCH` times, since nearly all cells are red ones."""
 
 LOWEST_SCORE = 0.1
 """Far below the thresholds of any kind."""
@@ -90,6 +94,14 @@ class Agreement:
     def cells(self) -> int:
         """Cells in float32."""
         return sum(reference for reference, _ in self.counts.values())
+
+    def kinds_apart(self) -> list[str]:
+        """Codes whose counts differ by more than `MOST_APART_OF_KIND`, of those with cells enough to say so."""
+        return [
+            code
+            for code, (reference, found) in self.counts.items()
+            if reference >= ENOUGH_TO_MATCH and abs(found - reference) > MOST_APART_OF_KIND * reference
+        ]
 
 
 def samples_in(folder: Path) -> Samples:
@@ -210,6 +222,7 @@ def _write_network(model: Model, inputs: list[FloatArray], folder: Path) -> None
             nncf.Dataset(inputs),
             subset_size=len(inputs),
             preset=nncf.QuantizationPreset.MIXED,  # Swish gives negative values too: ranges are not symmetric
+            fast_bias_correction=False,  # means of the layers as they come out, not estimated from their inputs
             ignored_scope=nncf.IgnoredScope(patterns=_kept_exact(names), validate=False),
         )
     openvino.save_model(quantised, folder / "model.xml", compress_to_fp16=False)
@@ -344,6 +357,12 @@ def _check(made: Model, agreements: Sequence[Agreement]) -> None:
                 f"{made.card.id}: not written, since its answers are {100 * each.apart:.2f} % from those in float32 "
                 f"(allowed {100 * MOST_APART:g} %), other layers in {each.rest}: {each.counts}; give more or other "
                 "pictures to calibrate with"
+            )
+        if isinstance(made.card, DetectorCard) and (kinds := each.kinds_apart()):
+            raise ModelError(
+                f"{made.card.id}: not written, since its counts of {', '.join(kinds)} are more than "
+                f"{100 * MOST_APART_OF_KIND:g} % from those in float32, other layers in {each.rest}: {each.counts}; "
+                "give more or other pictures to calibrate with"
             )
 
 
