@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,10 +203,10 @@ def patients(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str,
     return {"recipe": tmp_path / "recipe.yaml", "model": str(tmp_path / "model"), "out": tmp_path / "judged"}
 
 
-def listed(model: str, patients: Sequence[int]) -> None:
-    """The list of a training on other pictures of some patients."""
-    ids = (hashlib.sha256(f"patient{number}".encode()).hexdigest()[:16] for number in patients)
-    rows = "".join(f"train,{number:016x},{each}\n" for number, each in enumerate(ids))
+def listed(model: str, patients: Mapping[int, bytes]) -> None:
+    """The list of a training on one picture of each of some patients."""
+    ids = {hashlib.sha256(f"patient{number}".encode()).hexdigest()[:16]: each for number, each in patients.items()}
+    rows = "".join(f"train,{hashlib.sha256(each).hexdigest()[:16]},{name}\n" for name, each in ids.items())
     (Path(model) / "split.csv").write_text("split,picture_sha256,group_sha256\n" + rows)
 
 
@@ -216,12 +216,17 @@ def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str,
     cells = recipe_cells(read_model(ClassifierRecipe, patients["recipe"]))
     val = sorted({int(name[-1]) for name in cells.groups[cells.splits == "val"].tolist()})
     assert len(val) == 2
-    listed(patients["model"], [val[0]])
+    # Another laboratory has a patient of that number too.
+    listed(patients["model"], dict.fromkeys(val, b"another picture"))
+    assert (run_judging(job)["n"], run_judging(job)["left_out"]) == (8, 0)
+    one = {each: cells.origins[cells.groups == f"patient{each}"][0] for each in val}
+    pictures = {each: (patients["recipe"].parent / "cells" / origin).read_bytes() for each, origin in one.items()}
+    listed(patients["model"], {val[0]: pictures[val[0]]})
     found = run_judging(job)
     assert (found["n"], found["left_out"]) == (4, 4)
     # Asked for by name, training cells are judged.
     assert run_judging(replace(job, split="all"))["n"] == 16
-    listed(patients["model"], val)
+    listed(patients["model"], pictures)
     with pytest.raises(UsageError, match="trained on all 8 cells that are now for validation; label new ones"):
         run_judging(job)
     (Path(patients["model"]) / "split.csv").write_text("cell,side\n")

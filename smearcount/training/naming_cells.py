@@ -26,7 +26,7 @@ from smearcount.training.cell_sources import CellSource, class_of, folder_of, lo
 from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
-from smearcount.training.painted_cells import with_painted
+from smearcount.training.painted_cells import below_paint, with_painted
 from smearcount.training.survey import PictureFault, check_folder, faults_csv, folder_classes
 
 __all__ = [
@@ -240,10 +240,10 @@ def picture_um(recipe: ClassifierRecipe) -> float | None:
 
 
 def pictures_of(recipe: ClassifierRecipe, cells: CellSet) -> list[Path | None]:
-    """The picture of each cell that has one of its own; None for those cut out of a field, and painted ones."""
+    """The picture of each cell that has one of its own, also below paint; None for those cut out of a field."""
     sources = _asked(data_of(recipe), ()).sources
     folders = {name: folder_of(name, each) for name, each in sources.items() if each.format == "folders"}
-    pairs = zip(cells.sources.tolist(), cells.origins.tolist(), strict=True)
+    pairs = (below_paint(*pair) for pair in zip(cells.sources.tolist(), cells.origins.tolist(), strict=True))
     return [folders[source] / origin if source in folders else None for source, origin in pairs]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,9 @@ def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, a
 def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str = "train") -> npt.NDArray[np.bool_]:
     """Which cells `(N,)` a classifier was trained on: the picture itself, or another one of its group.
 
-    None of them where the model has no list, as the shipped ones, whose collections have fixed lists of their own.
+    A group is known by its name together with one of its pictures, as many laboratories have a `patient1`; that of a
+    field, whose cells have no picture of their own, by its name. None of them where the model has no list, as the
+    shipped ones, whose collections have fixed lists of their own.
 
     Args:
         model: its folder.
@@ -63,9 +66,16 @@ def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str 
     """
     if not (model / SPLIT_FILE).is_file():
         return np.zeros(len(cells), np.bool_)
-    rows = _read_rows(model / SPLIT_FILE)
-    seen = {row[key] for row in rows if row["split"] == side for key in _PUBLIC[1:]} - {""}
-    return np.array([bool(seen & {row[key] for key in _PUBLIC[1:]}) for row in _split_rows(recipe, cells)], np.bool_)
+    seen = {_sums(row) for row in _read_rows(model / SPLIT_FILE) if row["split"] == side}
+    here = [_sums(row) for row in _split_rows(recipe, cells)]
+    pictures = {picture for picture, _ in seen} - {""}
+    groups = {group for _, group in seen.intersection(here)} - {""}
+    return np.array([picture in pictures or group in groups for picture, group in here], np.bool_)
+
+
+def _sums(row: Mapping[str, object]) -> tuple[str, str]:
+    """Checksums of the picture and of the group; each may be empty."""
+    return str(row["picture_sha256"]), str(row["group_sha256"])
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from smearcount.cellsets import CellSet, Pixels, join
 from smearcount.training.paint import PAINTED_CODES, paint, retouch
 
-__all__ = ["PAINTED", "with_painted"]
+__all__ = ["PAINTED", "below_paint", "with_painted"]
 
 PAINTED = "painted:"
 """Before the name of the collection that a painted cell is of."""
@@ -68,6 +68,12 @@ def _retouched(cells: CellSet, rows: npt.NDArray[np.intp], rng: np.random.Genera
     part = cells.take(rows)
     pairs = zip(part.pixels, part.um_per_px.tolist(), strict=True)
     return _renamed(replace(part, pixels=tuple(retouch(window, scale, rng) for window, scale in pairs)), "retouched")
+
+
+def below_paint(source: str, origin: str) -> tuple[str, str]:
+    """Source and origin of the cell that a cell was painted on; its own where there is no paint."""
+    plain = source.removeprefix(PAINTED)
+    return plain, origin if plain == source else origin.rpartition(" ")[0]
 
 
 def _renamed(part: CellSet, what: str) -> CellSet:
