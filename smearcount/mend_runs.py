@@ -84,6 +84,10 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
         generalist: id or folder.
         experts: ids or folders of classifiers of a few of its codes; without any, the pairs worth one are listed.
 
+    Returns:
+        As `experts` the margin of each, as the settings take them; the confused pairs; what each expert did, as
+        `by_expert`; and gain and cost of all of them.
+
     Raises:
         UsageError: there are too few cells, or with experts all of them are of one group.
         ModelError: an expert gives codes that the generalist does not know.
@@ -111,7 +115,8 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     seconds = max(each.seconds for _, each in asked)
     report = tiebreak_report(heard.named.probs[rest], labels[rest], judged, heard.seconds, seconds)
     margins = dict(zip(experts, (round(margin, 4) for margin in breaker.margins), strict=True))
-    return {"experts": margins, "confused_pairs": pairs, **json.loads(json.dumps(asdict(report)))}
+    found = json.loads(json.dumps(asdict(report)))
+    return {"experts": margins, "confused_pairs": pairs, "by_expert": found.pop("experts"), **found}
 
 
 def _check_experts(codes: tuple[str, ...], models: Sequence[Model]) -> None:

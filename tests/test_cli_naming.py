@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from smearcount.cards import Model
 from smearcount.classify import label_columns
 from smearcount.cli import app
+from smearcount.config import Settings
 from smearcount.images import write_picture
 
 Pixels = npt.NDArray[np.uint8]
@@ -389,7 +390,10 @@ def test_experts_are_not_judged_on_cells_that_they_know(own: Path) -> None:
     asked = ("mend", "experts", recipe, "--model", model, "--expert", expert)
     fair = call(*asked)
     assert fair.exit_code == 0, fair.output
-    assert json.loads(fair.output)["n"] == 4
+    found = json.loads(fair.output)
+    assert (found["n"], [each["codes"] for each in found["by_expert"]]) == (4, [list(CODES)])
+    settings = Settings.model_validate({"experts": found["experts"]})
+    assert settings.experts == {str(expert): pytest.approx(found["by_expert"][0]["margin"], abs=1e-4)}
     sides = (expert / "split.csv").read_text().replace("train,", "x,").replace("val,", "train,").replace("x,", "val,")
     (expert / "split.csv").write_text(sides)
     refused = call(*asked)
