@@ -21,6 +21,7 @@ from smearcount.images import make_folder, write_picture, write_text_atomic
 from smearcount.mending.merging import plot_merges, propose_merges
 from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs, first_shared_pair, tiebreak_report
 from smearcount.runtimes import RuntimeChoice
+from smearcount.taxonomy import load_taxonomy
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of, data_of
 from smearcount.training.naming_model import trained_on
@@ -61,6 +62,8 @@ def _hear(model: Model, cells: CellSet) -> _Heard:
 def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tuple[str, Path]:
     """Clusters of the embeddings of validation cells; the line for a recipe and the plot beside `merges.yaml`.
 
+    Only codes of one kind are proposed, as a training merges no others.
+
     Raises:
         UsageError: there are too few cells.
         DatasetError: the labelled cells are not at hand.
@@ -70,8 +73,10 @@ def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tup
     cells = _labelled(recipe, found)
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     named = _hear(found, cells).named
-    proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs)
-    line = proposal.as_yaml(data_of(read_model(ClassifierRecipe, recipe)).merge)
+    data = data_of(read_model(ClassifierRecipe, recipe))
+    kind_of = load_taxonomy(data.taxonomy).merged(data.merge).kind_of
+    proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs).within_kinds(kind_of)
+    line = proposal.as_yaml(data.merge)
     write_text_atomic(make_folder(out) / "merges.yaml", line + "\n")
     return line, write_picture(out / "merges.png", plot_merges(proposal))
 

@@ -88,6 +88,13 @@ def test_codes_the_classifier_tells_apart_stay_apart() -> None:
     assert result.merges(min_confusion=0) == PLANTED
 
 
+def test_codes_of_two_kinds_are_not_proposed(proposal: MergeProposal) -> None:
+    kind_of = {**dict.fromkeys(CODES, "rbc"), "macrocyte": "platelet"}
+    kept = proposal.within_kinds(kind_of)
+    assert kept.merges() == {"ovalocyte_or_elliptocyte": PLANTED["ovalocyte_or_elliptocyte"]}
+    assert len(kept.pairs) == 21 - 6
+
+
 def test_nothing_is_proposed_without_clusters() -> None:
     # One shapeless cloud: two halves of it share out every code, which says nothing of the codes.
     rng = np.random.default_rng(6)

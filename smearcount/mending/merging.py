@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import nan
 from types import MappingProxyType
@@ -93,6 +93,11 @@ class MergeProposal:
     def clustered(self) -> bool:
         """Whether the embeddings form clusters at all; if not, no codes are proposed for merging."""
         return self.silhouettes[self.best_k] >= MIN_SILHOUETTE
+
+    def within_kinds(self, kind_of: Mapping[str, str]) -> MergeProposal:
+        """The same without the pairs of codes of two kinds, which can't be merged."""
+        pairs = tuple(pair for pair in self.pairs if kind_of[pair.first] == kind_of[pair.second])
+        return replace(self, pairs=pairs)
 
     def merges(
         self, min_overlap: float = MIN_OVERLAP, min_confusion: float = MIN_CONFUSION
