@@ -540,6 +540,10 @@ def test_what_can_not_be_trained_is_refused(tmp_path: Path, monkeypatch: pytest.
         ({"net": {"backbone": "resnet19", "input_px": 32}}, "resnet19|resnet18"),
         ({"patience": 3}, "Extra inputs"),
         ({"devices": 0}, "devices.*\n.*greater than 0"),
+        ({"std": [0.2, 0, 0.2]}, r"std\.1\n.*greater than 0"),
+        ({"std": [0.2, 0.2, -0.1]}, r"std\.2\n.*greater than 0"),
+        ({"std": [float("inf"), 0.2, 0.2]}, r"std\.0\n.*finite"),
+        ({"mean": [124, 0.4, 0.4]}, r"mean\.0\n.*less than or equal to 1"),
     ):
         with pytest.raises(ValueError, match=reason):
             recipe(**wrong)

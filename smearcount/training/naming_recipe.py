@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -15,7 +15,8 @@ from smearcount.training.cell_views import CellAugmentation
 
 __all__ = ["Balance", "ClassifierRecipe", "EarlyStop", "NetChoice", "Optimiser", "Phase"]
 
-Triple = tuple[float, float, float]
+Share = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class NetChoice(Strict):
@@ -139,7 +140,7 @@ class ClassifierRecipe(Strict):
         recalibrate: training cells by which the statistics of pretrained BatchNorm layers are fitted to stained cells
             first, without changing what the network answers; 0 none.
         mean: of the input in [0, 1] by channel; none is ImageNet's, and pretrained weights may want others.
-        std: the same.
+        std: the same, above 0.
         patch_um: physical side of the window around a cell in training.
         named_um: the same where cells are judged and named; none is `patch_um`. A little less can serve a laboratory
             that was not seen, since random magnification in training makes cells seem larger than plain views do
@@ -164,8 +165,8 @@ class ClassifierRecipe(Strict):
     net: NetChoice
     pretrained: Path | Literal["imagenet"] | None = None
     recalibrate: int = Field(default=256, ge=0)
-    mean: Triple | None = None
-    std: Triple | None = None
+    mean: tuple[Share, Share, Share] | None = None
+    std: tuple[Spread, Spread, Spread] | None = None
     patch_um: float = Field(gt=1, lt=200)
     named_um: float | None = Field(default=None, gt=1, lt=200)
     phases: tuple[Phase, ...] = Field(min_length=1)
