@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import lightning.pytorch as pl
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -40,7 +41,7 @@ from smearcount.training.naming_module import (
     validation_figures,
 )
 from smearcount.training.naming_recipe import Balance, Optimiser, Phase
-from smearcount.training.naming_setting import steepest
+from smearcount.training.naming_setting import find_rate, quiet_lightning, steepest
 from smearcount.training.packaging import package_naming_run
 
 PATCH_UM = 9.6
@@ -502,6 +503,31 @@ def test_the_steepest_fall_is_found() -> None:
     assert steepest(found, broken) == at
     assert steepest(found, found) is None
     assert steepest(found, np.full(90, np.inf)) is None
+
+
+class _Level(pl.LightningModule):
+    """A network whose loss is 2 whatever is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch: Any) -> torch.Tensor:
+        return 2 + 0 * self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_the_curve_of_a_level_loss_is_level(tmp_path: Path) -> None:
+    places = {"default_root_dir": tmp_path, "accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(**places, max_epochs=-1, enable_checkpointing=False, enable_model_summary=False)
+    data: Any = pl.LightningDataModule.from_datasets(list(range(150)), num_workers=0)
+    level: Any = _Level()
+    with quiet_lightning():
+        found = find_rate(trainer, level, data)
+    assert len(found["losses"]) > 80
+    assert found["losses"] == pytest.approx([2.0] * len(found["losses"]), abs=1e-6)
 
 
 def test_a_found_rate_is_used_for_all_layers(tmp_path: Path) -> None:

@@ -34,7 +34,10 @@ _ADVICE = (
 """Beginnings of warnings that ask nothing of whoever trains."""
 
 _WARM_UP = 10
-"""Steps until the tuner's running mean of the losses is one."""
+"""First steps that are left out: the mean of so few losses is mostly chance."""
+
+_BETA = 0.98
+"""Share of the old value in the tuner's running mean of the losses."""
 
 
 @contextlib.contextmanager
@@ -92,8 +95,20 @@ def find_rate(trainer: pl.Trainer, module: NamingModule, data: NamingData) -> di
         )
     if finder is None:
         raise RuntimeError("Lightning's rate finder gave nothing back")
-    rates, losses = (np.asarray(finder.results[key][_WARM_UP:-1], float) for key in ("lr", "loss"))
+    rates, losses = (np.asarray(finder.results[key], float) for key in ("lr", "loss"))
+    kept = slice(_WARM_UP, -1)
+    rates, losses = rates[kept], _unbiased(losses)[kept]
     return {"rate": steepest(rates, losses), "rates": rates.tolist(), "losses": losses.tolist()}
+
+
+def _unbiased(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The tuner's running means `(N,)`, divided by their weights 1 - beta^n after n steps.
+
+    The tuner divides by those of a step more (Lightning 2.x), so that the curve would rise from too low a beginning and
+    hide the first falls. The weights are those of Kingma and Ba 2015, arXiv 1412.6980.
+    """
+    n = np.arange(1, len(losses) + 1)
+    return np.asarray(losses * (1 - _BETA ** (n + 1)) / (1 - _BETA**n), np.float64)
 
 
 def steepest(rates: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float | None:
