@@ -308,6 +308,8 @@ def test_what_is_left_out_of_the_training_is_there_to_be_judged_on(collections: 
     assert east == {o: s for o, s in zip(some.origins.tolist(), some.splits.tolist(), strict=True) if o in east}
     with pytest.raises(ConfigError, match="leave_out: no cells of wst; there are those of east, west"):
         cells_of(recipe(**collections, leave_out=("wst",)))
+    with pytest.raises(ConfigError, match="leave_out: no cell is left to train on; leave in some of east, west"):
+        cells_of(recipe(**collections, leave_out=("west", "east")))
 
 
 def test_merged_codes_are_one(collections: dict[str, Any]) -> None:

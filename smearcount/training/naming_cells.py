@@ -307,11 +307,13 @@ def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:
 def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, input_px: int, *, whole: bool = False) -> CellSet:
     detector, side = Detector(find_model(data.detector), RuntimeChoice()), max(recipe.largest_input_px, input_px)
     cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed)
-    if unknown := sorted(set(data.leave_out) - set(cells.sources.tolist())):
-        known = ", ".join(np.unique(cells.sources).tolist())
-        raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {known}")
+    known = np.unique(cells.sources).tolist()
+    if unknown := sorted(set(data.leave_out).difference(known)):
+        raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {', '.join(known)}")
     if not whole:
         cells = cells.take(~np.isin(cells.sources, data.leave_out))
+        if not len(cells):
+            raise ConfigError(f"data.leave_out: no cell is left to train on; leave in some of {', '.join(known)}")
     if data.painted:
         cells = with_painted(cells, data.painted, recipe.seed)
     if not data.codes:
