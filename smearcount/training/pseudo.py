@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,9 @@ def label_pictures(
         shutil.copyfile(path, out / "images" / name)
         images.append({"id": len(images), "file_name": name, "width": source.size_wh[0], "height": source.size_wh[1]})
         for box, kind in zip(cells.boxes.tolist(), cells.kinds.tolist(), strict=True):
-            x_min, y_min, x_max, y_max = (round(value, 2) for value in box)
-            corners = [x_min, y_min, x_max - x_min, y_max - y_min]
             category = detector.card.codes.index(kind)
-            annotations.append({"image_id": images[-1]["id"], "category_id": category, "bbox": corners})
+            entry = {"id": len(annotations) + 1, "image_id": images[-1]["id"], "category_id": category}
+            annotations.append({**entry, **_coco_box(box)})
     if not images:
         raise DatasetError(f"{out}: no picture could be labelled")
     categories = [{"id": index, "name": kind} for index, kind in enumerate(detector.card.codes)]
@@ -60,6 +59,13 @@ def label_pictures(
     write_text_atomic(out / "annotations.json", json.dumps(content))
     write_text_atomic(out / "train.txt", "\n".join(Path(str(image["file_name"])).stem for image in images) + "\n")
     return len(images), left_out
+
+
+def _coco_box(box_xyxy: Sequence[float]) -> dict[str, object]:
+    """The keys of a box in COCO: left, top, width and height in hundredths of a pixel, its area, and no crowd."""
+    x_min, y_min, x_max, y_max = (round(value, 2) for value in box_xyxy)
+    width, height = round(x_max - x_min, 2), round(y_max - y_min, 2)
+    return {"bbox": [x_min, y_min, width, height], "area": round(width * height, 2), "iscrowd": 0}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def label_folder(job: LabelJob) -> tuple[int, int]:
     """
     pictures = find_images(job.folder, recursive=True)
     if job.listing:
-        stems = set(job.listing.read_text().splitlines())
+        stems = {line.strip() for line in job.listing.read_text().splitlines()}
         pictures = [path for path in pictures if path.stem in stems]
     detector = Detector(find_model(job.model), RuntimeChoice(precision="f32"))
     return label_pictures(detector, pictures, job.um_per_px, job.out, _has_central_cell if job.central else None)
