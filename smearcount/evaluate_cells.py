@@ -38,6 +38,11 @@ FITTED = (
     "well calibrated."
 )
 
+SEEN = (
+    "The model was trained on {n} of these {of} cells, or on others of their groups: the figures are better than those "
+    "of new cells."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class CellViews(Sequence[Pixels]):
@@ -118,12 +123,13 @@ def run_judging(job: Judging) -> dict[str, Any]:
     """Judge a classifier on the cells of a recipe, and write the report.
 
     Returns:
-        The figures; as `note` whether the temperature was fitted to these cells, as `unjudged` the codes without a cell
-        of their own, as `left_out` how many validation cells are none for this classifier, which was trained on them;
-        and as `strange` how many it can't be judged on, as it gives none of their codes, by these.
+        The figures; as `note` whether the temperature was fitted to these cells, as `warning` whether it was trained on
+        some of them, as `unjudged` the codes without a cell of their own, as `left_out` how many validation cells are
+        none for this classifier, which was trained on them; and as `strange` how many it can't be judged on, as it
+        gives none of their codes, by these.
 
     Raises:
-        UsageError: no cell is left to judge on.
+        UsageError: no cell is left to judge on, or figures of cells that it was trained on are asked for on the card.
         ConfigError: a collection, a code or a class of the recipe is unknown.
         DatasetError: the labelled cells are not at hand.
     """
@@ -135,21 +141,30 @@ def run_judging(job: Judging) -> dict[str, Any]:
     cells = cells.take(np.flatnonzero(kept))
     if not len(cells):
         raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
-    known = trained_on(model.folder, recipe, cells) if job.split == "val" else np.zeros(len(cells), np.bool_)
-    if known.all():
+    known = trained_on(model.folder, recipe, cells)
+    left_out = known & (job.split == "val")
+    if left_out.all():
         raise UsageError(
             f"{job.model} was trained on all {len(cells)} cells that are now for validation; label new ones"
         )
-    cells = cells.take(~known)
+    cells, known = cells.take(~left_out), known[~left_out]
     strange = _strangers(cells, model.classifier_card.codes)
     if strange.all():
         codes = ", ".join(_numbers(cells.take(strange)))
         raise UsageError(f"{job.model} gives none of the codes of these cells: {codes}")
+    strangers, cells, seen = cells.take(strange), cells.take(~strange), int(known[~strange].sum())
+    if seen and job.on_card:
+        raise UsageError(
+            f"--card: {job.model} was trained on {seen} of these {len(cells)} cells, or on others of their groups; a "
+            "card has figures of other cells only: take --split val, or leave --card out"
+        )
     judged = judge_cells(model, cells)
     where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
     fitted = int(trained_on(model.folder, recipe, cells, "val").sum())
     note = FITTED.format(n=fitted, of=len(cells)) if fitted else ""
-    write_report(judged, make_folder(job.out), f"{model.card.id} on {where}", heat_of(model, judged), note)
+    warning = SEEN.format(n=seen, of=len(cells)) if seen else ""
+    title = f"{model.card.id} on {where}"
+    write_report(judged, make_folder(job.out), title, heat_of(model, judged), note, warning)
     found = figures(judged)
     if job.on_card:
         metrics, abstention = card_rows(found, judged, where)
@@ -158,8 +173,8 @@ def run_judging(job: Judging) -> dict[str, Any]:
             model.folder, metrics=[each.model_dump() for each in [*kept_metrics, *metrics]], abstention=abstention
         )
     unjudged = [row["code"] for row in found["per_class"] if not row["support"]]
-    told = {"left_out": int(known.sum()), "strange": _numbers(cells.take(strange)), "unjudged": unjudged, "note": note}
-    return {**found, **told}
+    told = {"left_out": int(left_out.sum()), "strange": _numbers(strangers), "unjudged": unjudged}
+    return {**found, **told, "note": note, "warning": warning}
 
 
 def _strangers(cells: CellSet, codes: Sequence[str]) -> npt.NDArray[np.bool_]:

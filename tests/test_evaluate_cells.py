@@ -169,6 +169,18 @@ def test_a_recipe_of_less_detail_changes_nothing_of_what_a_classifier_is_shown(a
     assert predictions[0] == predictions[1]
 
 
+def test_cells_that_are_not_judged_are_none_of_the_temperature(asked: dict[str, Any], tmp_path: Path) -> None:
+    content = yaml.safe_load((tmp_path / "cells.yaml").read_text())
+    content["east"]["classes"][RED[0]] = "burr_cell"
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(content))
+    sums = (hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in (tmp_path / "east").glob("*/*.png"))
+    rows = "".join(f"val,{each},\n" for each in sums)
+    (Path(asked["model"]) / "split.csv").write_text("split,picture_sha256,group_sha256\n" + rows)
+    found = run_judging(Judging(**asked, split="all", sources=("east",), on_card=False))
+    assert (found["n"], found["strange"]) == (8, {"burr_cell": 8})
+    assert found["note"].startswith("The temperature of the model was fitted to 8 of these 8 cells")
+
+
 def test_cells_of_codes_that_a_classifier_lacks_are_counted(asked: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "east" / RED[0], tmp_path / "east" / "burr_cell")
     content = yaml.safe_load((tmp_path / "cells.yaml").read_text())
@@ -224,8 +236,16 @@ def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str,
     listed(patients["model"], {val[0]: pictures[val[0]]})
     found = run_judging(job)
     assert (found["n"], found["left_out"]) == (4, 4)
-    # Asked for by name, training cells are judged.
-    assert run_judging(replace(job, split="all"))["n"] == 16
+    assert found["warning"] == ""
+    # Asked for by name, training cells are judged, which is said; they are none for the card.
+    found = run_judging(replace(job, split="all"))
+    assert (found["n"], found["left_out"]) == (16, 0)
+    assert found["warning"].startswith("The model was trained on 4 of these 16 cells")
+    assert found["warning"] in (patients["out"] / "report.html").read_text()
+    before = (Path(patients["model"]) / "card.yaml").read_bytes()
+    with pytest.raises(UsageError, match="--card: .* trained on 4 of these 16 cells.*take --split val"):
+        run_judging(replace(job, split="all", on_card=True))
+    assert (Path(patients["model"]) / "card.yaml").read_bytes() == before
     listed(patients["model"], pictures)
     with pytest.raises(UsageError, match="trained on all 8 cells that are now for validation; label new ones"):
         run_judging(job)

@@ -239,8 +239,8 @@ def evaluate_classifier(
     if figures["strange"]:
         listed = ", ".join(f"{n} {code}" for code, n in figures["strange"].items())
         typer.echo(f"{sum(figures['strange'].values())} cells left out: {model} gives none of their codes ({listed})")
-    if figures["note"]:
-        typer.echo(figures["note"])
+    for told in filter(None, (figures["warning"], figures["note"])):
+        typer.echo(told)
     typer.echo(f"report in {out / 'report.html'}")
 
 

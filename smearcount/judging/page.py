@@ -35,7 +35,9 @@ _SHOWN_PX = 224
 _SMALL_PX = 96
 
 
-def write_report(judged: Judged, out_dir: Path, title: str, heat: HeatOf | None = None, note: str = "") -> Path:
+def write_report(
+    judged: Judged, out_dir: Path, title: str, heat: HeatOf | None = None, note: str = "", warning: str = ""
+) -> Path:
     """Judge the cells and write everything into a folder, which is made; each file is whole or absent.
 
     `report.html` stands alone: its pictures are inside, it asks for nothing and runs nothing. Beside it are
@@ -48,6 +50,7 @@ def write_report(judged: Judged, out_dir: Path, title: str, heat: HeatOf | None 
         title: what was judged on what, as the heading.
         heat: gives the heat maps of the worst cells, asked once with their rows; None leaves them out.
         note: a sentence on the probabilities.
+        warning: a sentence on all figures, below the heading.
 
     Returns:
         The path of `report.html`.
@@ -68,6 +71,7 @@ def write_report(judged: Judged, out_dir: Path, title: str, heat: HeatOf | None 
         "report.html": _page(
             title=title,
             note=note,
+            warning=warning,
             report=report,
             pairs=report["confused_pairs"][:_PAIRS],
             bins=BINS,
