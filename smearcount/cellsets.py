@@ -85,6 +85,13 @@ class CellSet:
         """`(N,)` index of the code of each cell; of the first one where a cell may be several."""
         return np.asarray(self.targets.argmax(axis=1), np.intp)
 
+    @property
+    def shared_groups(self) -> npt.NDArray[np.str_] | None:
+        """The groups `(N,)`, where a picture that nobody grouped is one by itself; None where each is a single cell."""
+        alone = np.char.add(np.char.add(self.sources, "/"), self.groups)
+        groups = np.asarray(np.where(self.groups == self.origins, alone, self.groups), np.str_)
+        return None if len(np.unique(groups)) == len(self) else groups
+
     def split(self, name: str) -> CellSet:
         """The cells of `train` or `val`."""
         return self.take(self.splits == name)

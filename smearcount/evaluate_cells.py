@@ -74,7 +74,7 @@ def judge_cells(model: Model, cells: CellSet, choice: RuntimeChoice | None = Non
     kept = cells.take(known)
     views = CellViews(kept, classifier.card.patch_um, classifier.card.input_px)
     probs = classifier.name_views(views[i] for i in range(len(kept))).probs
-    return Judged(probs, targets[known], classifier.card.codes, kept.origins, kept.sources, views, kept.groups)
+    return Judged(probs, targets[known], classifier.card.codes, kept.origins, kept.sources, views, kept.shared_groups)
 
 
 def heat_of(model: Model, judged: Judged) -> Callable[[npt.NDArray[np.intp]], npt.NDArray[np.float32]]:

@@ -142,7 +142,7 @@ def _judge(job: FoldsJob, cells: CellSet, held: Indices, models: list[Model], le
         others = fit_temperature(logits[held != fold], cells.targets[held != fold])
         probs[held == fold] = calibrated(logits[held == fold], others)
     views = CellViews(cells, card.patch_um, card.input_px)
-    pooled = Judged(probs, cells.targets, card.codes, cells.origins, cells.sources, views, cells.groups)
+    pooled = Judged(probs, cells.targets, card.codes, cells.origins, cells.sources, views, cells.shared_groups)
 
     def heat(wanted: Indices) -> FloatArray:
         maps = np.zeros((len(wanted), card.input_px, card.input_px), np.float32)

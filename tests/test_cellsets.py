@@ -47,6 +47,18 @@ def test_labels_exactness_and_splits() -> None:
     assert rows_of(cells.split("train")) + rows_of(cells.split("val")) == [rows_of(cells)[row] for row in (0, 2, 1, 3)]
 
 
+def test_groups_that_nobody_named_are_none() -> None:
+    """Two collections may have pictures of one name, which are no group."""
+    names = np.array(["x/1.png", "x/2.png"] * 2)
+    assert four(groups=names, origins=names).shared_groups is None
+    assert four().shared_groups is None
+    named = np.array(["slide", "slide", "x/1.png", "x/2.png"])
+    groups = four(groups=named, origins=names).shared_groups
+    assert groups is not None
+    assert len(set(groups.tolist())) == 3
+    assert groups[0] == groups[1]
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [

@@ -145,6 +145,10 @@ def test_a_classifier_is_judged_on_the_cells_of_a_recipe(asked: dict[str, Any]) 
     assert {each["source"] for each in found["sources"]} == {"east", "west"}
     page = (asked["out"] / "report.html").read_text()
     assert "red-discs on recipe, val" in page
+    # Nobody named groups, and none are claimed.
+    assert found["n_groups"] is None
+    assert "groups (slides" not in page
+    assert "takes them as independent" in page
     card = Model(Path(asked["model"])).classifier_card
     assert {metric.data for metric in card.metrics} == {"recipe, val"}
     assert card.abstention
