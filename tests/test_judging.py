@@ -66,8 +66,11 @@ def test_pairs_are_sorted_and_hold_every_wrong_cell() -> None:
 def test_perfect_predictor() -> None:
     labels = [0, 1, 2, 2, 1, 0, 0]
     report = figures(judge(np.eye(3)[labels], list(labels)))
-    for name in ("accuracy", "balanced_accuracy", "macro_f1", "top2_accuracy"):
-        assert report[name] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    # No draw differs: 7 of 7 are at least 0.025 ** (1 / 7), and means over codes have no limits.
+    for name in ("accuracy", "top2_accuracy"):
+        assert report[name] == {"value": 1.0, "low": pytest.approx(0.025 ** (1 / 7)), "high": 1.0}
+    for name in ("balanced_accuracy", "macro_f1"):
+        assert report[name] == {"value": 1.0, "low": None, "high": None}
     assert (report["ece"], report["nll"]["value"], report["brier"]["value"]) == (0, 0, 0)
     assert report["confused_pairs"] == []
 
@@ -159,10 +162,34 @@ def test_interval_of_groups_is_as_wide_as_the_groups_are_few() -> None:
         assert accuracy == pytest.approx(many.means[:, 0])
 
 
-def test_one_group_says_nothing_of_others() -> None:
-    report = figures(judge(sure_of([0, 1, 0], 2), [0, 1, 1], groups=np.array(["s", "s", "s"])))
+@pytest.mark.parametrize("n_groups", [1, 2, 4])
+def test_few_groups_say_nothing_of_others(n_groups: int) -> None:
+    groups = np.array([f"slide {row % n_groups}" for row in range(12)])
+    report = figures(judge(sure_of([0, 1, 0] * 4, 2), [0, 1, 1] * 4, groups=groups))
     assert report["accuracy"] == {"value": pytest.approx(2 / 3), "low": None, "high": None}
-    assert report["n_groups"] == 1
+    assert (report["n_groups"], report["intervals"]) == (n_groups, "none")
+    assert report["per_class"][0]["recall_low"] is None
+
+
+def test_shares_of_independent_cells_have_exact_limits() -> None:
+    """Clopper and Pearson: 3 of 4 lie from 0.194 to 0.994, 4 of 4 from 0.398; 4 of 5 from 0.284 to 0.995."""
+    for groups in (None, np.array([f"patient {row}" for row in range(8)])):
+        report = figures(judge(sure_of([0, 0, 0, 1, 1, 1, 1, 1], 2), [0, 0, 0, 0, 1, 1, 1, 1], groups=groups))
+        first, second = report["per_class"]
+        assert [first["recall_low"], first["recall_high"]] == pytest.approx([0.194, 0.994], abs=1e-3)
+        assert [second["recall_low"], second["recall_high"]] == pytest.approx([0.398, 1], abs=1e-3)
+        assert [second["precision_low"], second["precision_high"]] == pytest.approx([0.284, 0.995], abs=1e-3)
+        assert report["intervals"] == "cells"
+
+
+def test_draws_that_do_not_differ_are_no_interval() -> None:
+    """Five slides, half of the cells of each named right: every draw has an accuracy of a half."""
+    groups = np.repeat([f"slide {row}" for row in range(5)], 2)
+    report = figures(judge(sure_of([0, 0] * 5, 2), [0, 1] * 5, groups=groups))
+    # 5 of 10 lie from 0.187 to 0.813.
+    assert [report["accuracy"][key] for key in ("low", "high")] == pytest.approx([0.187, 0.813], abs=1e-3)
+    assert report["macro_f1"]["low"] is None
+    assert report["intervals"] == "groups"
 
 
 def test_order_of_cells_has_no_influence_where_groups_are_known() -> None:

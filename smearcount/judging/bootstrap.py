@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DRAWS", "Draws", "Rows", "draw", "interval", "macro", "per_class"]
+from smearcount.counting import binomial_limits
+
+__all__ = ["DRAWS", "FEWEST_GROUPS", "Draws", "Rows", "draw", "interval", "macro", "per_class", "share_limits"]
 
 Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 DRAWS = 1000
+
+FEWEST_GROUPS = 5
+"""Of fewer groups, draws repeat themselves and say little of how groups differ: no interval."""
+
+_ALIKE = 1e-9
+"""Figures that differ by less are the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +58,19 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """What was drawn: tables of cells `(D, K, K) float64`, means of the scores `(D, M)`, and the number of groups."""
+    """What was drawn.
+
+    Attributes:
+        tables: of cells, `(D, K, K) float64`.
+        means: of the scores, `(D, M)`.
+        groups: their number.
+        independent: each group is a single cell.
+    """
 
     tables: Doubles
     means: Doubles
     groups: int
+    independent: bool
 
 
 def draw(rows: Rows, seed: int, draws: int = DRAWS) -> Draws:
@@ -71,7 +87,7 @@ def draw(rows: Rows, seed: int, draws: int = DRAWS) -> Draws:
         weights = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))[group]
         tables[number] = np.bincount(place, weights, rows.n_codes**2)
         means[number] = weights @ rows.scores / weights.sum()
-    return Draws(tables.reshape(draws, rows.n_codes, rows.n_codes), means, len(names))
+    return Draws(tables.reshape(draws, rows.n_codes, rows.n_codes), means, len(names), len(names) == len(rows))
 
 
 def per_class(tables: npt.NDArray[Any]) -> tuple[Doubles, Doubles, Doubles]:
@@ -95,10 +111,24 @@ def macro(values: Doubles, tables: npt.NDArray[Any]) -> Doubles:
 def interval(drawn: Doubles, groups: int) -> tuple[float, float]:
     """95 % percentile interval of drawn figures `(D,)`, without those that are NaN.
 
-    Fewer than two groups say nothing of how groups differ: NaN.
+    NaN where there are too few groups, or the draws do not differ: they say nothing of other cells.
     """
     known = drawn[~np.isnan(drawn)]
-    if groups < 2 or not len(known):
+    if groups < FEWEST_GROUPS or not len(known):
         return math.nan, math.nan
     low, high = np.percentile(known, (2.5, 97.5)).tolist()
-    return low, high
+    return (low, high) if high - low > _ALIKE else (math.nan, math.nan)
+
+
+def share_limits(drawn: Doubles, draws: Draws, k: int, n: int) -> tuple[float, float]:
+    """95 % limits of a share, k of n cells, whose draws are `drawn (D,)`.
+
+    Exact ones (Clopper and Pearson 1934) where cells are independent or the draws do not differ; else those of
+    `interval`, NaN where there are too few groups.
+    """
+    if draws.independent:
+        return binomial_limits(k, n)
+    if draws.groups < FEWEST_GROUPS:
+        return math.nan, math.nan
+    low, high = interval(drawn, draws.groups)
+    return binomial_limits(k, n) if math.isnan(low) else (low, high)

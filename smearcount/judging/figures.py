@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from smearcount.calibration import abstention_rows
 from smearcount.errors import DatasetError
-from smearcount.judging.bootstrap import Draws, Rows, draw, interval, macro, per_class
+from smearcount.judging.bootstrap import FEWEST_GROUPS, Draws, Rows, draw, interval, macro, per_class, share_limits
 from smearcount.judging.record import Judged
 
 __all__ = ["BINS", "THRESHOLDS", "calibration_error", "figures", "reliability_bins"]
@@ -23,13 +23,20 @@ THRESHOLDS = (*(round(0.05 * step, 2) for step in range(20)), 0.97, 0.98, 0.99)
 
 Entry = dict[str, Any]
 
+_SHARES = ("accuracy", "top2_accuracy")
+"""Of the figures of all cells, those that are shares of them."""
+
 
 def figures(judged: Judged, seed: int = 0) -> dict[str, Any]:
     """Everything that is measured, ready for JSON, where what can't be known is None.
 
     All figures are of the cells with an exact label; `n_partial` says how many were left out, `partial_right` for what
     share of those the most probable code was an allowed one. Intervals are 95 % percentile bootstrap intervals over
-    groups, or over cells where there are none. Means over codes are over those that have labelled cells.
+    groups, or over cells where there are none; None of fewer than five. Those of shares of cells (accuracy, precision,
+    recall) are exact where cells are independent or the draws do not differ. Means over codes are over those that have
+    labelled cells.
+
+    - `intervals`: `cells` or `groups`, what they are over; `none` where there are too few groups;
 
     - `accuracy`, `balanced_accuracy` (mean recall), `macro_f1`, `top2_accuracy`, each `{value, low, high}`;
     - `nll`: mean of -log(probability of the true code), natural logarithm;
@@ -59,6 +66,7 @@ def figures(judged: Judged, seed: int = 0) -> dict[str, Any]:
         "n_partial": len(partial),
         "partial_right": float(partial.mean()) if len(partial) else None,
         "n_groups": draws.groups if judged.groups is not None else None,
+        "intervals": "cells" if draws.independent else "none" if draws.groups < FEWEST_GROUPS else "groups",
         "codes": list(judged.codes),
         **_overall(rows, draws),
         "ece": calibration_error(bins),
@@ -111,11 +119,6 @@ def _table(rows: Rows) -> npt.NDArray[np.int64]:
     return np.asarray(confusion_matrix(rows.labels, rows.predictions, labels=range(rows.n_codes)), np.int64)
 
 
-def _with_limits(value: float, drawn: npt.NDArray[np.float64], groups: int) -> Entry:
-    low, high = interval(drawn, groups)
-    return {"value": float(value), "low": low, "high": high}
-
-
 def _overall(rows: Rows, draws: Draws) -> dict[str, Entry]:
     def three(tables: npt.NDArray[Any]) -> tuple[Any, Any, Any]:
         _, recall, f1 = per_class(tables)
@@ -125,8 +128,14 @@ def _overall(rows: Rows, draws: Draws) -> dict[str, Entry]:
     values = (*three(_table(rows)), *rows.scores.mean(axis=0))
     drawn = (*three(draws.tables), *draws.means.T)
     names = ("accuracy", "balanced_accuracy", "macro_f1", "top2_accuracy", "nll", "brier")
-    parts = zip(names, values, drawn, strict=True)
-    return {name: _with_limits(value, many, draws.groups) for name, value, many in parts}
+    entries = {}
+    for name, value, many in zip(names, values, drawn, strict=True):
+        if name in _SHARES:
+            low, high = share_limits(many, draws, round(value * len(rows)), len(rows))
+        else:
+            low, high = interval(many, draws.groups)
+        entries[name] = {"value": float(value), "low": low, "high": high}
+    return entries
 
 
 def _by_code(rows: Rows, draws: Draws, codes: tuple[str, ...]) -> dict[str, Any]:
@@ -136,12 +145,17 @@ def _by_code(rows: Rows, draws: Draws, codes: tuple[str, ...]) -> dict[str, Any]
     *points, support = precision_recall_fscore_support(
         rows.labels, rows.predictions, labels=known, zero_division=np.nan
     )
-    drawn = per_class(draws.tables)
+    precisions, recalls, f1s = per_class(draws.tables)
     entries = []
     for index, code in enumerate(codes):
         entry: Entry = {"code": code, "support": int(support[index]), "predicted": int(table[:, index].sum())}
-        for name, values, many in zip(("precision", "recall", "f1"), points, drawn, strict=True):
-            low, high = interval(many[:, index], draws.groups)
+        right = int(table[index, index])
+        limits = {
+            "precision": share_limits(precisions[:, index], draws, right, entry["predicted"]),
+            "recall": share_limits(recalls[:, index], draws, right, entry["support"]),
+            "f1": interval(f1s[:, index], draws.groups),
+        }
+        for (name, (low, high)), values in zip(limits.items(), points, strict=True):
             entry |= {name: float(values[index]), f"{name}_low": low, f"{name}_high": high}
         entries.append(entry)
     with np.errstate(invalid="ignore"):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from smearcount.geometry import FloatArray, resize_rgb
 from smearcount.images import make_folder, write_picture, write_text_atomic
-from smearcount.judging.bootstrap import DRAWS
+from smearcount.judging.bootstrap import DRAWS, FEWEST_GROUPS
 from smearcount.judging.figures import BINS, figures
 from smearcount.judging.heat import overlay_heat
 from smearcount.judging.plots import abstention_plot, confusion_plot, reliability_plot
@@ -76,6 +76,7 @@ def write_report(
             pairs=report["confused_pairs"][:_PAIRS],
             bins=BINS,
             draws=DRAWS,
+            fewest=FEWEST_GROUPS,
             plots={name: (_data_uri(pixels), pixels.shape[1] // 2) for name, pixels in plots.items()},
             worst=_sheet(judged, heat),
             with_heat=heat is not None,
