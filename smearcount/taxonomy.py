@@ -60,9 +60,9 @@ class Taxonomy(Strict):
     def _no_double_names(self) -> Taxonomy:
         seen: dict[str, str] = {}
         for code, entry in self.codes.items():
-            for word in (code, *entry.synonyms):
-                if seen.setdefault(word.lower(), code) != code:
-                    raise ValueError(f"{word!r} stands for both {seen[word.lower()]} and {code}")
+            for word in (code, *entry.synonyms, entry.name):
+                if seen.setdefault(_plain(word), code) != code:
+                    raise ValueError(f"{word!r} stands for both {seen[_plain(word)]} and {code}")
         return self
 
     @model_validator(mode="after")
@@ -95,9 +95,8 @@ class Taxonomy(Strict):
 
     @cached_property
     def _words(self) -> dict[str, str]:
-        """The code of every word it goes by; where two go by one, codes and synonyms are before display names."""
-        named = {_plain(entry.name): code for code, entry in self.codes.items()}
-        return named | {_plain(word): code for code, each in self.codes.items() for word in (code, *each.synonyms)}
+        """The code of every word it goes by."""
+        return {_plain(word): code for code, each in self.codes.items() for word in (code, *each.synonyms, each.name)}
 
     def codes_of(self, kind: str) -> tuple[str, ...]:
         """Codes of one kind, in order."""
@@ -123,11 +122,17 @@ class Taxonomy(Strict):
             raise ConfigError(f"merge: {fault}; choose another name") from error
 
 
-@lru_cache(maxsize=8)
 def load_taxonomy(path: Path | None = None) -> Taxonomy:
-    """The shipped taxonomy, or the file given.
+    """The shipped taxonomy, or the file given, as it is now.
 
     Raises:
         ConfigError: the file is missing or malformed.
     """
-    return read_model(Taxonomy, path or shipped("configs") / "taxonomy.yaml")
+    file = path or shipped("configs") / "taxonomy.yaml"
+    return _read(file, file.read_bytes() if file.is_file() else b"")
+
+
+@lru_cache(maxsize=8)
+def _read(file: Path, content: bytes) -> Taxonomy:
+    """A taxonomy, read once for each content of its file."""
+    return read_model(Taxonomy, file)

@@ -60,10 +60,20 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
     assert codes.kind_of["knizocyte"] == "rbc"
 
 
-@pytest.mark.parametrize("synonym", ["Echinocyte", "platelet", "MONOCYTE"])
+@pytest.mark.parametrize("synonym", ["Echinocyte", "platelet", "MONOCYTE", "burr-cell", "Howell Jolly body"])
 def test_a_word_that_stands_for_two_codes_is_refused(tmp_path: Path, synonym: str) -> None:
     with pytest.raises(ConfigError, match=rf"codes.yaml.*{synonym}.*stands for both"):
         load_taxonomy(own_file(tmp_path, knizocyte=code(synonyms=[synonym])))
+
+
+def test_a_display_name_stands_for_one_code(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'Elliptocyte' stands for both elliptocyte and knizocyte"):
+        load_taxonomy(own_file(tmp_path, knizocyte=code(name="Elliptocyte")))
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    for name in ("Knizocyte", "Pinched cell"):
+        assert load_taxonomy(own_file(tmp_path, knizocyte=code(name=name))).codes["knizocyte"].name == name
 
 
 @pytest.mark.parametrize(
