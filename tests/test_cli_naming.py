@@ -108,6 +108,10 @@ def test_a_folder_of_cells_becomes_a_model(trained: Result, model: Path, place: 
     assert (card.id, card.codes, card.kinds) == ("own-my-cells", CODES, ("rbc",))
     assert (card.patch_um, card.input_px, card.embedding) == (12.0, 32, 84)
     assert "Not measured yet" in card.limits[0]
+    (learned,) = card.training_data
+    assert (learned.name, learned.licence, learned.pictures) == ("cells", "own data; licence not stated", 32)
+    assert learned.split == "24 cells to train on, 8 for validation; val_share 0.25, seed 3"
+    assert str(place) not in (model / "card.yaml").read_text() + (model / "README.md").read_text()
     assert len(Model(model).verify()) == 5
     assert rows_of(place / "run" / "faults.csv")[0]["file"] == "Normal/broken.png"
     shown = call("models", "show", model)

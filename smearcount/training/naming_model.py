@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from smearcount.cards import TrainingData
 from smearcount.cellsets import CellSet
 from smearcount.errors import ModelError
 from smearcount.images import write_text_atomic
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import load_taxonomy
-from smearcount.training.naming_cells import asked_kinds, data_of, picture_um, pictures_of
+from smearcount.training.naming_cells import CellData, asked_kinds, data_of, picture_um, pictures_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import SPLIT_FILE, TAXONOMY_FILE, package_naming_run
 
@@ -38,7 +39,8 @@ def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, a
         ConfigError: the words are malformed.
     """
     data = data_of(recipe)
-    folder = package_naming_run(run, name, about, asked_kinds(data, cells.codes), picture_um(recipe))
+    kinds, learned = asked_kinds(data, cells.codes), _training_data(recipe, data, cells)
+    folder = package_naming_run(run, name, about, kinds, picture_um(recipe), learned)
     if data.merge:
         merged = load_taxonomy(data.taxonomy).merged(data.merge).model_dump(mode="json", exclude_defaults=True)
         write_text_atomic(folder / TAXONOMY_FILE, yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
@@ -46,6 +48,21 @@ def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, a
     write_text_atomic(run / SPLIT_FILE, to_csv((*_PUBLIC[:1], *_PRIVATE, *_PUBLIC[1:]), rows))
     write_text_atomic(folder / SPLIT_FILE, to_csv(_PUBLIC, [{key: row[key] for key in _PUBLIC} for row in rows]))
     return folder
+
+
+def _training_data(recipe: ClassifierRecipe, data: CellData, cells: CellSet) -> list[TrainingData]:
+    """What the card says of the cells of each source: a folder by its name, without the path."""
+    told = []
+    for source in np.unique(cells.sources).tolist():
+        splits = cells.splits[cells.sources == source].tolist()
+        split = f"{splits.count('train')} cells to train on, {splits.count('val')} for validation"
+        words = {"name": source, "licence": "not stated", "split": f"{split}; seed {recipe.seed}"}
+        if data.folder:
+            words["name"] = source.replace("folder", data.folder.resolve().name)
+            words["licence"] = "own data; licence not stated"
+            words["split"] = f"{split}; val_share {data.val_share:g}, seed {recipe.seed}"
+        told.append(TrainingData.model_validate({**words, "pictures": len(splits)}))
+    return told
 
 
 def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str = "train") -> npt.NDArray[np.bool_]:

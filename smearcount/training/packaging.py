@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
-from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Model, as_yaml, find_model
+from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Model, TrainingData, as_yaml, find_model
 from smearcount.config import faults_of, load_yaml, shipped
 from smearcount.errors import ConfigError, ModelError
 from smearcount.probe import ProbeError, measure_probe
@@ -120,12 +120,17 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
 
 
 def package_naming_run(
-    run: Path, recipe_name: str, about_path: Path | None, kinds: Iterable[str], picture_um: float | None = None
+    run: Path,
+    recipe_name: str,
+    about_path: Path | None,
+    kinds: Iterable[str],
+    picture_um: float | None = None,
+    training_data: Sequence[TrainingData] = (),
 ) -> Path:
     """Package a classifier's run as `<run>/model`, with the words of `about_path`, or plain ones under its own id.
 
-    A model folder that holds these weights already keeps what was measured; it gets the kinds, the side of a whole
-    picture, and the words of `about_path`, if any.
+    With plain words the card lists the `training_data` given. A model folder that holds these weights already keeps
+    what was measured; it gets the kinds, the side of a whole picture, and the words of `about_path`, if any.
 
     Raises:
         ConfigError: the words are malformed.
@@ -136,7 +141,8 @@ def package_naming_run(
         _reword(out, told)
         return out
     name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
-    plain = {} if about_path else {**_OWN_CLASSIFIER, "id": f"own-{name or 'classifier'}"}
+    own = {"id": f"own-{name or 'classifier'}", "training_data": tuple(training_data)}
+    plain = {} if about_path else {**_OWN_CLASSIFIER, **own}
     package_classifier(run, {**plain, **told}, out)
     return out
 
@@ -163,7 +169,7 @@ _UNMEASURED = "Not measured yet"
 
 _OWN_CLASSIFIER: dict[str, Any] = {
     **{"description": "Names cells; trained by its user.", "licence": "not stated", "probe_tolerance": 0.05},
-    **{"intended_use": "Research use; no medical device.", "min_label_score": 0.5, "training_data": ()},
+    **{"intended_use": "Research use; no medical device.", "min_label_score": 0.5},
     "limits": [f"{_UNMEASURED}: run `smearcount evaluate classifier`."],
 }
 
