@@ -138,7 +138,7 @@ def test_windows_are_kept_no_finer_than_the_network_can_see(points: Path, read: 
 def test_cells_of_other_codes_are_left_out(points: Path, read: Callable[..., CellSet]) -> None:
     cells = read(("target_cell", "spherocyte"), format="points", find="rbc", classes=CLASSES)
     assert codes_of(cells) == [{"spherocyte"}, {"target_cell"}, {"spherocyte"}, {"target_cell"}]
-    with pytest.raises(DatasetError, match="no labelled cell of the wanted codes"):
+    with pytest.raises(DatasetError, match="no labelled cell of burr_cell in own; see their"):
         read(("burr_cell",), format="points", find="rbc", classes=CLASSES)
 
 
@@ -189,7 +189,7 @@ def test_looks_of_a_collection_are_sources_of_their_own(
     cells = read(("neutrophil",), format="typed", find="wbc", classes={"neutrophil": "neutrophil"}, um_per_px=scales)
     assert cells.sources.tolist() == ["own/640x480", "own/any"]
     np.testing.assert_allclose(cells.um_per_px, [0.16, 0.32])
-    with pytest.raises(ConfigError, match="no entry for pictures of 640x480 px"):
+    with pytest.raises(ConfigError, match="own: um_per_px: no entry for pictures of 640x480 px.*add one"):
         read(("neutrophil",), format="typed", find="wbc", classes={"neutrophil": "neutrophil"}, um_per_px={"9x9": 1.0})
 
 

@@ -518,3 +518,8 @@ def test_a_wrong_recipe_is_told_in_one_line_with_its_file(place: Path, tmp_path:
         assert result.stderr.startswith(f"error: {recipe}: ")
         assert reason in result.stderr
         assert len(result.stderr.splitlines()) == 1
+    recipe.write_text(yaml.safe_dump({**content, "data": {**content["data"], "codes": ["blah"]}}))
+    for command in ("merges", "experts"):
+        refused = call("mend", command, recipe)
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith(f"error: {recipe}: data.codes: blah unknown")

@@ -282,6 +282,15 @@ def collections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     return {"collections": ["east", "west"], "cells": str(tmp_path / "cells.yaml")}
 
 
+def test_an_entry_without_the_scale_is_named_with_its_file(collections: dict[str, Any]) -> None:
+    path = Path(collections["cells"])
+    entries = yaml.safe_load(path.read_text())
+    entries["west"]["um_per_px"] = {"640x480": 0.2}
+    path.write_text(yaml.safe_dump(entries))
+    with pytest.raises(ConfigError, match=r"cells\.yaml: west: um_per_px: no entry for pictures of 80x80 px.*add one"):
+        cells_of(recipe(**collections))
+
+
 def test_codes_are_those_that_some_cell_may_have(collections: dict[str, Any]) -> None:
     """Of the codes of a kind, those without any cell are left out; asked for by name they are kept."""
     cells = cells_of(recipe(**collections))

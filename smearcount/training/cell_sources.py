@@ -66,7 +66,7 @@ class CellSource(Strict):
         """
         size = f"{size_wh[0]}x{size_wh[1]}"
         if size not in self.um_per_px and "any" not in self.um_per_px:
-            raise ConfigError(f"um_per_px: no entry for pictures of {size} px and none for 'any'")
+            raise ConfigError(f"um_per_px: no entry for pictures of {size} px and none for 'any'; add one of them")
         return self.um_per_px.get(size) or self.um_per_px["any"]
 
     def look(self, size_wh: tuple[int, int]) -> str:
@@ -110,13 +110,15 @@ def folder_of(name: str, source: CellSource) -> Path:
 
 
 @contextmanager
-def readable(folder: Path, source: CellSource) -> Iterator[None]:
-    """Whatever is wrong with the files of a collection says which collection it is."""
+def readable(name: str, folder: Path, source: CellSource) -> Iterator[None]:
+    """Whatever is wrong with a collection or its files says which collection it is."""
     try:
         yield
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
     except (OSError, KeyError, ValueError, IndexError) as error:
         fault = f"{type(error).__name__}: {error}"
-        raise DatasetError(f"{folder}: cells of format {source.format} can't be read ({fault})") from error
+        raise DatasetError(f"{name}: {folder}: cells of format {source.format} can't be read ({fault})") from error
 
 
 def point_rows(path: Path) -> list[tuple[float, float, str]]:

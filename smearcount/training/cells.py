@@ -37,18 +37,22 @@ def read_cells(
         seed: of the splits and of the choice where a collection is larger than wanted.
 
     Raises:
-        DatasetError: a collection is missing or malformed.
+        DatasetError: a collection is missing or malformed, or has no cell of the codes.
+        ConfigError: the entry of a collection does not fit its pictures.
     """
     finest, parts = patch_um / (FINEST * input_px), []
     for name, source in sources.items():
         reading = Reading(folder_of(name, source), name, source, detector, patch_um, seed)
-        with readable(reading.folder, source):
+        with readable(name, reading.folder, source):
             read = windows_of(reading)
             windows = [_coarse(window, finest) for window in read if source.codes_of(window.label) & set(codes)]
         if windows:
             parts.append(_as_set(windows, name, source, codes))
     if not parts:
-        raise DatasetError("no labelled cell of the wanted codes was found")
+        raise DatasetError(
+            f"no labelled cell of {', '.join(codes)} in {', '.join(sources)}; see their `classes`, or ask for other "
+            "codes or kinds under `data`"
+        )
     return join(parts)
 
 

@@ -42,7 +42,7 @@ def labelled_points(
     if source.format not in ("points", "typed"):
         raise UsageError(f"{name}: expected a collection of points or typed fields, got {source.format}")
     folder = folder_of(name, source)
-    with readable(folder, source):
+    with readable(name, folder, source):
         types = types_of(folder / source.types) if source.format == "typed" else None
         return [
             point for stem in stems_of(folder, split) for point in _points_of(folder, stem, source, types, merged or {})

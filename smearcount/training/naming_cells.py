@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ def data_of(recipe: ClassifierRecipe) -> CellData:
 
 @contextmanager
 def named_recipe(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the values of a recipe says which file it is."""
+    """Whatever is wrong with the values of a recipe, or of a file of collections, says which file it is."""
     try:
         yield
     except ConfigError as error:
@@ -306,7 +306,8 @@ def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:
 
 def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, input_px: int, *, whole: bool = False) -> CellSet:
     detector, side = Detector(find_model(data.detector), RuntimeChoice()), max(recipe.largest_input_px, input_px)
-    cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed)
+    with named_recipe(data.cells) if data.cells else nullcontext():
+        cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed)
     known = np.unique(cells.sources).tolist()
     if unknown := sorted(set(data.leave_out).difference(known)):
         raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {', '.join(known)}")
