@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,6 +89,11 @@ class Taxonomy(Strict):
         """
         plain = _plain(name)
         return self._words.get(plain) or self._words.get(plain.removesuffix("s"))
+
+    def nearest(self, name: str) -> str | None:
+        """The code that goes by the word most like an unknown one; None where none is like it."""
+        found = difflib.get_close_matches(_plain(name), self._words, 1)
+        return self._words[found[0]] if found else None
 
     def as_codes(self, names: Iterable[str]) -> tuple[str, ...]:
         """The codes that go by some names, each once; a name that is unknown stays as it is, for others to refuse."""

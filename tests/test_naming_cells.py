@@ -291,6 +291,19 @@ def test_an_entry_without_the_scale_is_named_with_its_file(collections: dict[str
         cells_of(recipe(**collections))
 
 
+def test_classes_of_a_collection_go_by_any_name_of_a_code(collections: dict[str, Any]) -> None:
+    path = Path(collections["cells"])
+    entries = yaml.safe_load(path.read_text())
+    entries["west"]["classes"] = {"a": "Normal", "c": ["Ovalocyte", "burr cells", "echinocyte"]}
+    path.write_text(yaml.safe_dump(entries))
+    assert codes_of(cells_of(recipe(**collections)))["ovalocyte|burr_cell"] == 5
+    for meant, near in (("ovalocite", "ovalocyte may be meant"), (["normocyte", "xyzzy"], "known: normocyte, macro")):
+        entries["west"]["classes"]["c"] = meant
+        path.write_text(yaml.safe_dump(entries))
+        with pytest.raises(ConfigError, match=rf"cells\.yaml: west: classes\.c: \w+ is no code; {near}"):
+            cells_of(recipe(**collections))
+
+
 def test_codes_are_those_that_some_cell_may_have(collections: dict[str, Any]) -> None:
     """Of the codes of a kind, those without any cell are left out; asked for by name they are kept."""
     cells = cells_of(recipe(**collections))

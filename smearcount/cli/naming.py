@@ -259,7 +259,7 @@ def evaluate_names(
     """Accuracy of names on whole fields: cells found and named by the pipeline, at the places that were labelled."""
     from smearcount.evaluate_names import field_scales, name_points, point_figures
     from smearcount.pipeline import Pipeline
-    from smearcount.training.cell_sources import load_cell_sources
+    from smearcount.training.cell_sources import in_codes, load_cell_sources
 
     with clear_errors():
         settings = read_model(Settings, config) if config else Settings()
@@ -268,7 +268,8 @@ def evaluate_names(
             raise typer.BadParameter("expected estimated, slide or labels", param_hint="--scale")
         if source not in known:
             raise typer.BadParameter(f"expected one of {', '.join(known)}", param_hint="--source")
-        pipeline, fields = Pipeline.load(settings), (source, known[source])
+        pipeline = Pipeline.load(settings)
+        fields = source, in_codes(known[source], pipeline.taxonomy, f"{cells or 'cells.yaml'}: {source}")
         named = name_points(
             pipeline,
             fields,

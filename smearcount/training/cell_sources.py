@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from smearcount.config import Strict, read_entries, shipped
 from smearcount.datasets import data_root
 from smearcount.errors import ConfigError, DatasetError
+from smearcount.taxonomy import Taxonomy
 
 __all__ = [
     "SMALLEST_CELL_PX",
@@ -20,6 +21,7 @@ __all__ = [
     "class_of",
     "folder_of",
     "groups_of",
+    "in_codes",
     "load_cell_sources",
     "point_rows",
     "readable",
@@ -93,6 +95,29 @@ def load_cell_sources(config: Path | None = None) -> dict[str, CellSource]:
         ConfigError: an entry is malformed; names the file, the entry and the key.
     """
     return read_entries(CellSource, config or shipped("configs") / "cells.yaml")
+
+
+def in_codes(source: CellSource, taxonomy: Taxonomy, where: str) -> CellSource:
+    """An entry whose classes may be called by any name of a code, by the codes.
+
+    Args:
+        source: the entry.
+        taxonomy: the codes.
+        where: file and name of the entry.
+
+    Raises:
+        ConfigError: a class means what is no code; names the entry, the word, and what may be meant.
+    """
+    classes: dict[str, str | tuple[str, ...]] = {}
+    for label, meant in source.classes.items():
+        codes = taxonomy.as_codes(filter(None, [meant] if isinstance(meant, str) else meant))
+        for word in codes:
+            if word not in taxonomy.codes:
+                near = taxonomy.nearest(word)
+                known = f"{near} may be meant" if near else f"known: {', '.join(taxonomy.codes)}"
+                raise ConfigError(f"{where}: classes.{label}: {word} is no code; {known}")
+        classes[label] = codes if len(codes) > 1 else next(iter(codes), "")
+    return source.model_copy(update={"classes": classes})
 
 
 def folder_of(name: str, source: CellSource) -> Path:

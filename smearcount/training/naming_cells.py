@@ -22,7 +22,7 @@ from smearcount.mending.merging import merge_targets
 from smearcount.records import KINDS
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
-from smearcount.training.cell_sources import CellSource, class_of, folder_of, load_cell_sources
+from smearcount.training.cell_sources import CellSource, class_of, folder_of, in_codes, load_cell_sources
 from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
@@ -345,4 +345,5 @@ def _sources(data: CellData, taxonomy: Taxonomy, without: frozenset[Path]) -> di
     unknown = [name for name in data.collections if name not in known]
     if unknown:
         raise ConfigError(f"data.collections: {', '.join(unknown)} unknown; known: {', '.join(known)}")
-    return {name: known[name] for name in data.collections}
+    file = data.cells or "cells.yaml"
+    return {name: in_codes(known[name], taxonomy, f"{file}: {name}") for name in data.collections}
