@@ -58,6 +58,7 @@ class LabelledField:
         labelled: kinds that were labelled in this collection; the absence of another kind means nothing.
         um_per_px: from the size of the red cells of the collection or of the field.
         border_px: outer strip in which cells were not labelled.
+        names: what the collection calls each box.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class LabelledField:
     labelled: frozenset[str]
     um_per_px: float
     border_px: int = 0
+    names: tuple[str, ...] = ()
 
 
 class FieldEntry(Strict):
@@ -205,12 +207,13 @@ def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) 
     boxes = clip_boxes(np.array([row[1:] for row in rows], np.float32).reshape(-1, 4), width, height)
     real = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 3
     boxes, kinds = boxes[real], kinds[real]
+    names = tuple(row[0] for row, kept in zip(rows, real.tolist(), strict=True) if kept)
     red_cell_px = _red_cell_px(source, boxes[kinds == 0], width, height)
     size = f"{width}x{height}"
     look = (
         f"{source.name}/{size if size in source.red_cell_px else 'any'}" if len(source.red_cell_px) > 1 else source.name
     )
-    return LabelledField(path, look, boxes, kinds, source.labelled, RED_CELL_UM / red_cell_px, source.border_px)
+    return LabelledField(path, look, boxes, kinds, source.labelled, RED_CELL_UM / red_cell_px, source.border_px, names)
 
 
 def _red_cell_px(source: FieldSource, red_boxes: FloatArray, width: int, height: int) -> float:

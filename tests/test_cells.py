@@ -20,7 +20,7 @@ from smearcount.detector import FILL, Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError, UsageError
 from smearcount.images import write_picture
 from smearcount.taxonomy import load_taxonomy
-from smearcount.training.cell_formats import CONTEXT, cut_window
+from smearcount.training.cell_formats import CONTEXT, boxes_without_code, cut_window
 from smearcount.training.cell_sources import CellSource, load_cell_sources
 from smearcount.training.cells import read_cells
 from smearcount.training.labelled_points import labelled_points
@@ -269,6 +269,61 @@ def test_boxes_of_an_own_file_of_fields(
     assert read(("platelet",), **entry).groups.tolist() == ["mine/a", "mine/b"]
     with pytest.raises(UsageError, match="unknown collections"):
         read(("platelet",), **{**entry, "fields": "other"})
+
+
+TYPED_BOXES = {"a": ["Normal", "Oval", "Dust", "Esferocito"], "b": ["Normal", "Esferocito", "Dust", "Dust"]}
+
+
+@pytest.fixture(params=["voc", "yolo", "coco"])
+def typed_boxes(request: pytest.FixtureRequest, root: Path, draw_discs: Draw) -> dict[str, Any]:
+    """The entry of two fields of four cells each, whose boxes are called by what the cells are."""
+    folder, places = root / "theirs", np.array([[100 + 140 * k, 200, 46] for k in range(4)], float)
+    names = ["Normal", "Oval", "Dust", "Esferocito"]
+    corners = [[int(x) - 23, 177, int(x) + 23, 223] for x, _, _ in places.tolist()]
+    images, annotations = [], []
+    for number, (stem, called) in enumerate(TYPED_BOXES.items()):
+        save(folder / "images" / f"{stem}.png", draw_discs((640, 480), places, ("rbc",) * 4).pixels)
+        voc(folder / "annotations" / f"{stem}.xml", list(zip(called, corners, strict=True)))
+        lines = [
+            f"{names.index(name)} {(x0 + 23) / 640} {200 / 480} {46 / 640} {46 / 480}"
+            for name, (x0, *_) in zip(called, corners, strict=True)
+        ]
+        (folder / "labels").mkdir(exist_ok=True)
+        (folder / "labels" / f"{stem}.txt").write_text("\n".join(lines))
+        images.append({"id": number, "file_name": f"{stem}.png"})
+        for name, (x0, y0, *_) in zip(called, corners, strict=True):
+            box = {"bbox": [x0, y0, 46, 46], "category_id": names.index(name)}
+            annotations.append({"image_id": number, **box})
+    (folder / "classes.txt").write_text("\n".join(names))
+    categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content))
+    (folder / "train.txt").write_text("a\n")
+    (folder / "val.txt").write_text("b\n")
+    fields = {"format": request.param, "folder": str(folder), "classes": dict.fromkeys(names, "rbc")}
+    own = root / "own_fields.yaml"
+    own.write_text(yaml.safe_dump({"mine": {**fields, "labelled": ["rbc"], "red_cell_px": {"any": 46}}}))
+    classes = {"Normal": "normocyte", "Esferocito": "spherocyte", "Oval": ["normocyte", "target_cell"]}
+    return {"format": "boxes", "datasets": own, "fields": "mine", "classes": classes}
+
+
+def test_boxes_are_what_they_are_called(typed_boxes: dict[str, Any], read: Callable[..., CellSet]) -> None:
+    cells = read(RED, **typed_boxes)
+    normal, round_one = {"normocyte"}, {"spherocyte"}
+    assert codes_of(cells) == [normal, {"normocyte", "target_cell"}, round_one, normal, round_one]
+    assert cells.splits.tolist() == ["train"] * 3 + ["val"] * 2
+    assert cells.groups.tolist() == ["mine/a"] * 3 + ["mine/b"] * 2
+    assert cells.origins[2] == "a.png 520 200"
+    for window in cells.pixels:
+        assert middle(window) == pytest.approx((len(window) / 2,) * 2, abs=0.6)
+    assert boxes_without_code(CellSource.model_validate(typed_boxes)) == {"Dust": 3}
+    # What has no name among the classes may still be told by its kind.
+    by_kind = {**typed_boxes, "classes": {"Normal": "", "rbc": "target_cell"}}
+    assert codes_of(read(RED, **by_kind)) == [{"target_cell"}] * 6
+    assert boxes_without_code(CellSource.model_validate(by_kind)) == {}
+    wrong = {**typed_boxes, "classes": {"Norml": "normocyte"}}
+    with pytest.raises(ConfigError, match="own: classes: no box of mine is called Norml; known: Dust, Esferocito"):
+        read(RED, **wrong)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,21 @@ from smearcount.cellsets import Pixels
 from smearcount.config import shipped
 from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_of, read_source, stems_of
 from smearcount.detector import FILL, Detector, PixelSource
+from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray, centres, iou_matrix
 from smearcount.images import ReadLimits, find_images, open_image
 from smearcount.training.cell_sources import SMALLEST_CELL_PX, CellSource, class_of, groups_of, point_rows, types_of
 from smearcount.training.red_cells import find_red_cell
 from smearcount.training.splits import split_groups
 
-__all__ = ["CONTEXT", "Reading", "Window", "cut_window", "windows_of"]
+__all__ = ["CONTEXT", "Reading", "Window", "boxes_without_code", "cut_window", "windows_of"]
 
 ROUND_TO, OVAL_TO = 1.2, 1.35
 """Length over width up to which a red cell is round, or oval. Of the training cells of Chula RBC-12, 95 % of the
 normocytes lie below 1.29, 95 % of the ovalocytes above 1.23, and 95 % of the elliptocytes above 1.40."""
+
+OUTLINES = ("round", "oval", "long")
+"""What an outline may be like."""
 
 CONTEXT = 1.6
 """Side of a kept window over the side of the patch: room for turning, shifting and a lower magnification."""
@@ -142,28 +147,58 @@ def _listed(reading: Reading) -> Iterator[Window]:
 
 
 def _boxes(reading: Reading) -> Iterator[Window]:
-    """Cells of some kinds, from the labelled boxes of a collection of fields."""
+    """Cells by what their boxes are called, or by their kinds, from the labelled boxes of a collection of fields."""
     source = reading.source
+    listed = [row for row in labelled_boxes(source) if row.label]
+    rng = np.random.default_rng(reading.seed)
+    limit = min(source.at_most or len(listed), len(listed))
+    for index in sorted(rng.choice(len(listed), limit, replace=False).tolist()):
+        box = listed[index]
+        field, (x, y) = box.field, centres(box.field.boxes[[box.row]])[0].tolist()
+        pixels = cut_window(open_image(field.path), (x, y), round(reading.side_um / field.um_per_px))
+        label = (_outline(pixels, field.um_per_px) if source.outline and box.label in KINDS else "") or box.label
+        group, origin = f"{source.fields}/{field.path.stem}", f"{field.path.name} {x:.0f} {y:.0f}"
+        yield Window(pixels, field.um_per_px, label, group, box.split, origin)
+
+
+@dataclass(frozen=True)
+class LabelledBox:
+    """A box of a field by its row; its class by an entry, empty where it has none; and what it is called."""
+
+    field: LabelledField
+    row: int
+    split: str
+    label: str
+    name: str
+
+
+def labelled_boxes(source: CellSource) -> list[LabelledBox]:
+    """The boxes of an entry of boxes, field by field, training fields first.
+
+    Raises:
+        DatasetError: the fields are missing or malformed.
+        ConfigError: a class is neither a kind nor what the fields call a box.
+    """
     root, [fields] = choose_sources([source.fields], source.datasets, source.folder)
-    wanted = [KINDS.index(kind) for kind in source.classes if not source.outline or kind in KINDS]
-    listed: list[tuple[str, LabelledField, int]] = []
+    known = [*fields.classes, *KINDS, *(OUTLINES if source.outline else ())]
+    if unknown := [name for name in source.classes if name not in known]:
+        raise ConfigError(f"classes: no box of {fields.name} is called {', '.join(unknown)}; known: {', '.join(known)}")
+    found = []
     for split in ("train", "val"):
         for field in read_source(root, fields, split):
             if source.looks and field.source.partition("/")[2] not in source.looks:
                 continue
-            listed += [(split, field, int(row)) for row in np.flatnonzero(np.isin(field.kinds, wanted))]
-    rng = np.random.default_rng(reading.seed)
-    limit = min(source.at_most or len(listed), len(listed))
-    for index in sorted(rng.choice(len(listed), limit, replace=False).tolist()):
-        split, field, row = listed[index]
-        x, y = centres(field.boxes[row : row + 1])[0].tolist()
-        pixels = cut_window(open_image(field.path), (x, y), round(reading.side_um / field.um_per_px))
-        label, stem = KINDS[field.kinds[row]], field.path.stem
-        if source.outline:
-            label = _outline(pixels, field.um_per_px) or label
-        yield Window(
-            pixels, field.um_per_px, label, f"{fields.name}/{stem}", split, f"{field.path.name} {x:.0f} {y:.0f}"
-        )
+            for row, (name, kind) in enumerate(zip(field.names, field.kinds.tolist(), strict=True)):
+                label = next((word for word in (name, KINDS[kind]) if word in source.classes), "")
+                found.append(LabelledBox(field, row, split, label, name))
+    return found
+
+
+def boxes_without_code(source: CellSource) -> dict[str, int]:
+    """Boxes that an entry leaves out as it says nothing of what they are called, by that; none for kinds alone."""
+    if source.format != "boxes" or set(source.classes) <= {*KINDS, *OUTLINES}:
+        return {}
+    return dict(sorted(Counter(box.name for box in labelled_boxes(source) if not box.label).items()))
 
 
 def _outline(pixels: Pixels, um_per_px: float) -> str:

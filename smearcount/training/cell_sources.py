@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from smearcount.config import Strict, read_entries, shipped
-from smearcount.datasets import data_root
+from smearcount.datasets import choose_sources, data_root
 from smearcount.errors import ConfigError, DatasetError
 from smearcount.taxonomy import Taxonomy
 
@@ -122,9 +122,10 @@ def in_codes(source: CellSource, taxonomy: Taxonomy, where: str) -> CellSource:
 
 def folder_of(name: str, source: CellSource) -> Path:
     """Where a collection lies; one of boxes lies where its fields do, unless it has a folder of its own."""
-    root = data_root()
     if source.format == "boxes":
-        return source.folder or Path(root or "", source.fields)
+        home, [fields] = choose_sources([source.fields], source.datasets, source.folder)
+        return fields.folder or home / fields.name
+    root = data_root()
     if root is None and source.folder is None:
         raise DatasetError("no labelled collections found: set SMEARCOUNT_DATA to their folder")
     folder = source.folder or Path(root or "", source.fields or name)

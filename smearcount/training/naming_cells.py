@@ -22,6 +22,7 @@ from smearcount.mending.merging import merge_targets
 from smearcount.records import KINDS
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
+from smearcount.training.cell_formats import boxes_without_code
 from smearcount.training.cell_sources import CellSource, class_of, folder_of, in_codes, load_cell_sources
 from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
@@ -128,7 +129,7 @@ def checked_cells(
     Args:
         recipe: whose `data` decides.
         out: folder for both files.
-        report: takes the line that says how many pictures were left out and how many leaks removed.
+        report: takes the lines that say how many pictures or boxes were left out and how many leaks removed.
         input_px: side of the largest input that will be shown them, where it is larger than the recipe's own.
 
     Raises:
@@ -138,6 +139,10 @@ def checked_cells(
     cells, left_out = usable_cells(recipe, out, input_px=input_px)
     cells, leaks = fair_cells(cells, out)
     if report:
+        for name, source in _asked(data_of(recipe), ()).sources.items():
+            if boxes := boxes_without_code(source):
+                listed = ", ".join(f"{n} {label}" for label, n in boxes.items())
+                report(f"{name}: {sum(boxes.values())} boxes left out, of classes without a code ({listed})")
         report(f"{left_out} pictures left out (faults.csv), {leaks} leaks removed (leaks.txt)")
     refuse_untrained_codes(cells, data_of(recipe))
     return cells
