@@ -27,10 +27,12 @@ _LEAST_SHARE, _LARGEST_GAP_PX, _VOTES = 0.5, 6, 60
 
 _LEAST_SEEN, _BESIDE_PX = 0.4, 6
 """By how much more of a line, from border to border, is darker than of those so far beside it: a line crosses cells,
-but does not end where they do, and in the grain of a nucleus there are lines everywhere."""
+but does not end where they do, and in the grain of a nucleus there are lines everywhere. Beyond the border nothing is
+seen."""
 
 _FEWEST = 4
-"""Pieces, of which one line gives several; in none of 1,800 labelled photographs is there one."""
+"""Pieces with something on both sides, of which one line gives several; in none of 1,800 labelled photographs is there
+one. With one side only, at the border, a row of cells is as dark as a line of a grid that was found elsewhere."""
 
 _LINE_PX, _AROUND_PX = 5, 3
 """Width, in the reduced picture, of what is painted over, and how far around a pixel its colour is taken from."""
@@ -79,11 +81,13 @@ def _lines(thin: Rgb, seen: Rgb) -> Rgb | None:
         along = (piece[1] - piece[0]) / np.hypot(*(piece[1] - piece[0]))
         ends = piece + along * np.array([[-1], [1]]) * math.hypot(*thin.shape)
         beside = _BESIDE_PX * along[::-1] * np.array([1, -1])
-        lines = (_drawn(ends + shift, near.shape) for shift in (0 * beside, beside, -beside))
-        on, *off = (cv2.mean(near, cv2.bitwise_and(line, seen))[0] for line in lines)
-        if on - sum(off) / 2 >= _LEAST_SEEN:
+        lines = [cv2.bitwise_and(_drawn(ends + by, near.shape), seen) for by in (0 * beside, beside, -beside)]
+        on, *off = (cv2.mean(near, line)[0] for line in lines)
+        length, *lengths = (cv2.countNonZero(line) for line in lines)
+        sides = [share for share, within in zip(off, lengths, strict=True) if within > length / 2]
+        if sides and on - sum(sides) / len(sides) >= _LEAST_SEEN:
             mask |= _drawn(ends, mask.shape, _LINE_PX)
-            pieces += 1
+            pieces += len(sides) > 1
     return cast(Rgb, cv2.bitwise_and(mask, thin)) if pieces >= _FEWEST else None
 
 

@@ -52,6 +52,29 @@ def test_the_grain_of_large_nuclei_is_no_line() -> None:
     assert without_lines(pixels)[1] == ""
 
 
+@pytest.mark.parametrize("side", range(4))
+def test_a_row_of_cells_at_the_border_is_no_line(side: int) -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.full((2400, 560, 3), 225, np.uint8)
+    scattered = rng.uniform((0, 0), (560, 2400), (650, 2)).astype(int).tolist()
+    row = [(12 + int(rng.integers(-2, 3)), y) for y in range(15, 2400, 31)]
+    for place in (*scattered, *row):
+        cv2.circle(pixels, place, 15, (200, 110, 120), -1, cv2.LINE_AA)
+    assert without_lines(np.ascontiguousarray(np.rot90(pixels, side)))[1] == ""
+
+
+@pytest.mark.parametrize("far_px", [2, 6, 10])
+def test_a_line_of_a_grid_at_the_border_is_removed(far_px: int) -> None:
+    plain = field()
+    shown = plain.copy()
+    for first in (far_px, far_px + 1):
+        shown[first::150] = shown[:, first::150] = 10
+    mended, _ = without_lines(shown)
+    on = np.s_[:, far_px : far_px + 2]
+    before, after = (np.abs(each[on].astype(int) - plain[on]).mean() for each in (shown, mended))
+    assert after < 0.3 * before
+
+
 @pytest.mark.parametrize("degrees", [0, 3, 5])
 def test_lines_are_replaced_and_nothing_else(degrees: float) -> None:
     plain = field()
