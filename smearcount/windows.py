@@ -27,7 +27,7 @@ FILL = 214
 """Grey level outside the picture: the light of an empty background."""
 
 BLANK_RANGE = 8
-"""Grey levels; a view whose pixels differ by less is empty, whatever a network may see in it."""
+"""Grey levels; a view whose pixels differ by less in every channel is empty, whatever a network may see in it."""
 
 UNDER_WAY = 2
 """Windows begun beyond the one whose answer is waited for: one is in the network, one is being read."""
@@ -148,7 +148,9 @@ def read_view(source: PixelSource, view: Box, canonical_wh: tuple[int, int]) -> 
 
 def _is_blank(region: Pixels) -> bool:
     """Whether every second pixel is nearly the same; a few of them, in green, mostly settle that it is not."""
-    return bool(np.ptp(region[::32, ::32, 1]) < BLANK_RANGE and np.ptp(region[::2, ::2]) < BLANK_RANGE)
+    if np.ptp(region[::32, ::32, 1]) >= BLANK_RANGE:
+        return False
+    return all(np.ptp(region[::2, ::2, channel]) < BLANK_RANGE for channel in range(3))
 
 
 def to_planes(pixels: Pixels, card: DetectorCard) -> Pixels:

@@ -111,9 +111,9 @@ def test_a_view_knows_its_place_in_the_picture(draw_discs: Callable[..., Any]) -
 class Flat:
     """A picture of one colour with a spot of one pixel."""
 
-    def __init__(self, at_xy: tuple[int, int], depth: int) -> None:
-        self.pixels = np.full((90, 130, 3), 200, np.uint8)
-        self.pixels[at_xy[1], at_xy[0], 1] -= depth
+    def __init__(self, at_xy: tuple[int, int], depth: int, channel: int = 1) -> None:
+        self.pixels = np.full((90, 130, 3), (240, 225, 205), np.uint8)
+        self.pixels[at_xy[1], at_xy[0], channel] -= depth
         self.size_wh = (130, 90)
 
     def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
@@ -127,8 +127,15 @@ def test_a_single_spot_is_not_blank(at_xy: tuple[int, int]) -> None:
     assert read_view(Flat(at_xy, BLANK_RANGE - 1), whole, (130, 90)) is None
     # Every second pixel is looked at, as ever: a slow picture of the rule.
     odd = Flat((at_xy[0] + 1, at_xy[1]), 100)
-    assert np.ptp(odd.pixels[::2, ::2]) == 0
+    assert all(np.ptp(odd.pixels[::2, ::2, channel]) == 0 for channel in range(3))
     assert read_view(odd, whole, (130, 90)) is None
+
+
+@pytest.mark.parametrize("channel", range(3))
+def test_a_spot_shows_in_any_channel_of_tinted_glass(channel: int) -> None:
+    whole = (0, 0, 130, 90)
+    assert read_view(Flat((64, 32), BLANK_RANGE, channel), whole, (130, 90)) is not None
+    assert read_view(Flat((64, 32), BLANK_RANGE - 1, channel), whole, (130, 90)) is None
 
 
 # Several under way
