@@ -125,7 +125,7 @@ def assess(
         warnings.append(f"too sparse ({red_counted} red cells counted): count more fields")
     if at_edge > EXCLUDED_SHARE * len(cells):
         warnings.append(f"{at_edge} of {len(cells)} cells lie at the edge and are not counted: take a larger field")
-    if scale.note and (scale.source != "estimated" or scale.note.startswith(("metadata", "slide scale"))):
+    if scale.note and (scale.source != "estimated" or scale.in_doubt):
         warnings.append(scale.note)
     return Quality(round(focus, 3), round(cover, 4), round(overlapping, 4), tuple(warnings))
 

@@ -150,12 +150,14 @@ class Scale:
         source: `flag`, `metadata`, `estimated` or `assumed`.
         red_cell_px: median diameter of the isolated red cells it was checked against, in pixels; NaN without any.
         note: what a reader must know of it; empty where there is nothing to say.
+        in_doubt: the metadata or the slide say another one, with which the red cells do not agree.
     """
 
     um_per_px: float
     source: str
     red_cell_px: float = float("nan")
     note: str = ""
+    in_doubt: bool = False
 
     def __post_init__(self) -> None:
         """Check the source and the number."""

@@ -8,8 +8,9 @@ of the picture are found, the median is that of all of them: it makes the median
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -126,47 +127,63 @@ def settle_scale(
     """
     if flag is not None:
         return ScaledCells(Scale(flag, "flag"), None)
-    if metadata is not None:
-        settled = _checked(source, detector, metadata, view)
-        if slide is None or settled.scale.source == "metadata":
-            return settled
-    if slide is None:
-        return _estimate(source, detector, "", view)
-    checked = _checked(source, detector, slide.um_per_px, view, "slide scale")
-    if checked.scale.source != "metadata":
-        return checked
-    doubt = "" if metadata is None else f"metadata of {metadata:.4g} um a pixel not used; "
-    scale = replace(slide, red_cell_px=checked.scale.red_cell_px, note=doubt + slide.note)
-    return ScaledCells(scale, checked.cells)
+    estimate, doubts = cache(partial(_estimate, source, detector, view)), list[str]()
+    told = {"metadata": None if metadata is None else Scale(metadata, "metadata"), "slide scale": slide}
+    for name, scale in told.items():
+        if scale is None:
+            continue
+        checked = _checked(source, detector, scale.um_per_px, view, estimate)
+        if not checked.refused:
+            taken = replace(scale, red_cell_px=checked.red_px, note=scale.note or checked.note)
+            settled = ScaledCells(taken, checked.cells)
+            break
+        doubts.append(f"{name} of {scale.um_per_px:.4g} um a pixel not used ({checked.refused})")
+    else:
+        settled = estimate()
+    note = "; ".join(filter(None, (*doubts, settled.scale.note)))
+    return replace(settled, scale=replace(settled.scale, note=note, in_doubt=bool(doubts)))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the red cells of a picture say of a scale that was told.
+
+    Attributes:
+        red_px: their median diameter in pixels, NaN without any.
+        cells: those of the whole picture, where they were found at that scale.
+        refused: why it is not used; empty where it is.
+        note: what a reader must know where it is used.
+    """
+
+    red_px: float
+    cells: Detections | None
+    refused: str = ""
+    note: str = ""
 
 
 def _checked(
-    source: PixelSource, detector: Detector, metadata: float, view: Region | None, told: str = "metadata"
-) -> ScaledCells:
-    """The scale of the metadata where the red cells agree with it, or are too few to contradict it."""
-    crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / metadata)), view=view)
-    found = crop.cells(detector, metadata)
+    source: PixelSource, detector: Detector, um_per_px: float, view: Region | None, estimate: Callable[[], ScaledCells]
+) -> _Checked:
+    """Whether the red cells agree with a scale, or are too few to contradict it; then the estimate is asked."""
+    crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / um_per_px)), view=view)
+    found = crop.cells(detector, um_per_px)
     cells, sizes = found if crop.is_whole else None, isolated_red_diameters(found)
-    median_px = float(np.median(sizes)) if len(sizes) else math.nan
-    refused = f"{told} of {metadata:.4g} um a pixel not used"
+    red_px = float(np.median(sizes)) if len(sizes) else math.nan
     if len(sizes) >= ENOUGH_CELLS:
-        if _plausible(median_px * metadata):
-            return ScaledCells(Scale(metadata, "metadata", median_px), cells)
-        return _estimate(source, detector, f"{refused} (red cells of {median_px * metadata:.1f} um); ", view)
-    other = _estimate(source, detector, f"{refused} (no cells of that size); ", view)
-    if other.scale.source != "estimated":
-        note = "too few red cells to check the scale in the metadata"
-        return ScaledCells(Scale(metadata, "metadata", median_px, note), cells)
-    if _plausible(RED_CELL_UM * metadata / other.scale.um_per_px):
-        return ScaledCells(Scale(metadata, "metadata", other.scale.red_cell_px), cells)
-    return other
+        red_um = red_px * um_per_px
+        return _Checked(red_px, cells, "" if _plausible(red_um) else f"red cells of {red_um:.1f} um")
+    other = estimate().scale
+    if other.source != "estimated":
+        return _Checked(red_px, cells, note="too few red cells to check the scale in the metadata")
+    agrees = _plausible(RED_CELL_UM * um_per_px / other.um_per_px)
+    return _Checked(other.red_cell_px, cells, "" if agrees else "no cells of that size")
 
 
 def _plausible(red_um: float) -> bool:
     return PLAUSIBLE_RED_UM[0] <= red_um <= PLAUSIBLE_RED_UM[1]
 
 
-def _estimate(source: PixelSource, detector: Detector, doubt: str, view: Region | None) -> ScaledCells:
+def _estimate(source: PixelSource, detector: Detector, view: Region | None) -> ScaledCells:
     """The first of the fixed places with enough red cells, else the one with the most."""
     places = []
     for place in PLACES:
@@ -177,8 +194,7 @@ def _estimate(source: PixelSource, detector: Detector, doubt: str, view: Region 
     look = max(places, key=lambda place: len(place.sizes))
     sizes = look.sizes
     cells, um_per_px = look.cells if look.crop.is_whole else None, RED_CELL_UM / look.red_px
-    note = doubt + (ESTIMATED_NOTE if look.has_enough else ASSUMED_NOTE)
-    origin = "estimated" if look.has_enough else "assumed"
+    origin, note = ("estimated", ESTIMATED_NOTE) if look.has_enough else ("assumed", ASSUMED_NOTE)
     if not len(sizes):
         return ScaledCells(Scale(um_per_px, origin, note=note), cells)
     median_px = float(np.median(sizes))

@@ -95,6 +95,10 @@ def test_each_warning_has_its_cause(draw_discs: Draw, cells: Cells, field: Pixel
     assert few[1] == "too sparse (19 red cells counted): count more fields"
     noted = Scale(0.2, "assumed", note="the scale can't be trusted")
     assert words(draw_discs, cells(boxes_in_a_row(25, 30, 31)), noted).warnings[-1] == noted.note
+    for in_doubt in (False, True):
+        estimated = Scale(0.2, "estimated", note="metadata of 0.5 um a pixel not used", in_doubt=in_doubt)
+        told = words(draw_discs, cells(boxes_in_a_row(25, 30, 31)), estimated).warnings
+        assert (estimated.note in told) is in_doubt
 
 
 def test_a_good_field_has_no_warning_and_a_blurred_one_has(scatter_discs: Draw, field: Pixels) -> None:

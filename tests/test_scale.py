@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import smearcount.scale as scale_module
 from smearcount.datasets import RED_CELL_UM
 from smearcount.detector import Detector
 from smearcount.geometry import diameters, iou_matrix
@@ -295,7 +296,28 @@ def test_flag_and_good_metadata_win_over_the_slide(scatter_discs: Draw, disc_det
     assert (told.um_per_px, told.source, told.note) == (0.12, "metadata", "")
     wrong = settle_scale(smear, network, metadata=0.3, slide=slide(50)).scale
     assert (wrong.um_per_px, wrong.source) == (0.15, "estimated")
-    assert wrong.note == "metadata of 0.3 um a pixel not used; one scale for the slide"
+    assert wrong.note == "metadata of 0.3 um a pixel not used (red cells of 18.0 um); one scale for the slide"
+    assert wrong.in_doubt
+    assert not told.in_doubt
+
+
+def test_metadata_and_slide_are_both_refused_and_the_estimate_is_made_once(
+    scatter_discs: Draw, draw_discs: Draw, disc_detector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corner = scatter_discs((700, 560), 50, 3)
+    network, made, estimate = disc_detector(**WINDOW), [], scale_module._estimate
+    monkeypatch.setattr(scale_module, "_estimate", lambda *given: made.append(1) or estimate(*given))
+    # In the first the cells are seen in the middle and contradict at once, in the second only by the estimate.
+    for smear, why in ((corner, "red cells of"), (draw_discs((2300, 1900), corner.discs, corner.kinds), "no cells")):
+        made.clear()
+        scale = settle_scale(smear, network, metadata=0.05, slide=slide(20)).scale
+        assert len(made) == 1
+        assert scale.um_per_px == pytest.approx(RED_CELL_UM / 50, rel=0.03)
+        assert (scale.source, scale.in_doubt) == ("estimated", True)
+        metadata, told, origin = scale.note.split("; ")
+        assert metadata.startswith(f"metadata of 0.05 um a pixel not used ({why}")
+        assert told.startswith(f"slide scale of 0.375 um a pixel not used ({why}")
+        assert origin.startswith("estimated from the median red cell")
 
 
 def test_the_cells_of_an_estimate_are_told(scatter_discs: Draw, disc_detector: Make) -> None:
