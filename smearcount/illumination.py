@@ -46,6 +46,9 @@ falls to 0.77 at most."""
 _DIM, _MOST_EVENED, _PARTS = 0.75, 4.0, 8
 """Share of the level below which a corner is looked at; what a pixel is multiplied by at most; parts of a side."""
 
+_EVENED_PERCENT = 80.0
+"""Of the pixels of evened light no lighter than the glass: where light was least, it comes out too high."""
+
 _PIECES = 4
 """White cells from which on lines are looked for where the scale is known; an estimated one may be theirs."""
 
@@ -98,11 +101,12 @@ def even_light(source: ImageSource) -> Lit:
     inside = np.ones((height, width), np.uint8) if view is None else view.mask((width, height))
     if view is not None:
         within = thinned(pixels)[thinned(inside) != 0]
-        level, tinted = float(np.percentile(lightest(within), 95)), is_tinted(glass_colour(within))
+        level, tinted = _level_of(within), is_tinted(glass_colour(within))
     light = _light_over(pixels, inside)
     least, most = light.range_over(inside)
     if most > DARKEST and least < FALLEN * most:
         pixels = light.evened(pixels, most)
+        level = _level_of(thinned(pixels)[thinned(inside) != 0], _EVENED_PERCENT)
         notes.append(f"uneven light, falling to {max(least, 0) / most:.2f}, evened")
     if view is not None:
         pixels = filled(pixels, inside)
@@ -114,6 +118,11 @@ def even_light(source: ImageSource) -> Lit:
         pixels, told = untinted(pixels, inside != 0)
         notes.append(told)
     return Lit(source, view).changed(pixels, *notes)
+
+
+def _level_of(pixels: Rgb, percent: float = 95.0) -> float:
+    """Level of the lightest channel of the glass among pixels `(N, 3)`: that of all but the lightest of them."""
+    return float(np.percentile(lightest(pixels), percent))
 
 
 def find_cells(

@@ -218,6 +218,18 @@ def test_light_that_falls_to_the_corners_is_evened(pipeline: Pipeline, dark: flo
         assert found.count(kind) == pytest.approx(plain.count(kind), rel=0.02)
 
 
+@pytest.mark.parametrize("peak", [0.45, 0.55])
+def test_a_dark_picture_lit_from_a_side_is_not_burnt_out(peak: float) -> None:
+    y, x = np.mgrid[: FIELD_WH[1], : FIELD_WH[0]]
+    far = np.hypot(x / FIELD_WH[0] - 0.12, (y / FIELD_WH[1] - 0.15) * 0.75) / 0.5
+    light = peak * np.clip(1 - 0.7 * far**2, 0.3, 1)
+    lit = even_light(ArraySource(np.rint(field() * light[..., None]).astype(np.uint8)))
+    assert "uneven light" in lit.source.notes[0]
+    shown = lit.source.read(0, 0, *FIELD_WH)
+    assert (shown == 255).any(axis=2).mean() < 0.05
+    assert 125 < np.percentile(shown.max(axis=2), 80) < 225
+
+
 def test_black_that_is_no_surround_is_left_alone() -> None:
     size = (900, 1200, 3)
     cross = np.full(size, 220, np.uint8)
