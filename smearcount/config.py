@@ -44,7 +44,7 @@ class Settings(Strict):
         level: which resolution of a pyramid, from 0, instead of the finest.
         channel: which channel of a multi-channel picture, from 1, shown grey.
         region: GeoJSON file of where to count, in pixels.
-        countable: `auto` leaves out what can't be counted in pictures of more than 0.25 mm2; `all` counts everywhere.
+        countable: `auto` leaves out what can't be counted in pictures of 0.25 mm2 and more; `all` counts everywhere.
         taxonomy: a taxonomy file instead of the shipped one.
     """
 

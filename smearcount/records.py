@@ -43,7 +43,7 @@ class Detections:
         boxes: `(N, 4) float32`, pixels of the picture.
         scores: `(N,) float32` in [0, 1].
         kinds: `(N,)` strings out of `KINDS`.
-        at_edge: `(N,) bool`, the box touches the border of the picture.
+        at_edge: `(N,) bool`, the box reaches the border of the picture or the edge of the field of view.
     """
 
     boxes: Floats
@@ -173,8 +173,8 @@ class Quality:
 
     Attributes:
         sharpness: relative strength of the finest detail; 1 is a well focused field.
-        red_cell_cover: share of the picture that the boxes of red cells cover.
-        overlapping: share of the red cells whose box overlaps another one's by more than a tenth.
+        red_cell_cover: area of the red cells, as discs in their boxes, over that of the view; what overlaps is double.
+        overlapping: share of the red cells whose disc has more than a tenth in common with another one's.
         warnings: sentences for the reader, empty for a good field.
         shares: of a large picture, the share of its area by what can be counted and why the rest can't.
     """

@@ -108,17 +108,16 @@ CONDITIONS: Mapping[str, Change] = {
 
 
 def spread_fields(sources: Sequence[str], number: int) -> list[LabelledField]:
-    """`number` validation fields, the same number from every look, evenly spaced in its list."""
+    """`number` validation fields, from every look as many, or one more from the first, evenly spaced in its list."""
     looks: dict[str, list[LabelledField]] = {}
     for field in labelled_fields(sources, "val"):
         looks.setdefault(field.source, []).append(field)
-    share = -(-number // len(looks))
-    picked = [
+    share, more = divmod(number, len(looks))
+    return [
         fields[int(row)]
-        for fields in looks.values()
-        for row in np.linspace(0, len(fields) - 1, min(share, len(fields)))
+        for n, fields in enumerate(looks.values())
+        for row in np.linspace(0, len(fields) - 1, min(share + (n < more), len(fields)))
     ]
-    return picked[:number]
 
 
 def across_changes(
