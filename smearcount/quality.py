@@ -119,15 +119,19 @@ def assess(
     for kind, (share, fewest, name) in ODD_SHARES.items():
         n = int((cells.kinds == kind).sum())
         if n >= fewest and n > share * len(red):
-            warnings.append(f"{n} {name} for {len(red)} red cells: see on the overlay whether all of them are such")
+            warnings.append(f"{n} {name} for {_red_cells(len(red))}: see on the overlay whether all of them are such")
     red_counted, at_edge = int((counted & is_red).sum()), excluded.get("edge", 0)
     if red_counted < SPARSE_RED:
-        warnings.append(f"too sparse ({red_counted} red cells counted): count more fields")
+        warnings.append(f"too sparse ({_red_cells(red_counted)} counted): count more fields")
     if at_edge > EXCLUDED_SHARE * len(cells):
         warnings.append(f"{at_edge} of {len(cells)} cells lie at the edge and are not counted: take a larger field")
     if scale.note and (scale.source != "estimated" or scale.in_doubt):
         warnings.append(scale.note)
     return Quality(round(focus, 3), round(cover, 4), round(overlapping, 4), tuple(warnings))
+
+
+def _red_cells(n: int) -> str:
+    return f"{n} red cell{'s' * (n != 1)}"
 
 
 def warnings_of(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:

@@ -184,14 +184,8 @@ def _plausible(red_um: float) -> bool:
 
 
 def _estimate(source: PixelSource, detector: Detector, view: Region | None) -> ScaledCells:
-    """The first of the fixed places with enough red cells, else the one with the most."""
-    places = []
-    for place in PLACES:
-        look = _estimate_here(source, detector, place, view)
-        places.append(look)
-        if look.has_enough or look.crop.is_whole:
-            break
-    look = max(places, key=lambda place: len(place.sizes))
+    """The scale of the median red cell of the place that tells most."""
+    look = _best_look(source, detector, view)
     sizes = look.sizes
     cells, um_per_px = look.cells if look.crop.is_whole else None, RED_CELL_UM / look.red_px
     origin, note = ("estimated", ESTIMATED_NOTE) if look.has_enough else ("assumed", ASSUMED_NOTE)
@@ -228,6 +222,17 @@ class _Look:
             and abs(math.log2(float(np.median(self.sizes)) / self.red_px)) <= CERTAIN_OCTAVES
             and float(scores.mean()) >= CERTAIN_SCORE
         )
+
+
+def _best_look(source: PixelSource, detector: Detector, view: Region | None) -> _Look:
+    """The first of the fixed places with enough red cells, else the one with the most."""
+    places = []
+    for place in PLACES:
+        look = _estimate_here(source, detector, place, view)
+        places.append(look)
+        if look.has_enough or look.crop.is_whole:
+            break
+    return max(places, key=lambda place: len(place.sizes))
 
 
 def _crop_side(red_px: float, least_px: int) -> int:
@@ -294,7 +299,27 @@ def find_at_scale(
             sought_at, scale = scale.um_per_px, _of(scale, isolated_red_diameters(cells))
             if abs(sought_at / scale.um_per_px - 1) > REUSE_WITHIN:
                 cells = search(scale.um_per_px)
-    return check_scale(scale, cells), cells
+    scale = check_scale(scale, cells)
+    if scale.source == "flag" and math.isnan(scale.red_cell_px):
+        scale = replace(scale, note=_other_scale(source, detector, scale.um_per_px, view))
+    return scale, cells
+
+
+def _other_scale(source: PixelSource, detector: Detector, um_per_px: float, view: Region | None) -> str:
+    """A note for a scale at which there are too few red cells, where at another one they are beyond doubt; else "".
+
+    They are to be more than whatever is found of the same place at the scale given, or platelets would be red cells.
+    """
+    look = _best_look(source, detector, view)
+    looks_like = RED_CELL_UM / float(np.median(look.sizes)) if look.is_certain else um_per_px
+    if _plausible(RED_CELL_UM * um_per_px / looks_like):
+        return ""
+    if len(look.sizes) <= len(look.crop.cells(detector, um_per_px)):
+        return ""
+    return (
+        f"at the scale given hardly any red cell is found; the picture looks like {looks_like:.2g} um a pixel: "
+        "check --um-per-px"
+    )
 
 
 def spread_estimate(

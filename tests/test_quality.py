@@ -170,6 +170,7 @@ def test_nothing_at_all_is_sparse_and_out_of_focus(draw_discs: Draw, cells: Cell
         (41, 0, 21, ["21 of 41 cells lie at the edge and are not counted: take a larger field"]),
         (25, 0, 6, ["too sparse (19 red cells counted): count more fields"]),
         (19, 3, 0, ["too sparse (19 red cells counted): count more fields"]),
+        (2, 0, 1, ["too sparse (1 red cell counted): count more fields"]),
     ],
 )
 def test_advice_goes_by_the_cells_that_count(

@@ -248,6 +248,29 @@ def test_a_given_scale_is_checked_against_the_cells(cells: Cells) -> None:
     assert check_scale(few, found.take(np.arange(9))) is few
 
 
+@pytest.mark.parametrize("wrong", [0.15, 0.2])
+def test_a_scale_given_at_which_no_red_cell_is_found_is_doubted(
+    scatter_discs: Draw, disc_detector: Make, wrong: float
+) -> None:
+    smear, given = scatter_discs((900, 700), 60, 5), wrong * RED_CELL_UM / 60
+    scale, cells = find_at_scale(smear, disc_detector(**WINDOW), given, metadata=0.3, slide=slide(50))
+    assert len(cells) == 0
+    assert (scale.um_per_px, scale.source) == (given, "flag")
+    assert scale.note.endswith("the picture looks like 0.12 um a pixel: check --um-per-px")
+
+
+def test_empty_and_sparse_fields_at_the_right_scale_are_not_doubted(
+    scatter_discs: Draw, draw_discs: Draw, disc_detector: Make
+) -> None:
+    few = scatter_discs((250, 250), 60, 6)
+    at = np.stack(np.meshgrid(np.arange(6), np.arange(6)), axis=-1).reshape(-1, 2) * 80 + 100
+    platelets = draw_discs((650, 650), np.column_stack([at, np.full(36, 16)]), ("platelet",) * 36)
+    for smear in (few, draw_discs((600, 500), np.zeros((0, 3)), ()), platelets):
+        scale, cells = find_at_scale(smear, disc_detector(**WINDOW), RED_CELL_UM / 60)
+        assert (cells.kinds == "rbc").sum() < 10
+        assert scale.note == ""
+
+
 @pytest.mark.parametrize("n", [150, 900])
 def test_isolated_cells_are_those_of_the_matrix(cells: Cells, n: int) -> None:
     rng = np.random.default_rng(n)
