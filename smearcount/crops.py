@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from smearcount.batch import Failure, Progress, analyze_each
 from smearcount.errors import UsageError
-from smearcount.images import grow_text, make_folder, write_picture
+from smearcount.images import grow_text, make_folder, partial_path, write_picture
 from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS
 from smearcount.output_names import numbered, shortened
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import Row, cell_rows, to_csv
 from smearcount.taxonomy import file_name_of
 
-__all__ = ["Cropped", "write_crops"]
+__all__ = ["Cropped", "check_crops", "write_crops"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,26 @@ class Cropped:
     written: int
     failed: tuple[str, ...]
     renamed: tuple[tuple[Path, str], ...]
+
+
+def check_crops(images: Iterable[Path], out: Path, inputs: Iterable[Path] = ()) -> None:
+    """See, before the models are loaded, that no patch and no manifest replaces anything that is read.
+
+    Args:
+        images: pictures to cut.
+        out: folder of the patches.
+        inputs: other files that the run reads.
+
+    Raises:
+        UsageError: one would.
+    """
+    listed = list(images)
+    stems = "|".join(re.escape(shortened(path.name)) for path in listed)
+    own = re.compile(rf"(?:{stems})(?:-\d+)?_\d{{5,}}_.+\.png|{MANIFEST}|{partial_path(Path(MANIFEST))}", re.IGNORECASE)
+    for path in (*listed, *inputs):
+        for each in (path, Path(os.path.realpath(path))):
+            if os.path.realpath(each.parent) == os.path.realpath(out) and own.fullmatch(each.name):
+                raise UsageError(f"{path}: is read by this run, which may write it; give --out another folder")
 
 
 def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress: Progress = iter) -> Cropped:

@@ -12,7 +12,10 @@ from pathlib import Path
 
 from smearcount.records import SmearResult
 
-__all__ = ["numbered", "place_of", "shortened", "stem_in", "unique_stems"]
+__all__ = ["OVERLAYS", "numbered", "place_of", "shortened", "stem_in", "unique_stems"]
+
+OVERLAYS = (".overlay.jpg", ".overlay.tif")
+"""What is added to the name of a picture for its annotated copy; the second where it is too long for JPEG."""
 
 _NAME_BYTES = 200
 """Longest stem in bytes: file systems take names of 255, and up to 50 are added to it."""

@@ -32,7 +32,7 @@ from smearcount.batch import (
 from smearcount.batch.listing import list_pictures
 from smearcount.batch.scales import measure_one
 from smearcount.config import Settings, shipped
-from smearcount.crops import write_crops
+from smearcount.crops import check_crops, write_crops
 from smearcount.errors import ImageError, UsageError
 from smearcount.output_names import unique_stems
 from smearcount.pipeline import Analysis
@@ -366,6 +366,48 @@ def test_no_output_replaces_what_the_run_is_told_by(tmp_path: Path, pipeline: An
             run(pipeline, job)
     assert told.read_text() == "a.jpg\n"
     assert run(pipeline, BatchJob(folder, tmp_path / "r.csv", listed=told)).done == 1
+
+
+def test_no_overlay_or_sheet_replaces_what_is_read(tmp_path: Path) -> None:
+    folder, told = smears(tmp_path / "in", "a.png", "z.png"), tmp_path / "told.txt"
+    (tmp_path / "away").symlink_to(folder)
+    read = ("a.png.overlay.jpg", "a.png.overlay.tif", "a.png.gallery/neutrophil.jpg", "a.png.gallery/b.jpg")
+    for name in read:
+        smear(folder / name, 3)
+        told.write_text(f"a.png\nz.png\n{name}\n")
+        before = (folder / name).read_bytes()
+        flag = "--gallery" if "gallery" in name else "--overlays"
+        for where in (folder, tmp_path / "away"):
+            wanted = {"galleries": where} if "gallery" in name else {"overlays": where}
+            with pytest.raises(UsageError, match=rf"read by this run; give {flag} another folder"):
+                run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv", listed=told, **wanted))
+        assert (folder / name).read_bytes() == before
+        assert not list(tmp_path.glob("r.csv*"))
+    job = BatchJob(folder, tmp_path / "r.csv", overlays=tmp_path / "o", galleries=tmp_path / "o", listed=told)
+    assert run_batch(DiscMaker(), job).done == 3
+
+
+def test_no_table_replaces_the_list_of_patches_of_crop(tmp_path: Path, pipeline: Any) -> None:
+    folder = pictures(tmp_path / "in", "a.jpg")
+    write_crops(pipeline, [folder / "a.jpg"], folder / "crops")
+    listed = folder / "crops" / "manifest.csv"
+    before = listed.read_bytes()
+    with pytest.raises(UsageError, match=r"manifest\.csv: lists patches .*; give --cells another name"):
+        run(pipeline, BatchJob(folder, tmp_path / "r.csv", listed, recursive=True))
+    assert listed.read_bytes() == before
+
+
+def test_no_patch_replaces_what_is_read(tmp_path: Path, pipeline: Any) -> None:
+    out = tmp_path / "o"
+    assert write_crops(pipeline, [Path("a.jpg")], out).written == 1
+    (patch,) = out.glob("*.png")
+    (tmp_path / "link.png").symlink_to(patch)
+    for each in (patch, tmp_path / "link.png", out / "A.JPG-2_00000_rbc_x.png"):
+        with pytest.raises(UsageError, match="is read by this run, which may write it; give --out another folder"):
+            check_crops([Path("a.jpg"), each], out)
+        check_crops([each], out)
+    with pytest.raises(UsageError, match="is read by this run"):
+        check_crops([Path("a.jpg")], out, [out / "manifest.csv"])
 
 
 def test_patches_of_an_earlier_crop_are_no_fields(tmp_path: Path, pipeline: Any) -> None:

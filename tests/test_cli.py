@@ -269,6 +269,7 @@ def small(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = cv2.imencode(".png", cv2.imread(str(SPARSE))[:200, :300])[1].tobytes()
     for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
 
@@ -402,6 +403,10 @@ def test_one_file_for_two_tables_and_a_picture_as_report_are_wrong_usage(tmp_pat
         (["classify", "in", "--out", "in/manifest.csv"], "--out"),
         (["classify", "in", "--out", "link.csv"], "--out"),
         (["analyze", "in/a.png", "in/a.overlay.jpg", "--out", "in"], "--out"),
+        (["analyze", "in/a.png", "--config", "in/a.cells.csv", "--out", "in"], "--out"),
+        (["analyze", "in/a.png", "in/a.gallery/neutrophil.png", "--out", "in"], "--out"),
+        (["batch", "in", "--list", "names.txt", "--overlays", "in", "--out", "r.csv"], "--overlays"),
+        (["crop", "in/a.png", "--config", "in/manifest.csv", "--out", "in"], "--out"),
         (["bench", "in/a.png", "--out", "in/a.png"], "--out"),
         (["bench", "slides", "in/a.png", "--out", "in/a.png"], "--out"),
         (["bench", "naming", "in/a.png", "--out", "in/a.png"], "--out"),
@@ -416,8 +421,10 @@ def test_no_output_replaces_what_is_read(
     words: list[str], flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = small(Path("in"), "a.png", "a.overlay.jpg")
-    for path in (Path("told.csv"), Path("truth.json"), Path("merges.yaml"), folder / "manifest.csv"):
+    folder = small(Path("in"), "a.png", "a.overlay.jpg", "a.png.overlay.jpg", "a.gallery/neutrophil.png")
+    Path("names.txt").write_text("a.png\na.png.overlay.jpg\n")
+    settings = (folder / "manifest.csv", folder / "a.cells.csv")
+    for path in (Path("told.csv"), Path("truth.json"), Path("merges.yaml"), *settings):
         path.write_bytes(shipped("configs").joinpath("taxonomy.yaml").read_bytes() if "--taxonomy" in words else b"{}")
     if "--region" in words:
         Path("told.csv").write_text('{"type": "Polygon", "coordinates": [[[0, 0], [99, 0], [99, 99], [0, 0]]]}')
@@ -425,7 +432,7 @@ def test_no_output_replaces_what_is_read(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     result = call(*words)
     assert result.exit_code == 2, result.output
-    assert f"is read by this run; give {flag} another name" in result.stderr
+    assert re.search(rf"read by this run[^;]*; give {flag} another (name|folder)", result.stderr)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

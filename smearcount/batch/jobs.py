@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 from smearcount.batch.tables import ENDINGS
 from smearcount.errors import UsageError
-from smearcount.images import check_target, make_folder, refuse_input
+from smearcount.images import check_target, make_folder, refuse_input, refuse_inputs
+from smearcount.manifests import MANIFEST, names_listed
+from smearcount.output_names import OVERLAYS, place_of
 
 __all__ = ["BatchJob", "Interrupted", "Outcome", "Stage", "Watch", "check_job"]
 
@@ -141,12 +144,12 @@ class Interrupted(KeyboardInterrupt):
         self.journal = journal
 
 
-def check_job(job: BatchJob, pictures: set[str]) -> None:
+def check_job(job: BatchJob, pictures: Mapping[str, Path]) -> None:
     """Refuse, before the first picture, what would end badly after the last one.
 
     Args:
         job: what is wanted.
-        pictures: the real paths of the pictures to analyse.
+        pictures: to analyse, by their names in the report.
 
     Raises:
         UsageError: an output would replace another, a picture or another input, or its name is too long or has an
@@ -155,6 +158,7 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
     """
     taken: dict[str, str] = {}
     inputs = [*job.inputs, *([job.listed] if job.listed else [])]
+    real_pictures = {os.path.realpath(path) for path in pictures.values()}
     for flag, path in job.files.items():
         endings = tuple(ENDINGS) if flag in job.tables else PAGE_ENDINGS
         if path.suffix.lower() not in endings:
@@ -165,10 +169,22 @@ def check_job(job: BatchJob, pictures: set[str]) -> None:
         longest = _NAME_BYTES - (len(".journal-journal") if path == job.report else 0)
         if len(os.fsencode(path.name)) > longest:
             raise UsageError(f"{path}: its name is too long; give {flag} a shorter name, of at most {longest} bytes")
-        if real in pictures:
+        if real in real_pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
         refuse_input(path, inputs, flag)
+        if path.name == MANIFEST and names_listed(path.parent):
+            raise UsageError(f"{path}: lists patches of `smearcount crop`; give {flag} another name")
+    _check_folders(job, pictures, [*inputs, *pictures.values()])
     for path in job.files.values():
         check_target(path)
     for folder in job.folders:
         make_folder(folder)
+
+
+def _check_folders(job: BatchJob, pictures: Iterable[str], inputs: Sequence[Path]) -> None:
+    """Refuse overlays and sheets of which one would replace a picture or another input."""
+    if folder := job.overlays:
+        files = (place_of(folder, name, ending) for name, ending in product(pictures, OVERLAYS))
+        refuse_inputs(files, (), inputs, "--overlays")
+    if folder := job.galleries:
+        refuse_inputs((), (place_of(folder, name, ".gallery") for name in pictures), inputs, "--gallery")

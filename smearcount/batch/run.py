@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import time
 import zlib
 from collections import Counter
@@ -30,7 +29,6 @@ from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
 from smearcount.batch.work import (
-    OVERLAY,
     BatchWork,
     Maker,
     Task,
@@ -42,7 +40,7 @@ from smearcount.batch.work import (
 )
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
-from smearcount.output_names import place_of
+from smearcount.output_names import OVERLAYS, place_of
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales
 
@@ -66,7 +64,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
     """
     start = time.perf_counter()
     listing = list_pictures(job)
-    check_job(job, {os.path.realpath(picture.path) for picture in listing.pictures})
+    check_job(job, {picture.image_id: picture.path for picture in listing.pictures})
     with locked((*job.files.values(), *job.folders)):
         _sweep(job, listing.pictures)
         with contextlib.closing(Journal(job.journal, maker.identity(), fresh=job.fresh)) as journal:
@@ -82,7 +80,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
 
 
 def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
-    overlays = (place_of(job.overlays, each.image_id, OVERLAY) for each in pictures if job.overlays)
+    overlays = (place_of(job.overlays, each.image_id, OVERLAYS[0]) for each in pictures if job.overlays)
     galleries = (place_of(job.galleries, each.image_id, ".gallery") for each in pictures if job.galleries)
     sweep(job.files.values(), overlays, galleries)
 

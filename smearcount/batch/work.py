@@ -27,14 +27,13 @@ from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
 from smearcount.errors import ConfigError, ImageError
 from smearcount.images import content_sha256, content_state, make_folder, write_picture
-from smearcount.output_names import place_of
+from smearcount.output_names import OVERLAYS, place_of
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = [
-    "OVERLAY",
     "BatchWork",
     "PipelineMaker",
     "Task",
@@ -45,9 +44,6 @@ __all__ = [
     "picture_digest",
     "scales_text",
 ]
-
-OVERLAY = ".overlay.jpg"
-"""What is added to the name of a picture for its annotated copy."""
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
@@ -252,7 +248,7 @@ def picture_digest(path: Path) -> str:
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     files: dict[str, dict[str, str]] = {}
     if wishes.overlays:
-        overlay = place_of(wishes.overlays, task.image_id, OVERLAY)
+        overlay = place_of(wishes.overlays, task.image_id, OVERLAYS[0])
         make_folder(overlay.parent)
         _keep(files, wishes.overlays, [write_picture(overlay, analysis.overlay())])
     if wishes.galleries:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 def analyze(
     images: Images,
     settings: Settings,
+    inputs: tuple[Path, ...],
     out: Out = Path("smearcount_out"),
     gallery: Annotated[
         bool, typer.Option("--gallery", help="Write a contact sheet of the cells of each code.")
@@ -45,29 +48,39 @@ def analyze(
 ) -> None:
     """Find, count and draw the cells of pictures: a table, and JSON, cells and overlay in the output folder."""
     with clear_errors():
-        failed = _analyze_all(images, out, settings, gallery=gallery, quiet=quiet, as_json=as_json)
+        failed = _analyze_all(images, out, settings, inputs, gallery=gallery, quiet=quiet, as_json=as_json)
     raise typer.Exit(1 if failed else 0)
 
 
 def _analyze_all(
-    images: list[Path], out: Path, settings: Settings, *, gallery: bool, quiet: bool, as_json: bool
+    images: list[Path],
+    out: Path,
+    settings: Settings,
+    inputs: tuple[Path, ...],
+    *,
+    gallery: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     from smearcount.batch import Failure, analyze_each
-    from smearcount.images import make_folder, refuse_input
-    from smearcount.output_names import stem_in, unique_stems
+    from smearcount.images import make_folder, refuse_inputs
+    from smearcount.output_names import OVERLAYS, stem_in, unique_stems
     from smearcount.pipeline import Pipeline
 
     stems, failed = unique_stems(images), 0
-    overlays = [out / f"{stem}.overlay.jpg" for stem in stems.values()]
-    for path in images:
-        if path.name.endswith(".overlay.jpg"):
-            refuse_input(path, overlays)
+
+    def refuse(stems: Sequence[str]) -> None:
+        files = (out / f"{stem}{ending}" for stem, ending in product(stems, (".json", ".cells.csv", *OVERLAYS)))
+        refuse_inputs(files, [out / f"{stem}.gallery" for stem in stems], [*images, *inputs])
+
+    refuse(list(stems.values()))
     make_folder(out)
     pipeline = Pipeline.load(settings)
 
     def finish(path: Path, analysis: Analysis) -> tuple[SmearResult, list[Path]]:
         stem = stem_in(out, stems[path], analysis.result)
         if stem != stems[path]:
+            refuse([stem])
             _show_renamed(path, stem, out)
         return analysis.result, [*_write_gallery(analysis, out, stem, wanted=gallery), *analysis.save(out, stem)]
 
@@ -123,12 +136,19 @@ def _show_failure(reason: str) -> None:
 
 @app.command()
 @with_settings
-def crop(images: Images, settings: Settings, out: Out = Path("smearcount_crops"), quiet: Quiet = False) -> None:
+def crop(
+    images: Images,
+    settings: Settings,
+    inputs: tuple[Path, ...],
+    out: Out = Path("smearcount_crops"),
+    quiet: Quiet = False,
+) -> None:
     """Write the 452 x 452 px patch of every cell, and a manifest of them."""
-    from smearcount.crops import write_crops
+    from smearcount.crops import check_crops, write_crops
     from smearcount.pipeline import Pipeline
 
     with clear_errors():
+        check_crops(images, out, inputs)
         found = write_crops(Pipeline.load(settings), images, out, bar(quiet, "cutting out"))
     for path, stem in found.renamed:
         _show_renamed(path, stem, out)

@@ -25,6 +25,7 @@ __all__ = [
     "part_key",
     "partial_path",
     "refuse_input",
+    "refuse_inputs",
     "through_jpeg",
     "write_bytes_atomic",
     "write_picture",
@@ -67,6 +68,29 @@ def refuse_input(path: Path, inputs: Iterable[Path], flag: str = "--out") -> Non
     # Unlike Path.resolve, os.path.realpath takes links to themselves for names.
     if os.path.realpath(path) in {os.path.realpath(each) for each in inputs}:
         raise UsageError(f"{path}: is read by this run; give {flag} another name")
+
+
+def refuse_inputs(files: Iterable[Path], folders: Iterable[Path], inputs: Iterable[Path], flag: str = "--out") -> None:
+    """See that none of the outputs that are called after pictures replaces anything that is read.
+
+    Args:
+        files: the outputs.
+        folders: of outputs, in which nothing may be read: what an earlier run left there is removed.
+        inputs: every file that the run reads.
+        flag: that says where the outputs go, for the error.
+
+    Raises:
+        UsageError: one of them is read, or holds what is, under this or another name.
+    """
+    listed = list(inputs)
+    read = {os.path.realpath(each) for each in listed}
+    held = {os.path.realpath(each) for each in {path.parent for path in (*listed, *map(Path, read))}}
+    for path in files:
+        if os.path.realpath(path) in read:
+            raise UsageError(f"{path}: is read by this run; give {flag} another folder")
+    for folder in folders:
+        if os.path.realpath(folder) in held:
+            raise UsageError(f"{folder}: holds what is read by this run; give {flag} another folder")
 
 
 def check_target(path: Path, inputs: Iterable[Path] = ()) -> Path:
