@@ -24,15 +24,7 @@ from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
 from smearcount.illumination import Lit, even_light, find_cells, settle_lit
-from smearcount.images import (
-    ArraySource,
-    ImageSource,
-    ReadLimits,
-    make_folder,
-    open_image,
-    write_picture,
-    write_text_atomic,
-)
+from smearcount.images import ArraySource, ImageSource, ReadLimits, make_folder, open_image, write_text_atomic
 from smearcount.naming import Namer
 from smearcount.output_names import stem_in
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
@@ -139,11 +131,13 @@ class Analysis:
         Raises:
             ImageError: the folder can't be written.
         """
+        from smearcount.overlay import write_overlay
+
         folder = make_folder(Path(folder))
         stem = stem or stem_in(folder, Path(self.result.image_id).stem or "smear", self.result)
         summary, cells = folder / f"{stem}.json", folder / f"{stem}.cells.csv"
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
-        overlay = write_picture(folder / f"{stem}.overlay.jpg", self.overlay())
+        overlay = write_overlay(folder / f"{stem}.overlay.jpg", self.overlay())
         write_text_atomic(cells, report.cells_csv(self.result))
         write_text_atomic(summary, report.json_report(self.result, self.taxonomy))
         return [summary, cells, overlay]

@@ -6,12 +6,14 @@ import importlib.util
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from smearcount import outlines, overlay, panel
 from smearcount.images import ArraySource
+from smearcount.overlay import write_overlay
 from smearcount.pipeline import Analysis
 from smearcount.records import Counts, Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -85,6 +87,15 @@ def test_photograph_stands_unhidden_in_the_corner(size_wh):
     np.testing.assert_array_equal(sheet[:height, :width], outlined(result, zoom))
     assert sheet.dtype == np.uint8
     assert sheet.shape[0] * sheet.shape[1] > height * width
+
+
+def test_an_overlay_of_an_earlier_run_in_the_other_format_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, path = np.full((50, 60, 3), 200, np.uint8), tmp_path / "a.overlay.jpg"
+    (tmp_path / "a.tif").touch()
+    for most, suffix in ((100, ".jpg"), (40, ".tif"), (100, ".jpg")):
+        monkeypatch.setattr("smearcount.images.writing.JPEG_MAX_SIDE_PX", most)
+        assert write_overlay(path, pixels) == path.with_suffix(suffix)
+        assert {each.name for each in tmp_path.iterdir()} == {"a.tif", f"a.overlay{suffix}"}
 
 
 def test_empty_result_draws_and_leaves_its_input():

@@ -26,7 +26,7 @@ from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
 from smearcount.errors import ConfigError, ImageError
-from smearcount.images import content_sha256, content_state, make_folder, write_picture
+from smearcount.images import content_sha256, content_state, make_folder
 from smearcount.output_names import OVERLAYS, place_of
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -248,9 +248,11 @@ def picture_digest(path: Path) -> str:
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     files: dict[str, dict[str, str]] = {}
     if wishes.overlays:
+        from smearcount.overlay import write_overlay
+
         overlay = place_of(wishes.overlays, task.image_id, OVERLAYS[0])
         make_folder(overlay.parent)
-        _keep(files, wishes.overlays, [write_picture(overlay, analysis.overlay())])
+        _keep(files, wishes.overlays, [write_overlay(overlay, analysis.overlay())])
     if wishes.galleries:
         from smearcount.gallery import write_gallery
 
