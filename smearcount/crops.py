@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pathlib import Path
 from smearcount.batch import Failure, Progress, analyze_each
 from smearcount.errors import UsageError
 from smearcount.images import grow_text, make_folder, partial_path, write_picture
-from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS
+from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS, read_manifest
 from smearcount.output_names import numbered, shortened
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import Row, cell_rows, to_csv
@@ -105,20 +104,15 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
 
 def _listed(manifest: Path) -> dict[str, list[Row]]:
     """The rows of a manifest by the stem of their files; nothing where there is none."""
-    if not manifest.is_file():
+    found = read_manifest(manifest)
+    if found is None and not manifest.exists():
         return {}
-    refused = UsageError(f"{manifest}: no manifest of this version of `smearcount crop`; give another folder")
-    try:
-        with manifest.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
-                raise refused
-            rows: dict[str, list[Row]] = {}
-            for row in reader:
-                stem = row["file"].rpartition(f"_{row['cell_id'].zfill(5)}_{row['kind']}_")[0]
-                rows.setdefault(stem, []).append(dict(row))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise refused from error
+    if found is None or any(tuple(row) != MANIFEST_COLUMNS for row in found):
+        raise UsageError(f"{manifest}: no manifest of this version of `smearcount crop`; give another folder")
+    rows: dict[str, list[Row]] = {}
+    for row in found:
+        stem = row["file"].rpartition(f"_{row['cell_id'].zfill(5)}_{row['kind']}_")[0]
+        rows.setdefault(stem, []).append(dict(row))
     return rows
 
 

@@ -11,10 +11,19 @@ from smearcount.errors import UsageError
 from smearcount.patches import PatchSizes
 from smearcount.report import CELL_COLUMNS
 
-__all__ = ["MANIFEST", "MANIFEST_COLUMNS", "ListedPatch", "listed_patches", "manifests_beside", "names_listed"]
+__all__ = [
+    "MANIFEST",
+    "MANIFEST_COLUMNS",
+    "ListedPatch",
+    "listed_patches",
+    "manifests_beside",
+    "names_listed",
+    "read_manifest",
+]
 
 MANIFEST = "manifest.csv"
 MANIFEST_COLUMNS = ("file", *CELL_COLUMNS, "found_as", "side_um", "filled", "um_per_px", "image_sha256")
+_NEEDED = ("file", "kind", "diameter_um", "side_um", "um_per_px")
 
 
 @dataclass(frozen=True)
@@ -37,15 +46,36 @@ def manifests_beside(pictures: Iterable[Path]) -> list[Path]:
     return [path for path in dict.fromkeys(picture.parent / MANIFEST for picture in pictures) if path.is_file()]
 
 
-def names_listed(folder: Path) -> frozenset[str]:
-    """The names of the patches of `smearcount crop` in a folder; none where it has no manifest of them."""
+def read_manifest(path: Path) -> list[dict[str, str]] | None:
+    """The rows of a manifest of `smearcount crop`, this version's or an older one's; None where there is none.
+
+    Raises:
+        UsageError: it can't be read, or a row is incomplete.
+    """
     try:
-        with (folder / MANIFEST).open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
             table = csv.DictReader(file)
-            ours = {"file", "found_as", "side_um"} <= set(table.fieldnames or ())
-            return frozenset(row["file"] for row in table) if ours else frozenset()
-    except (OSError, ValueError, csv.Error):
-        return frozenset()
+            if not set(_NEEDED) <= set(table.fieldnames or ()):
+                return None
+            rows = []
+            for row in table:
+                if None in row or None in row.values() or not all(row[column] for column in _NEEDED):
+                    raise ValueError(f"line {table.line_num} is not whole")
+                rows.append(row)
+            return rows
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path}: no manifest of `smearcount crop` ({error}); move it elsewhere") from error
+
+
+def names_listed(folder: Path) -> frozenset[str]:
+    """The names of the patches of `smearcount crop` in a folder; none where it has no manifest of them.
+
+    Raises:
+        UsageError: the manifest can't be read.
+    """
+    return frozenset(row["file"] for row in read_manifest(folder / MANIFEST) or ())
 
 
 def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:
@@ -54,29 +84,15 @@ def listed_patches(paths: Iterable[Path]) -> dict[Path, ListedPatch]:
     Raises:
         UsageError: a manifest can't be read.
     """
-    listed: dict[Path, ListedPatch] = {}
-    for manifest in manifests_beside(paths):
-        listed |= _patches_in(manifest)
-    return listed
+    manifests = manifests_beside(paths)
+    return {path.parent / row["file"]: _patch_of(row, path) for path in manifests for row in read_manifest(path) or ()}
 
 
-def _patches_in(manifest: Path) -> dict[Path, ListedPatch]:
-    columns = ("file", "kind", "diameter_um", "side_um", "um_per_px")
+def _patch_of(row: Mapping[str, str], manifest: Path) -> ListedPatch:
     try:
-        with manifest.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if all(row.get(column) for column in columns)]
-        patches = {manifest.parent / row["file"]: _patch_of(row) for row in rows}
-    except (OSError, ValueError, csv.Error) as error:
-        raise UsageError(f"{manifest}: no manifest of `smearcount crop` ({error}); move it elsewhere") from error
-    for path, patch in patches.items():
-        sizes = (patch.sizes.side_um, patch.sizes.um_per_px, patch.diameter_um)
-        if not all(0 < size < 1000 for size in sizes):
-            raise UsageError(
-                f"{manifest}: the sizes of {path.name} are none in micrometres; move the manifest elsewhere"
-            )
-    return patches
-
-
-def _patch_of(row: Mapping[str, str]) -> ListedPatch:
-    sizes = PatchSizes(float(row["side_um"]), float(row["um_per_px"]))
-    return ListedPatch(sizes, row.get("found_as") or row["kind"], float(row["diameter_um"]))
+        side_um, um_per_px, diameter_um = (float(row[column]) for column in ("side_um", "um_per_px", "diameter_um"))
+        if not all(0 < size < 1000 for size in (side_um, um_per_px, diameter_um)):
+            raise ValueError("expected numbers of micrometres")
+    except ValueError as error:
+        raise UsageError(f"{manifest}: the sizes of {row['file']} are none ({error}); move it elsewhere") from error
+    return ListedPatch(PatchSizes(side_um, um_per_px), row.get("found_as") or row["kind"], diameter_um)

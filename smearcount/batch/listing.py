@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from smearcount.batch.jobs import BatchJob
-from smearcount.errors import ImageError, UsageError
+from smearcount.errors import SmearcountError, UsageError
 from smearcount.images import list_folder
 from smearcount.lists import read_lines
 from smearcount.manifests import names_listed
@@ -59,7 +59,8 @@ class Listing:
 def list_pictures(job: BatchJob) -> Listing:
     """The pictures of a folder, or those of a list.
 
-    A sub-folder that can't be listed is a row with the reason, since nobody knows how many pictures it hides.
+    A sub-folder that can't be listed, or whose manifest of patches can't be read, is a row with the reason: nobody
+    knows how many pictures it hides.
 
     Raises:
         UsageError: there is no picture, a pattern is wrong, or a listed picture lies outside the folder.
@@ -164,15 +165,16 @@ def _walk(job: BatchJob, listing: Listing, faults: dict[Path, str]) -> Iterator[
             listing.linked += not fresh
             found = list_folder(folder, False, job.overlays) if fresh else None
             folders += _folders(folder) if fresh and job.recursive else []
-        except (OSError, ImageError) as error:
+            pictures = found.pictures if found else ()
+            fields = pictures if folder == job.folder else _fields_of(folder, pictures)
+        except (OSError, SmearcountError) as error:
             if folder == job.folder:
                 raise
-            told = str(error) if isinstance(error, ImageError) else _unlisted(error)
-            faults[folder] = told.removeprefix(f"{folder}: ")
+            told = str(error) if isinstance(error, SmearcountError) else _unlisted(error)
+            faults[folder] = told.removeprefix(f"{folder}: ").removeprefix(f"{folder}{os.sep}")
             yield folder
             continue
         if found:
-            fields = found.pictures if folder == job.folder else _fields_of(folder, found.pictures)
             listing.others += found.others
             listing.overlays += found.overlays + len(found.pictures) - len(fields)
             yield from fields
@@ -182,7 +184,7 @@ def _fields_of(folder: Path, pictures: Sequence[Path]) -> Sequence[Path]:
     """The pictures of a folder without those that are its own outputs: sheets of cells, and patches of `crop`."""
     if folder.name.endswith(".gallery"):
         return ()
-    patches = names_listed(folder)
+    patches = names_listed(folder) if pictures else ()
     return [path for path in pictures if path.name not in patches]
 
 
