@@ -280,7 +280,8 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
             seen["not found"] += row["status"] == "ok" and row["error"] != ""
             if row["status"] == "failed":
                 failed.append(str(row["error"]))
-    remarks = (*unasked, *remarks, *_remarks(seen, _unlisted(pictures, job)))
+    missing = sum(not path.is_file() for path in job.patches)
+    remarks = (*unasked, *remarks, *_remarks(seen, _unlisted(pictures, job), missing))
     return ClassifyOutcome(seen["ok"], seen["skipped"], tuple(failed), remarks)
 
 
@@ -307,8 +308,10 @@ def _unlisted(pictures: Iterable[Path], job: ClassifyJob) -> int:
     return sum(path.parent in folders and path not in job.patches for path in pictures)
 
 
-def _remarks(seen: Mapping[str, int], unlisted: int) -> Iterator[str]:
+def _remarks(seen: Mapping[str, int], unlisted: int, missing: int) -> Iterator[str]:
     """What a reader should know of how the pictures were seen."""
+    if missing:
+        yield f"{missing} patches that a manifest beside the pictures lists are missing"
     if unlisted:
         yield f"{unlisted} pictures are not in the manifest beside them: each was taken as the whole window"
     for origin in ("estimated", "assumed"):

@@ -487,6 +487,7 @@ def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(
         ("ok", "normocyte", "window"),
     ]
     assert "wbc" in rows[1]["error"]
+    assert not any("missing" in remark for remark in outcome.remarks)
     assert (outcome.named, outcome.skipped, outcome.failed) == (2, 1, ())
     assert any(remark.startswith("1 pictures are not in the manifest") for remark in outcome.remarks)
     given, rows = classify(folder, um_per_px=0.16)
@@ -496,6 +497,13 @@ def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(
         ("ok", "flag"),
     ]
     assert (given.named, given.skipped, given.remarks) == (2, 1, ())
+
+
+def test_patches_that_are_listed_and_missing_are_told_of(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"))
+    rows = "".join(f"{name}.png,rbc,7,12,0.16\n" for name in "abc")
+    (folder / "manifest.csv").write_text(f"file,kind,diameter_um,side_um,um_per_px\n{rows}")
+    assert classify(folder)[0].remarks == ("2 patches that a manifest beside the pictures lists are missing",)
 
 
 def test_tiny_cells_and_lists_of_any_editor(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
