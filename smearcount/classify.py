@@ -126,6 +126,7 @@ class _Shown:
         origin: of the scale: `flag`, `manifest`, `window`, or what the pipeline says of one that it settles.
         size_um: diameter of the cell where it is known.
         found_as: kind of the cell where the manifest says it.
+        lost: no cell was found where one was looked for.
         expert_views: of the same window, what each expert is shown.
         reading: what was done to the stored pixels.
     """
@@ -135,6 +136,7 @@ class _Shown:
     origin: str
     size_um: float | None = None
     found_as: str | None = None
+    lost: bool = False
     expert_views: tuple[Pixels, ...] = ()
     reading: tuple[str, ...] = ()
 
@@ -183,17 +185,21 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
     width, height = picture.size_wh
     card, listed = classifier.card, job.patches.get(picture.path)
     cards = [card, *(expert.card for expert, _ in job.experts)]
-    um_per_px, origin, middle, size_um = job.um_per_px, "flag", (width / 2, height / 2), None
-    if um_per_px is None and listed:
-        um_per_px, origin = listed.sizes.side_um / width, "manifest"
-        if not job.find:
+    um_per_px, origin, middle, size_um, lost = job.um_per_px, "flag", (width / 2, height / 2), None, False
+    found_as = listed.found_as if listed else None
+    if listed:
+        own_um_per_px = listed.sizes.side_um / width
+        um_per_px, origin = (um_per_px, "flag") if um_per_px else (own_um_per_px, "manifest")
+        size_um = listed.diameter_um * um_per_px / own_um_per_px
+        if origin == "manifest" and not job.find:
             view, *others = (view_of_patch(picture, listed.sizes, each.patch_um, each.input_px) for each in cards)
-            return _Shown(view, um_per_px, origin, listed.diameter_um, listed.found_as, tuple(others), picture.notes)
+            return _Shown(view, um_per_px, origin, size_um, found_as, False, tuple(others), picture.notes)
     if job.find:
         scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
         um_per_px, origin = scale.um_per_px, origin if um_per_px else scale.source
         boxes = cells.boxes[np.isin(cells.kinds, card.kinds)]
-        if len(boxes):
+        lost = not len(boxes)
+        if not lost:
             points = centres(boxes)
             nearest = int(np.hypot(points[:, 0] - middle[0], points[:, 1] - middle[1]).argmin())
             middle = (float(points[nearest, 0]), float(points[nearest, 1]))
@@ -203,16 +209,15 @@ def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Sh
         view, *others = (fitted(pixels, each) for each in cards)
         return _Shown(view, None, "window", expert_views=tuple(others), reading=picture.notes)
     view, *others = (sample_window(picture, middle, each.patch_um / um_per_px, each.input_px)[0] for each in cards)
-    return _Shown(view, um_per_px, origin, size_um, expert_views=tuple(others), reading=picture.notes)
+    return _Shown(view, um_per_px, origin, size_um, found_as, lost, tuple(others), picture.notes)
 
 
 def _row(path: Path, shown: _Shown, probs: FloatArray, job: ClassifyJob) -> Row:
     first, second = np.argsort(-probs, kind="stable")[:2].tolist()
     moved = shown.found_as is not None and job.kind_of.get(job.codes[first]) not in (None, shown.found_as)
     sure = probs[first] >= name_thresholds(job.min_label_score, job.min_move_score, np.array(moved))
-    lost = job.find is not None and shown.size_um is None
     row: Row = {
-        **{"image": str(path), "status": "ok", "error": "no cell found; the middle was taken" if lost else ""},
+        **{"image": str(path), "status": "ok", "error": "no cell found; the middle was taken" if shown.lost else ""},
         **{"label": job.codes[first] if sure else UNCLASSIFIED, "score": f"{probs[first]:.4f}"},
         **{"runner_up": job.codes[second], "runner_up_score": f"{probs[second]:.4f}"},
         **{"um_per_px": f"{shown.um_per_px:.6g}" if shown.um_per_px else "", "um_per_px_source": shown.origin},

@@ -21,6 +21,7 @@ from smearcount.classify import (
     ClassifyJob,
     ClassifyOutcome,
     ClassifyRun,
+    _row,
     _show,
     label_columns,
     listed_pictures,
@@ -497,6 +498,34 @@ def test_cells_of_other_kinds_are_not_asked_about_and_strangers_are_told_of(
         ("ok", "flag"),
     ]
     assert (given.named, given.skipped, given.remarks) == (2, 1, ())
+
+
+@pytest.mark.parametrize("find", [False, True])
+@pytest.mark.parametrize("um_per_px", [None, 12 / PATCH_PX, 0.2])
+def test_the_scale_takes_away_nothing_else_that_the_manifest_says(
+    disc_detector: Callable[..., Detector], draw_discs: Draw, tmp_path: Path, um_per_px: float | None, *, find: bool
+) -> None:
+    folder = write(tmp_path / "in", a=cell(draw_discs, "normocyte"), b=np.full((75, 75, 3), 214, np.uint8))
+    sizes = {"patch_um": 12.0, "input_px": 32, "picture_um": None, "kinds": ("rbc",)}
+    classifier: Any = SimpleNamespace(card=SimpleNamespace(id="red", **sizes))
+    job = ClassifyJob(
+        0.4,
+        ("normocyte", "erythroblast"),
+        um_per_px,
+        min_move_score=0.9,
+        kind_of={"normocyte": "rbc", "erythroblast": "nrbc"},
+        find=disc_detector() if find else None,
+        patches={path: ListedPatch(PatchSizes(12.0, 0.16), "rbc", 7.0) for path in folder.iterdir()},
+    )
+    for name, lost in (("a.png", False), ("b.png", find)):
+        shown = _show(open_image(folder / name), classifier, job)
+        assert (shown.found_as, shown.lost) == ("rbc", lost)
+        scale = um_per_px or 12 / PATCH_PX
+        assert shown.um_per_px == pytest.approx(scale)
+        wanted = 46 * scale if find and not lost else 7 * scale / (12 / PATCH_PX)
+        assert shown.size_um == pytest.approx(wanted, rel=0.03)
+        row = _row(folder / name, shown, np.array([0.2, 0.8], np.float32), job)
+        assert row["label"] == "unclassified"
 
 
 def test_patches_that_are_listed_and_missing_are_told_of(classify: Run, draw_discs: Draw, tmp_path: Path) -> None:
