@@ -296,6 +296,25 @@ def test_a_stopped_batch_keeps_the_finished_rows(tmp_path: Path, pipeline: Any) 
     assert (out / "report.csv").read_text() == ""
 
 
+def test_rows_of_pictures_that_have_changed_are_not_told_as_done(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png", "c.png", "d.png")
+    job = BatchJob(folder, tmp_path / "r.csv")
+    run_batch(DiscMaker(), job)
+    for seed, name in enumerate(("b.png", "c.png", "d.png"), 10):
+        smear(folder / name, seed)
+    maker = DiscMaker(tmp_path / "log")
+
+    def stop(stage: Stage) -> None:
+        if stage == Stage("analysing", 2, 4):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="with 2 of 4 pictures done"):
+        run_batch(maker, job, watch=stop)
+    assert (tmp_path / "log").read_text().split() == ["b.png"]
+    outcome = run_batch(maker, job)
+    assert (outcome.done, outcome.reused) == (4, 2)
+
+
 def test_a_batch_that_was_stopped_goes_on(tmp_path: Path) -> None:
     folder = smears(tmp_path / "in", "a.png", "b.png", "stop.png", "z.png")
     log = tmp_path / "log"

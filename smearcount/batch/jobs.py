@@ -132,7 +132,7 @@ class Outcome:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped a batch; `journal` has the rows of the `done` pictures finished by then, out of `total`."""
+    """The user stopped a batch; `journal` has the rows of the `done` pictures known to be finished, out of `total`."""
 
     def __init__(self, done: int, total: int, journal: Path) -> None:
         super().__init__(

@@ -73,7 +73,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
                 reused = batch.analyse(engine)
                 failed, told = batch.write()
             except KeyboardInterrupt as stop:
-                raise Interrupted(batch.kept(), len(listing.pictures), job.journal) from stop
+                raise Interrupted(batch.finished, len(listing.pictures), job.journal) from stop
     done = len(listing.pictures) - len(failed)
     left_out = (listing.overlays, listing.others, listing.unmatched, listing.linked)
     return Outcome(done, tuple(failed), *left_out, *told, reused, time.perf_counter() - start)
@@ -90,7 +90,7 @@ def _unchanged(path: Path, sha256: str) -> bool:
 
 
 class _Batch:
-    """One run: its pictures, its journal, and what is wanted of them."""
+    """One run: its pictures, its journal, what is wanted of them, and how many are `finished`."""
 
     def __init__(
         self, maker: Maker, job: BatchJob, pictures: Sequence[Picture], journal: Journal, watch: Watch
@@ -103,6 +103,7 @@ class _Batch:
         self.work = BatchWork(maker, self.wishes)
         self.measuring = None if maker.scale_given() or not job.slide_scale else Measuring(maker, journal, watch)
         self.scales: Mapping[str, SlideScales] = {}
+        self.finished = 0
 
     def analyse(self, engine: Engine) -> int:
         """Fill the journal; returns the number of pictures that were in it already."""
@@ -114,22 +115,19 @@ class _Batch:
         ]
         missing = set(range(len(tasks)))
         total = len(self.pictures)
-        self.watch(Stage("analysing", total - len(missing), total))
+        self.watch(Stage("analysing", self.finished, total))
         with contextlib.closing(engine(self.work, tasks)) as results:
             for found in results:
                 missing -= {number for number, _ in found}
                 self.journal.add(self._named(tasks, found))
-                self.watch(Stage("analysing", total - len(missing), total))
+                self.finished = total - len(missing)
+                self.watch(Stage("analysing", self.finished, total))
         if missing:
             raise RuntimeError(f"expected a result for each of {len(tasks)} pictures, {len(missing)} had none")
         return total - len(tasks) - sum(bool(picture.fault) for picture in self.pictures)
 
     def _scales_of(self, picture: Picture) -> SlideScales:
         return self.scales.get(picture.slide_id, {})
-
-    def kept(self) -> int:
-        """Number of pictures of which the journal has a row."""
-        return sum(self.journal.find(picture.image_id, cells=False) is not None for picture in self.pictures)
 
     def _waiting(self) -> list[Picture]:
         """The pictures that must be analysed; those that can't be have their row at once."""
@@ -142,6 +140,7 @@ class _Batch:
                 self.journal.add([(picture.image_id, record)])
             elif not self._reusable(picture):
                 waiting.append(picture)
+            self.finished = number + 1 - len(waiting)
         return waiting
 
     def _reusable(self, picture: Picture) -> bool:
