@@ -219,6 +219,23 @@ def test_an_overlay_that_cannot_be_written_costs_only_its_picture(tmp_path: Path
     assert {line.split(",")[0] for line in (tmp_path / "c.csv").read_text().splitlines()[1:]} == {"a.jpg", "z.jpg"}
 
 
+def test_reasons_name_files_relative_to_the_folders_given(tmp_path: Path, pipeline: Any) -> None:
+    folder = pictures(tmp_path / "in", "a.jpg", "s/b.jpg", "t/c.jpg")
+    out = tmp_path / "o"
+    (out / "a.jpg.overlay.jpg").mkdir(parents=True)
+    for name in "st":
+        (out / name).touch()
+    job = BatchJob(folder, tmp_path / "r.csv", overlays=out, recursive=True)
+    failed = dict(run(pipeline, job).failed)
+    assert failed["a.jpg"].startswith("a.jpg.overlay.jpg: can't be written")
+    assert failed["s/b.jpg"].startswith("s: no folder that can be written")
+    assert str(tmp_path) not in (tmp_path / "r.csv").read_text()
+    told = Failure(f"{out}: no folder that can be written; {out}er/x.jpg is another")
+    task = work.Task(folder / "a.jpg", "a.jpg", "")
+    record = work.failed_record(task, told, pipeline.taxonomy, work.Wishes(overlays=out))
+    assert json.loads(record.row)["error"] == f"o: no folder that can be written; {out}er/x.jpg is another"
+
+
 def test_patches_of_a_picture_are_all_there_or_none(tmp_path: Path, pipeline: Any) -> None:
     found = write_crops(pipeline, [Path("a.jpg"), Path("dry.jpg"), Path("z.jpg")], tmp_path / "o")
     assert (found.written, len(found.failed)) == (2, 1)

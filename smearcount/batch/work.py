@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 import zlib
@@ -209,7 +210,7 @@ def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
     analyze = partial(pipeline.analyze, image_id=task.image_id, slide_id=task.slide_id, slide_scales=task.scales)
     record = attempt(task.path, analyze, partial(_record, wishes, task))
     if isinstance(record, Failure):
-        record = failed_record(task, record, pipeline.taxonomy)
+        record = failed_record(task, record, pipeline.taxonomy, wishes)
     if content_state(task.path) != before:
         _discard(record)
         record = failed_record(task, Failure(f"{task.path}: {_CHANGED}"), pipeline.taxonomy)
@@ -229,9 +230,12 @@ def _discard(record: Record) -> None:
                 Path(folder, name).unlink()
 
 
-def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy) -> Record:
-    """The record of a picture without a result; its reason names the picture as the report does."""
+def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy, wishes: Wishes | None = None) -> Record:
+    """The record of a picture without a result; its reason names files as the report does, relative to a folder."""
     reason = failure.reason.replace(str(task.path), task.image_id)
+    for folder in filter(None, (wishes.overlays, wishes.galleries) if wishes else ()):
+        reason = reason.replace(f"{folder}{os.sep}", "")
+        reason = re.sub(rf"{re.escape(str(folder))}(?=[:;\s])", folder.name, reason)
     row = report.failure_row(task.image_id, task.slide_id, reason, taxonomy)
     sha256 = picture_digest(task.path) if failure.lasting else ""
     return Record(sha256, "failed", bool(sha256), json.dumps(row))
