@@ -153,6 +153,7 @@ class Pipeline:
 
     def __init__(self, settings: Settings, weights: Path | None = None) -> None:
         self.settings = settings
+        self._weights = weights
         self.taxonomy = load_taxonomy(settings.taxonomy)
         choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
         # The networks are compiled side by side: a library does each on one thread for the most part.
@@ -180,6 +181,10 @@ class Pipeline:
                 "region": self.region.outline.wkt if self.region else None,
             },
         )
+
+    def __reduce__(self) -> tuple[type[Pipeline], tuple[Settings, Path | None]]:
+        """What another process makes the same pipeline from: it loads the models itself."""
+        return type(self), (self.settings, self._weights)
 
     @classmethod
     def load(

@@ -1,6 +1,7 @@
 """From picture to counts with the shipped model, against the exact truth of rendered smears."""
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -273,3 +274,15 @@ def test_a_blank_picture_has_no_cells_and_says_so(pipeline: Pipeline, colour: tu
     assert any("too sparse" in warning for warning in analysis.result.quality.warnings)
     assert np.isnan(analysis.differential.loc["rbc", "percent"])
     analysis.overlay()
+
+
+def test_another_process_makes_the_same_pipeline_of_a_pickle(tmp_path: Path) -> None:
+    outline = {"type": "Polygon", "coordinates": [[[0, 0], [300, 0], [300, 400], [0, 400]]]}
+    (tmp_path / "r.geojson").write_text(json.dumps(outline))
+    whole = Pipeline(Settings(threads=1, region=tmp_path / "r.geojson"), shipped("weights"))
+    copy = pickle.loads(pickle.dumps(whole))
+    assert copy.settings == whole.settings
+    first, second = (each.analyze(SAMPLES / "sparse.jpg") for each in (whole, copy))
+    assert first.counts == second.counts
+    assert first.cells.equals(second.cells)
+    assert first.result.provenance == second.result.provenance
