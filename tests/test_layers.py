@@ -1,6 +1,7 @@
 """A module imports only from layers above its own: the way of the data can be read off the folder listing."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,10 @@ def test_imports_point_upwards(path: Path) -> None:
 def test_no_module_is_long() -> None:
     long = {str(p.relative_to(PACKAGE)): n for p in modules() if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_files_of_results_are_opened_and_written_in_one_place() -> None:
+    """What is made up for a benchmark is no result; the JPEG and PNG of pages are held in memory."""
+    own = re.compile(r"\b(imwrite|TiffWriter|TiffFile|imread|Image\.open|OpenSlide)\(|savefig\((?!stream|buffer)")
+    found = {str(path.relative_to(PACKAGE)) for path in modules() if own.search(path.read_text())}
+    assert {name for name in found if not name.startswith("images/")} == {"bench/mosaics.py"}

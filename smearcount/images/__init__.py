@@ -1,8 +1,8 @@
-"""Pictures in and out: the only place of smearcount where picture files are opened or written.
+"""Pictures in and out: the only place of smearcount where picture files are opened, and where results become some.
 
 `open_image` gives an `ImageSource`, whatever the format; `read` on it gives rectangles of RGB pixels. Formats are
 told apart by their first bytes, never by their names; which library reads which of them is said in `slides.py` and
-`opening.py`.
+`opening.py`. Only the slides that `bench` makes up, tile by tile, are written elsewhere: in `bench/mosaics.py`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ run reads, as plain tensors, and which is gone when it is finished.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -30,8 +29,10 @@ from safetensors.torch import save_file
 from smearcount.calibration import fit_temperature
 from smearcount.cellsets import CellSet
 from smearcount.errors import ConfigError, UsageError
+from smearcount.images import write_text_atomic
 from smearcount.naming_nets import Normalisation, build_net, load_pretrained, recalibrate
 from smearcount.patches import to_batch
+from smearcount.report import to_csv
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_data import NamingData, balance_weights, chance, is_first
 from smearcount.training.naming_module import EpochEnd, KeepBest, NamingModule, validation_figures
@@ -246,7 +247,7 @@ class _Run:
         phase = self.recipe.phases[self.phase]
         self.history.append({"phase": phase.name, **figures})
         if is_first():
-            _write_history(self.history, self.out / "history.csv")
+            write_text_atomic(self.out / "history.csv", to_csv(list(self.history[0]), self.history))
             plot_losses({"": self.history}, self.out / "losses.png")
         values = " ".join(f"{key} {figures[key]:.4f}" for key in ("train_loss", "valid_loss", "accuracy", "macro_f1"))
         self._log(f"{phase.name} epoch {figures['epoch']}/{phase.epochs} {values} {figures['seconds']:.1f} s")
@@ -297,10 +298,8 @@ class _Run:
         save_file(weights, str(self.out / "model.safetensors.part"))
         (self.out / "model.safetensors.part").replace(self.out / "model.safetensors")
         spec = self.recipe.net.spec(len(self.cells.codes), self.recipe.input_px)
-        (self.out / "architecture.yaml").write_text(yaml.safe_dump(spec.model_dump(), sort_keys=False))
-        part = self.out / "summary.json.part"
-        part.write_text(json.dumps(self._summary(), indent=2) + "\n", encoding="utf-8")
-        part.replace(self.out / "summary.json")
+        write_text_atomic(self.out / "architecture.yaml", yaml.safe_dump(spec.model_dump(), sort_keys=False))
+        write_text_atomic(self.out / "summary.json", json.dumps(self._summary(), indent=2) + "\n")
         self.file.unlink(missing_ok=True)
 
     def _summary(self) -> dict[str, Any]:
@@ -353,12 +352,3 @@ class _Run:
                 self.net(views)
                 times.append(time.perf_counter() - start)
         return round(min(times) / batch, 6)
-
-
-def _write_history(history: list[dict[str, Any]], file: Path) -> None:
-    part = file.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(history[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(history)
-    part.replace(file)

@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from smearcount.cellsets import CellSet
 from smearcount.config import Strict, faults_of
 from smearcount.errors import ConfigError
+from smearcount.images import write_text_atomic
+from smearcount.report import to_csv
 from smearcount.training.classifier import check_training, train_classifier
 from smearcount.training.naming_data import is_first
 from smearcount.training.naming_recipe import ClassifierRecipe, Optimiser
@@ -232,15 +234,9 @@ def _rows(combination: _Combination, folder: Path) -> list[Row]:
 def _write(out: Path, rows: list[Row], histories: dict[str, list[dict[str, str]]]) -> None:
     if histories:
         plot_losses(histories, out / "losses.png")
-    part = out / "comparison.part"
-    with part.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-    part.replace(out / "comparison.csv")
+    write_text_atomic(out / "comparison.csv", to_csv(COLUMNS, rows))
     lines = [COLUMNS, ["---"] * len(COLUMNS), *([_shown(row[key]) for key in COLUMNS] for row in rows)]
-    part.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
-    part.replace(out / "comparison.md")
+    write_text_atomic(out / "comparison.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
 def _shown(value: Any) -> str:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from smearcount.config import Strict, read_model
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source, validation_fields
-from smearcount.images import open_image
+from smearcount.images import open_image, write_text_atomic
 from smearcount.offline import quiet_ultralytics
 from smearcount.training.leaks import near_duplicates, signature
 from smearcount.training.tiles import Augmentation, Pixels, Tile, TileMaker
@@ -79,7 +79,7 @@ def train(
     maker = TileMaker(
         fields, recipe.sources, recipe.tile_px, recipe.canonical_um_per_px, recipe.augment, seed=recipe.seed
     )
-    (out / "architecture.yaml").write_text(yaml.safe_dump(recipe.architecture, sort_keys=False))
+    write_text_atomic(out / "architecture.yaml", yaml.safe_dump(recipe.architecture, sort_keys=False))
     quiet_ultralytics(out.resolve())
     _run(recipe, maker, out.resolve(), device, start)
     return out
@@ -98,7 +98,7 @@ def _without_leaks(
         [(field.path, signature(pixels)) for field, pixels in train],
         [(field.path, signature(pixels)) for field, pixels in val],
     )
-    (out / "leaks.txt").write_text("".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in pairs))
+    write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in pairs))
     leaking = {ours for ours, _ in pairs}
     return [item for item in train if item[0].path not in leaking]
 

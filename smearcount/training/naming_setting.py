@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.tuner.tuning import Tuner
 
+from smearcount.images import write_bytes_atomic
 from smearcount.training.naming_data import NamingData
 from smearcount.training.naming_module import NamingModule
 
@@ -136,7 +137,7 @@ def plot_rates(searches: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             place = search["rates"].index(search["rate"])
             axes.plot(search["rate"], search["losses"][place], "o", color=line.get_color())
     axes.legend()
-    figure.savefig(file)
+    _save(figure, file)
 
 
 def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
@@ -158,7 +159,13 @@ def plot_losses(histories: Mapping[str, Sequence[Mapping[str, Any]]], file: Path
                 axes.axvline(epoch + 0.5, color="0.8", linewidth=0.8, zorder=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize="small", ncols=max(1, math.ceil(len(histories) / 8)))
-    figure.savefig(file)
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    write_bytes_atomic(file, stream.getvalue())
 
 
 def _figure() -> Any:
