@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import zipfile
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -107,6 +109,49 @@ def test_links_in_a_circle_are_gone_round_once(tmp_path: Path) -> None:
     rows = {row["image"]: row for row in batch_rows(folder, tmp_path)}
     assert "no such file" in rows["gone.png"]["error"]
     assert "self.png: can't be read" in rows["self.png"]["error"]
+
+
+def test_a_file_that_links_reach_twice_is_read_once(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png", "b.png", "s/c.png")
+    (folder / "link.png").symlink_to(folder / "a.png")
+    (folder / "hard.png").hardlink_to(folder / "b.png")
+    (folder / "s" / "c2.png").symlink_to(folder / "s" / "c.png")
+    listing = list_pictures(BatchJob(folder, tmp_path / "r.csv", recursive=True))
+    assert [picture.image_id for picture in listing.pictures] == ["a.png", "b.png", "s/c.png"]
+    assert listing.linked_files == 3
+    result = call("batch", folder, "--out", tmp_path / "r.csv", "--json", "--workers", 0, "--classifiers", "none")
+    assert json.loads(result.stdout)["files_linked_twice"] == 2
+    listed = tmp_path / "list.txt"
+    listed.write_text("link.png\na.png\n")
+    assert names_of(folder, listed=listed) == ["link.png"]
+
+
+def test_copies_within_a_slide_are_told_of(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "s/a.png", "s/b.png", "t/c.png")
+    for copy in ("s/a (1).png", "s/z.png", "t/a.png"):
+        shutil.copy(folder / "s" / "a.png", folder / copy)
+    job = BatchJob(folder, tmp_path / "r.csv", recursive=True, slide_report=tmp_path / "s.csv")
+    job = replace(job, summary=tmp_path / "s.html")
+    for _ in range(2):
+        outcome = run_batch(DiscMaker(), job)
+        assert outcome.copies == (("s/a.png", "s/a (1).png"), ("s/z.png", "s/a (1).png"))
+        assert outcome.done == 6
+        slides = {row["slide"]: row for row in rows_of(tmp_path / "s.csv")}
+        assert {name: (row["images"], row["copies"]) for name, row in slides.items()} == {
+            "s": ("4", "2"),
+            "t": ("2", "0"),
+        }
+        assert int(slides["s"]["warned"]) >= 2
+        words = "has the same content as s/a (1).png, and the totals count both"
+        assert (tmp_path / "s.html").read_text().count(words) == 2
+    before = (tmp_path / "r.csv").read_bytes()
+    outcome = run_batch(DiscMaker(), replace(job, slides="none"))
+    assert [name for name, _ in outcome.copies] == ["s/a.png", "s/z.png", "t/a.png"]
+    rows = [{**row, "slide": ""} for row in csv.DictReader(io.StringIO(before.decode()))]
+    assert rows == rows_of(tmp_path / "r.csv")
+    result = call("batch", folder / "s", "--out", tmp_path / "x.csv", "--workers", 0, "--classifiers", "none")
+    assert "warning: 2 of them have the content of another one of their slide" in result.stderr
+    assert "a.png (a (1).png), z.png (a (1).png)" in result.stderr
 
 
 def batch_rows(folder: Path, out: Path, **wanted: Any) -> list[dict[str, str]]:

@@ -71,12 +71,12 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
             batch = _Batch(maker, job, listing.pictures, journal, watch)
             try:
                 reused = batch.analyse(engine)
-                failed, told = batch.write()
+                outcome = batch.write()
             except KeyboardInterrupt as stop:
                 raise Interrupted(batch.finished, len(listing.pictures), job.journal) from stop
-    done = len(listing.pictures) - len(failed)
-    left_out = (listing.overlays, listing.others, listing.unmatched, listing.linked)
-    return Outcome(done, tuple(failed), *left_out, *told, reused, time.perf_counter() - start)
+    outcome = replace(outcome, overlays=listing.overlays, others=listing.others, unmatched=listing.unmatched)
+    outcome = replace(outcome, linked=listing.linked, linked_files=listing.linked_files)
+    return replace(outcome, reused=reused, seconds=time.perf_counter() - start)
 
 
 def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
@@ -87,6 +87,12 @@ def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
 
 def _unchanged(path: Path, sha256: str) -> bool:
     return path.is_file() and file_digest(path) == sha256
+
+
+def _as_copy(counts: Mapping[str, Any], first: str) -> dict[str, Any]:
+    """What the counts of a picture say besides if an earlier one of its slide has the same content."""
+    told = f"has the same content as {first}, and the totals count both"
+    return {"copy_of": first, "warnings": [*counts["warnings"], told]}
 
 
 class _Batch:
@@ -199,12 +205,11 @@ class _Batch:
         # How the worker ended depends on the engine, and so it is no part of the report.
         return replace(failed_record(task, Failure(reason), self.taxonomy), worker=lost.reason)
 
-    def write(self) -> tuple[list[tuple[str, str]], tuple[int, Mapping[str, int]]]:
+    def write(self) -> Outcome:
         """Write the tables.
 
         Returns:
-            Name and reason of the pictures that failed; the number of those with a warning, and by what was done to
-            files on reading.
+            What the rows tell of how it went.
 
         Raises:
             ImageError: a table can't be written, or the journal is damaged.
@@ -214,8 +219,9 @@ class _Batch:
         except (KeyError, TypeError, ValueError, zlib.error) as error:
             raise ImageError(f"{self.job.journal}: is damaged ({error!r}); give --fresh for a new one") from error
 
-    def _write(self) -> tuple[list[tuple[str, str]], tuple[int, Mapping[str, int]]]:
+    def _write(self) -> Outcome:
         failed: list[tuple[str, str]] = []
+        copies: list[tuple[str, str]] = []
         reading: Counter[str] = Counter()
         warned = 0
 
@@ -227,6 +233,7 @@ class _Batch:
                 else:
                     reading.update(counts["reading"])
                     warned += bool(counts["warnings"])
+                    copies.extend([(str(row["image"]), counts["copy_of"])] if "copy_of" in counts else [])
                 yield row
 
         job, taxonomy = self.job, self.taxonomy
@@ -239,12 +246,19 @@ class _Batch:
             write_summary(job.summary, self._rows(""), taxonomy, slides=by_slide)
         # Last: where there is a report, the others are there as well.
         write_table(job.report, report.report_columns(taxonomy), rows())
-        return failed, (warned, dict(reading.most_common()))
+        read = dict(reading.most_common())
+        return Outcome(
+            len(self.pictures) - len(failed), tuple(failed), warned=warned, copies=tuple(copies), reading=read
+        )
 
     def _rows(self, label: str) -> Iterator[tuple[Row, Mapping[str, Any]]]:
-        """Row and counts of every picture, in the order of the listing."""
+        """Row and counts of every picture, in the order of the listing; a copy within a slide has a warning."""
+        first: dict[tuple[str, str], str] = {}
         for number, (picture, record) in enumerate(self._records(cells=False), start=1):
             row, counts, _ = record.content()
+            if record.status == "ok":
+                before = first.setdefault((picture.slide_id, record.sha256), picture.image_id)
+                counts |= _as_copy(counts, before) if before != picture.image_id else {}
             yield row | {"image": picture.image_id, "slide": picture.slide_id}, counts
             if label:
                 self.watch(Stage(label, number, len(self.pictures)))

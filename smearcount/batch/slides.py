@@ -14,7 +14,7 @@ from smearcount.taxonomy import Taxonomy
 
 __all__ = ["counts_as_json", "slide_columns", "slide_rows"]
 
-_HEAD = ("slide", "status", "error", "images", "failed", "warned", "excluded", "counted_area_mm2")
+_HEAD = ("slide", "status", "error", "images", "failed", "warned", "copies", "excluded", "counted_area_mm2")
 
 
 @dataclass
@@ -22,6 +22,7 @@ class _Slide:
     images: int = 0
     failed: int = 0
     warned: int = 0
+    copies: int = 0
     area_um2: float = 0.0
     counts: Counts = field(default_factory=Counts)
     codes: tuple[str, ...] = ()
@@ -54,7 +55,8 @@ def slide_rows(pictures: Iterable[tuple[Row, Mapping[str, Any]]], taxonomy: Taxo
     """One row a slide, in the order in which they first appear; the pictures without a slide are pooled, too.
 
     Args:
-        pictures: row of the report of each picture, and its `counts_as_json`, which is empty where it failed.
+        pictures: row of the report of each picture, and its `counts_as_json`, which is empty where it failed; it has
+            `copy_of` where an earlier picture of the slide has the same content.
         taxonomy: names and kinds of the codes.
     """
     slides: dict[str, _Slide] = {}
@@ -66,6 +68,7 @@ def slide_rows(pictures: Iterable[tuple[Row, Mapping[str, Any]]], taxonomy: Taxo
             continue
         slide.counts += Counts(counts["named"], counts["unclassified"], counts["excluded"])
         slide.warned += bool(counts["warnings"])
+        slide.copies += "copy_of" in counts
         slide.area_um2 += counts["area_um2"]
         slide.codes = tuple(dict.fromkeys((*slide.codes, *counts["codes"])))
         slide.models, slide.version = str(row["model_ids"]), str(row["version"])
@@ -81,6 +84,7 @@ def _row(name: str, slide: _Slide, taxonomy: Taxonomy) -> Row:
         "images": slide.images,
         "failed": slide.failed,
         "warned": slide.warned,
+        "copies": slide.copies,
         "excluded": "; ".join(f"{reason} {n}" for reason, n in slide.counts.excluded.items() if n),
         "counted_area_mm2": f"{slide.area_um2 / 1e6:.6g}",
     }

@@ -26,7 +26,7 @@ _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 _ENDLESS = (float("inf"), float("-inf"))
 
-_WHOLE = ("width", "height", "cell_id", "at_edge", "counted", "images", "failed", "warned")
+_WHOLE = ("width", "height", "cell_id", "at_edge", "counted", "images", "failed", "warned", "copies")
 _REAL = (
     *("um_per_px", "counted_area_mm2", "score", "label_score", "runner_up_score", "diameter_um"),
     *("x_min", "y_min", "x_max", "y_max", "nrbc_per_100_wbc", "platelet_per_1000_rbc"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from smearcount.engines import Engine
 
 SHOWN_NOTES = 10
+SHOWN_COPIES = 5
 GPU_WORKERS = 2
 """Processes for one graphics card: while it works for one of them, the others read and decode."""
 
@@ -138,11 +139,13 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         "other_files_ignored": outcome.others,
         "pictures_left_out": outcome.unmatched,
         "folders_linked_twice": outcome.linked,
+        "files_linked_twice": outcome.linked_files,
     }
     if as_json:
         failed = [{"image": image, "error": error} for image, error in outcome.failed]
         run = {
             "with_a_warning": outcome.warned,
+            "copies": [{"image": image, "copy_of": first} for image, first in outcome.copies],
             "reading": outcome.reading,
             "from_journal": outcome.reused,
             "seconds": round(outcome.seconds, 3),
@@ -160,7 +163,16 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         written = ", ".join(plain(str(path)) for path in (*job.files.values(), *job.folders))
         console = screen(soft_wrap=True)
         console.print(f"{', '.join(words)}; written: {written}")
+        _show_copies(outcome.copies)
         notes = [f"{n} picture{'s' * (n != 1)}: {plain(note)}" for note, n in outcome.reading.items()]
         more = [f"{len(notes) - SHOWN_NOTES} more notes on how files were read: --summary has them"]
         for line in notes[:SHOWN_NOTES] + more * (len(notes) > SHOWN_NOTES):
             console.print(line)
+
+
+def _show_copies(copies: Sequence[tuple[str, str]]) -> None:
+    """Say which pictures of a slide are counted twice."""
+    if n := len(copies):
+        named = ", ".join(f"{image} ({first})" for image, first in copies[:SHOWN_COPIES]) + " ..." * (n > SHOWN_COPIES)
+        told = f"{n} of them have the content of another one of their slide; the totals count both: {named}"
+        errors().print(f"[yellow]warning:[/yellow] {plain(told)}")

@@ -1,4 +1,4 @@
-"""Pictures in and out: the only place of smearcount where picture files are opened, and where results become some.
+"""Pictures in and out: the only place of smearcount where picture files are opened, and those of results written.
 
 `open_image` gives an `ImageSource`, whatever the format; `read` on it gives rectangles of RGB pixels. Formats are
 told apart by their first bytes, never by their names; which library reads which of them is said in `slides.py` and
