@@ -154,6 +154,30 @@ def test_copies_within_a_slide_are_told_of(tmp_path: Path) -> None:
     assert "a.png (a (1).png), z.png (a (1).png)" in result.stderr
 
 
+def test_what_earlier_runs_drew_of_pictures_that_are_gone_is_told(tmp_path: Path) -> None:
+    folder, out = smears(tmp_path / "in", "a.png", "b.png", "c.png"), tmp_path / "o"
+    job = BatchJob(folder, tmp_path / "r.csv", overlays=out, galleries=tmp_path / "g")
+    assert run_batch(DiscMaker(), job).left_over == 0
+    (folder / "b.png").rename(folder / "d.png")
+    (folder / "c.png").unlink()
+    (out / "mine.png.overlay.jpg").touch()
+    of_no_row = sum(len(list(tmp_path.glob(f"g/{name}.png.gallery/*"))) + 1 for name in "bc")
+    assert run_batch(DiscMaker(), job).left_over == of_no_row > 2
+    assert run_batch(replace(DiscMaker(), version=2), job).left_over == of_no_row
+    assert run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv")).left_over == 0
+    (out / "c.png.overlay.jpg").unlink()
+    assert run_batch(DiscMaker(), replace(job, galleries=None)).left_over == 1
+
+
+def test_what_no_row_has_is_shown(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png")
+    words = ("batch", folder, "--out", tmp_path / "x.csv", "--overlays", tmp_path / "x", "--workers", 0)
+    assert json.loads(call(*words, "--classifiers", "none", "--json").stdout)["outputs_of_no_row"] == 0
+    (folder / "a.png").rename(folder / "e.png")
+    assert json.loads(call(*words, "--classifiers", "none", "--json").stdout)["outputs_of_no_row"] == 1
+    assert "1 files of earlier runs, of no row, still there" in call(*words, "--classifiers", "none").stdout
+
+
 def batch_rows(folder: Path, out: Path, **wanted: Any) -> list[dict[str, str]]:
     run_batch(DiscMaker(), BatchJob(folder, out / "r.csv", recursive=True, **wanted))
     return rows_of(out / "r.csv")

@@ -118,6 +118,7 @@ class Outcome:
         copies: (picture, the first one of its slide with the same content), of `done`; the totals count both.
         reading: what was done to files on reading, or not read of them, and the number of pictures.
         reused: pictures whose rows were in the journal, of `done` and `failed`.
+        left_over: files of earlier runs in the folders for overlays and sheets that no row has.
         seconds: of the whole run.
     """
 
@@ -132,6 +133,7 @@ class Outcome:
     copies: tuple[tuple[str, str], ...] = ()
     reading: Mapping[str, int] = field(default_factory=dict)
     reused: int = 0
+    left_over: int = 0
     seconds: float = 0.0
 
 

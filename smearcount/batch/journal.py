@@ -269,6 +269,15 @@ class Journal:
             found = self._base.execute("SELECT files FROM pictures WHERE image = ?", (os.fsencode(image_id),))
             return [files for (files,) in found]
 
+    def all_files(self) -> list[str]:
+        """What was written for any picture under any identity, each as `Record.files`.
+
+        Raises:
+            ImageError: the journal can't be read or is damaged.
+        """
+        with self._named():
+            return [files for (files,) in self._base.execute("SELECT files FROM pictures")]
+
     def find_measure(self, image_id: str) -> Measure | None:
         """The red cells that are kept of a picture under this identity.
 

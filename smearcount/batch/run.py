@@ -12,7 +12,7 @@ import json
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -216,7 +216,7 @@ class _Batch:
         """
         try:
             return self._write()
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, zlib.error) as error:
             raise ImageError(f"{self.job.journal}: is damaged ({error!r}); give --fresh for a new one") from error
 
     def _write(self) -> Outcome:
@@ -246,10 +246,22 @@ class _Batch:
             write_summary(job.summary, self._rows(""), taxonomy, slides=by_slide)
         # Last: where there is a report, the others are there as well.
         write_table(job.report, report.report_columns(taxonomy), rows())
-        read = dict(reading.most_common())
-        return Outcome(
-            len(self.pictures) - len(failed), tuple(failed), warned=warned, copies=tuple(copies), reading=read
-        )
+        done, read = len(self.pictures) - len(failed), dict(reading.most_common())
+        told = Outcome(done, tuple(failed), warned=warned, copies=tuple(copies), reading=read)
+        return replace(told, left_over=self._left_over())
+
+    def _left_over(self) -> int:
+        """Number of overlays and sheets that the journal knows in the folders of this run, and no row of it has."""
+        folders = list(filter(None, (self.wishes.overlays, self.wishes.galleries)))
+
+        def names(kept: Iterable[str]) -> set[Path]:
+            written = product(map(json.loads, kept), folders)
+            return {folder / name for files, folder in written for name in files.get(str(folder), ())}
+
+        if not folders:
+            return 0
+        ours = names(record.files for _, record in self._records(cells=False))
+        return sum(path.is_file() for path in names(self.journal.all_files()) - ours)
 
     def _rows(self, label: str) -> Iterator[tuple[Row, Mapping[str, Any]]]:
         """Row and counts of every picture, in the order of the listing; a copy within a slide has a warning."""

@@ -148,6 +148,7 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
             "copies": [{"image": image, "copy_of": first} for image, first in outcome.copies],
             "reading": outcome.reading,
             "from_journal": outcome.reused,
+            "outputs_of_no_row": outcome.left_over,
             "seconds": round(outcome.seconds, 3),
             "journal": str(job.journal),
         }
@@ -159,6 +160,7 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         words = [f"{outcome.done} analysed, {len(outcome.failed)} failed"]
         words += [f"{outcome.reused} of them in an earlier run"] * bool(outcome.reused)
         words += [f"{outcome.warned} with a warning"] * bool(outcome.warned)
+        words += [f"{outcome.left_over} files of earlier runs, of no row, still there"] * bool(outcome.left_over)
         words += [f"{n} {name.replace('_', ' ')}" for name, n in left_out.items() if n]
         written = ", ".join(plain(str(path)) for path in (*job.files.values(), *job.folders))
         console = screen(soft_wrap=True)
