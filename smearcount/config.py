@@ -43,7 +43,7 @@ class Settings(Strict):
         page: which page of multi-page TIFFs, from 1, instead of the first one.
         level: which resolution of a pyramid, from 0, instead of the finest.
         channel: which channel of a multi-channel picture, from 1, shown grey.
-        region: GeoJSON file of where to count, in pixels.
+        region: GeoJSON file of where to count, in pixels, or a folder with one for each picture.
         countable: `auto` leaves out what can't be counted in pictures of 0.25 mm2 and more; `all` counts everywhere.
         taxonomy: a taxonomy file instead of the shipped one.
     """

@@ -30,7 +30,7 @@ from smearcount.output_names import stem_in
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
-from smearcount.region import Region, read_region
+from smearcount.region import Region, read_region, region_file, regions_in
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import RedCells, SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -162,7 +162,10 @@ class Pipeline:
             model = model_for(settings.detector, choice, weights)
             self.detector = Detector(model, choice, settings.min_score, settings.tile)
             self.namer = naming.result()
-        self.region = read_region(settings.region) if settings.region else None
+        self._regions = settings.region if settings.region and settings.region.is_dir() else None
+        if self._regions:
+            regions_in(self._regions)  # refused where there is none
+        self.region = read_region(settings.region) if settings.region and not self._regions else None
         cards = (self.detector.card, *self.namer.cards)
         self._provenance = Provenance(
             version=smearcount.__version__,
@@ -178,7 +181,7 @@ class Pipeline:
                 "nms_iou": self.detector.card.nms_iou,
                 "um_per_px": settings.um_per_px,
                 "countable": settings.countable,
-                "region": self.region.outline.wkt if self.region else None,
+                "region": f"{self._regions.name}/" if self._regions else self.region and self.region.outline.wkt,
             },
         )
 
@@ -228,7 +231,7 @@ class Pipeline:
 
         Raises:
             ImageError: the picture can't be read; names the file and the remedy.
-            ConfigError: the region lies outside the picture.
+            ConfigError: the region lies outside the picture, or the folder of regions has none of it.
             TypeError: the image is something else.
             ValueError: the scale is not within 0.02 to 2, or the pixels are of another shape or number type.
         """
@@ -261,10 +264,12 @@ class Pipeline:
 
     def _region_in(self, source: ImageSource, name: str) -> Region | None:
         """The part of the region of interest that lies in a picture, at the level of a pyramid that is read."""
-        if self.region is None:
-            return None
+        folder, region = self._regions, self.region
+        place = region_file(folder, name) if folder else None
         try:
-            return self.region.at(source.downsample).within(source.size_wh)
+            if folder and place:
+                region = read_region(place, place.relative_to(folder).as_posix())
+            return region and region.at(source.downsample).within(source.size_wh)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
 

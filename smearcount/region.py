@@ -23,7 +23,16 @@ from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray
 from smearcount.records import Detections
 
-__all__ = ["Region", "counted_area_um2", "counted_in_region", "parse_region", "read_region", "with_edge_of"]
+__all__ = [
+    "Region",
+    "counted_area_um2",
+    "counted_in_region",
+    "parse_region",
+    "read_region",
+    "region_file",
+    "regions_in",
+    "with_edge_of",
+]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -187,25 +196,59 @@ def _frame(size_wh: tuple[int, int], um_per_px: float, rule: str) -> shapely.Pol
     return shapely.box(EDGE_INSET_PX, EDGE_INSET_PX, right, bottom)
 
 
-def read_region(path: Path) -> Region:
+def regions_in(folder: Path) -> list[Path]:
+    """The files of a folder of regions and its sub-folders, sorted.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = sorted(folder.rglob("*.geojson"))
+    if not found:
+        raise ConfigError(f"{folder}: holds no region; give a folder with NAME.geojson for each picture")
+    return found
+
+
+def region_file(folder: Path, name: str) -> Path:
+    """The file with the region of a picture: `<stem>.geojson` or `<full name>.geojson`, below the same sub-folders.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    places = (Path(f"{name}.geojson"), Path(name).with_suffix(".geojson"))
+    found = next((folder / place for place in places if (folder / place).is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"{name}: has no region: expected {places[1].as_posix()} or {places[0].as_posix()} in the folder of "
+            "regions; draw one, or leave the picture out"
+        )
+    return found
+
+
+def read_region(path: Path, called: str = "") -> Region:
     """The region of a GeoJSON file.
+
+    Args:
+        path: of the file.
+        called: what errors call it instead of its path.
 
     Raises:
         ConfigError: the file is missing, no GeoJSON, or holds no polygon with an area; names the file.
     """
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size / 1e6:.0f} MB are no outline; {_REMEDY}")
+            raise ConfigError(f"{called or path}: {path.stat().st_size / 1e6:.0f} MB are no outline; {_REMEDY}")
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror}); check the path") from error
+        raise ConfigError(f"{called or path}: can't be read ({error.strerror}); check the path") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: no GeoJSON ({error}); {_REMEDY}") from error
-    return parse_region(content, str(path))
+        raise ConfigError(f"{called or path}: no GeoJSON ({error}); {_REMEDY}") from error
+    return parse_region(content, called or str(path))
 
 
 def parse_region(content: Any, name: str) -> Region:
     """The region of parsed GeoJSON: the union of every polygon in it; points and lines beside them are left out.
+
+    What QuPath is told to ignore, annotations of a class such as `Ignore*`, is cut out of it.
 
     Args:
         content: a Polygon, MultiPolygon, GeometryCollection, Feature or FeatureCollection, or a list of them.
@@ -215,7 +258,8 @@ def parse_region(content: Any, name: str) -> Region:
         ConfigError: it is something else, or has no area.
     """
     try:
-        geometries = list(_geometries(content, name))
+        ignored: list[dict[str, Any]] = []
+        geometries = list(_geometries(content, name, ignored))
     except RecursionError as error:
         raise ConfigError(f"{name}: no GeoJSON (nested too deeply); {_REMEDY}") from error
     others = [each for each in geometries if each["type"] in _POINTS_AND_LINES]
@@ -223,36 +267,56 @@ def parse_region(content: Any, name: str) -> Region:
     drawn = [polygon for each in areal for polygon in _drawn(each, name)]
     if others and not drawn:
         raise _no_region(others[0], name)
-    crossing = sum(not each.is_valid for each in drawn)
-    whole = _polygons(shapely.union_all([_mended(each) for each in drawn]))
+    cut = [polygon for each in ignored if each["type"] not in _POINTS_AND_LINES for polygon in _drawn(each, name)]
+    crossing = sum(not each.is_valid for each in (*drawn, *cut))
+    inner, outer = (shapely.union_all([_mended(each) for each in some]) for some in (cut, drawn))
+    whole = _polygons(outer.difference(inner))
     if whole is None:
         raise ConfigError(f"{name}: the region has no area; {_REMEDY}")
     words = "outlines that cross themselves" if crossing > 1 else "outline that crosses itself"
     notes = [f"{crossing} {words} mended"] if crossing else []
     if others:
         notes.append(f"{len(others)} {'points or lines' if len(others) > 1 else 'point or line'} left out")
+    if cut:
+        notes.append(f"{len(cut)} {'outlines' if len(cut) > 1 else 'outline'} of a class to ignore cut out")
     return Region(whole, tuple(notes), f"the region of {Path(name).name}")
 
 
-def _geometries(content: Any, name: str) -> Iterator[dict[str, Any]]:
-    """Every geometry that holds no others; a feature may be without one (RFC 7946, 3.2)."""
+def _geometries(content: Any, name: str, ignored: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every geometry that holds no others; a feature may be without one (RFC 7946, 3.2).
+
+    Those of features to ignore are put into `ignored` instead.
+    """
     if isinstance(content, list):
         for each in content:
-            yield from _geometries(each, name)
+            yield from _geometries(each, name, ignored)
         return
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "Feature":
         if content.get("geometry") is not None:
-            yield from _geometries(content["geometry"], name)
+            found = _geometries(content["geometry"], name, ignored)
+            if _is_ignored(content):
+                ignored.extend(found)
+            else:
+                yield from found
     elif kind in ("FeatureCollection", "GeometryCollection"):
         members = content.get("features" if kind == "FeatureCollection" else "geometries")
         if not isinstance(members, list):
             raise ConfigError(f"{name}: a {kind} without a list of members; {_REMEDY}")
-        yield from _geometries(members, name)
+        yield from _geometries(members, name, ignored)
     elif kind in ("Polygon", "MultiPolygon", *_POINTS_AND_LINES):
         yield content
     else:
         raise _no_region(content, name)
+
+
+def _is_ignored(feature: dict[str, Any]) -> bool:
+    """Whether QuPath gives a feature a class that it ignores, as a name or as a list of them."""
+    properties = feature.get("properties")
+    given = properties.get("classification") if isinstance(properties, dict) else None
+    known = [given.get("name"), given.get("names")] if isinstance(given, dict) else [given]
+    names = [name for each in known for name in (each if isinstance(each, list) else [each])]
+    return any(isinstance(name, str) and name.startswith("Ignore") for name in names)
 
 
 def _no_region(content: Any, name: str) -> ConfigError:

@@ -178,6 +178,41 @@ def test_what_no_row_has_is_shown(tmp_path: Path) -> None:
     assert "1 files of earlier runs, of no row, still there" in call(*words, "--classifiers", "none").stdout
 
 
+def test_each_picture_has_the_region_of_its_name(tmp_path: Path) -> None:
+    folder, rois = smears(tmp_path / "in", "a.png", "s/b.png"), tmp_path / "rois"
+    (rois / "s").mkdir(parents=True)
+    words = ["batch", folder, "--out", tmp_path / "r.csv", "--recursive", "--region", rois, "--json"]
+    words += ["--workers", 0, "--classifiers", "none", "--um-per-px", 0.16]
+    result = call(*words)
+    assert result.exit_code == 2
+    assert "rois: holds no region" in result.stderr
+    assert not (tmp_path / "r.csv.journal").exists()
+
+    def draw_region(name: str, side: int) -> None:
+        corners = [[0, 0], [side, 0], [side, side], [0, side]]
+        (rois / name).write_text(json.dumps({"type": "Polygon", "coordinates": [corners]}))
+
+    def areas() -> list[str]:
+        call(*words)
+        return [row["status"] if row["status"] != "ok" else row["n_excluded"] for row in rows_of(tmp_path / "r.csv")]
+
+    draw_region("a.geojson", 160)
+    found = areas()
+    assert found[1] == "failed"
+    told = "s/b.png: has no region: expected s/b.geojson or s/b.png.geojson in the folder of regions"
+    assert rows_of(tmp_path / "r.csv")[1]["error"].startswith(told)
+    draw_region("s/b.png.geojson", 160)
+    whole = areas()
+    assert "failed" not in whole
+    assert json.loads(call(*words).stdout)["from_journal"] == 2
+    draw_region("s/b.png.geojson", 20)
+    assert areas()[0] == whole[0]
+    assert int(areas()[1]) > int(whole[1])
+    (rois / "s" / "b.png.geojson").write_text("[]")
+    call(*words)
+    assert rows_of(tmp_path / "r.csv")[1]["error"].startswith("s/b.png: s/b.png.geojson: the region has no area")
+
+
 def batch_rows(folder: Path, out: Path, **wanted: Any) -> list[dict[str, str]]:
     run_batch(DiscMaker(), BatchJob(folder, out / "r.csv", recursive=True, **wanted))
     return rows_of(out / "r.csv")

@@ -14,7 +14,7 @@ import shapely
 
 from smearcount.counting import counted_mask
 from smearcount.errors import ConfigError
-from smearcount.region import Region, counted_area_um2, counted_in_region, parse_region, read_region
+from smearcount.region import Region, counted_area_um2, counted_in_region, parse_region, read_region, region_file
 
 Points = npt.NDArray[np.float64]
 
@@ -224,6 +224,35 @@ def test_a_file_as_qupath_writes_it(tmp_path: Path) -> None:
     for text in (json.dumps(content), "\ufeff" + json.dumps([feature(SQUARE), feature(DONUT)], indent=1)):
         path.write_text(text, encoding="utf-8")
         assert read_region(path).area_px((500, 500)) == pytest.approx(5000 + 7200 - 80 * 50 + 30 * 30)
+
+
+@pytest.mark.parametrize(
+    "classification", [{"name": "Ignore*"}, {"names": ["Ignore*", "left"]}, "Ignore*", {"name": "Ignore: dirt"}]
+)
+def test_what_qupath_ignores_is_cut_out(classification: Any) -> None:
+    ignored = {**feature(polygon(rectangle(40, 30, 20, 20))), "properties": {"classification": classification}}
+    beside = {**feature(polygon(rectangle(900, 0, 20, 20))), "properties": {"classification": classification}}
+    dot = {**feature({"type": "Point", "coordinates": [3, 3]}), "properties": {"classification": classification}}
+    region = region_of([ignored, feature(SQUARE), beside, dot])
+    assert region.outline.area == pytest.approx(5000 - 400)
+    assert region.notes == ("2 outlines of a class to ignore cut out",)
+    assert region_of([feature(SQUARE), dot]).notes == ()
+    for nothing in ([ignored], [ignored, feature(polygon(rectangle(45, 35, 5, 5)))]):
+        with pytest.raises(ConfigError, match="no area"):
+            region_of(nothing)
+
+
+def test_a_picture_finds_its_file_in_a_folder(tmp_path: Path) -> None:
+    for name in ("a.geojson", "s/b.png.geojson", "s/b.geojson"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert region_file(tmp_path, "a.jpg") == tmp_path / "a.geojson"
+    assert region_file(tmp_path, "s/b.png") == tmp_path / "s" / "b.png.geojson"
+    assert region_file(tmp_path, "s/b.jpg") == tmp_path / "s" / "b.geojson"
+    with pytest.raises(
+        ConfigError, match=r"s/c\.v2\.jpg: has no region: expected s/c\.v2\.geojson or s/c\.v2\.jpg\.geojson"
+    ):
+        region_file(tmp_path, "s/c.v2.jpg")
 
 
 def test_outlines_that_cross_themselves_are_mended_and_noted() -> None:

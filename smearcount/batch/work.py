@@ -30,6 +30,7 @@ from smearcount.errors import ConfigError, ImageError
 from smearcount.images import content_sha256, content_state, make_folder
 from smearcount.output_names import OVERLAYS, place_of
 from smearcount.pipeline import Analysis, Pipeline
+from smearcount.region import regions_in
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -149,6 +150,10 @@ class PipelineMaker:
 
 
 def _digest(path: Path) -> str:
+    """SHA-256 of a file that a setting names, or of the names and contents of a folder of regions."""
+    if path.is_dir():
+        told = [(os.fsencode(each.relative_to(path).as_posix()).hex(), _digest(each)) for each in regions_in(path)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -65,7 +65,9 @@ _SETTINGS: dict[str, Any] = {
     "page": Annotated[int | None, typer.Option("--page", help="Page of multi-page TIFFs, from 1.")],
     "level": Annotated[int | None, typer.Option("--level", help="Resolution of a pyramid, from 0 for the finest.")],
     "channel": Annotated[int | None, typer.Option("--channel", help="Channel of a multi-channel picture, from 1.")],
-    "region": Annotated[Path | None, typer.Option("--region", help="GeoJSON of where to count, in pixels.")],
+    "region": Annotated[
+        Path | None, typer.Option("--region", help="GeoJSON of where to count, in pixels, or a folder of them.")
+    ],
     "countable": Annotated[
         str | None, typer.Option("--countable", help="auto, or all to count thick, thin and blurred parts too.")
     ],
