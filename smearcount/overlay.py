@@ -26,7 +26,7 @@ from smearcount.panel import ALERT, FAINT, PAPER, Face, Row, Span, face_for, let
 from smearcount.quality import remarks, warnings_of
 from smearcount.records import UNCLASSIFIED, SmearResult
 from smearcount.region import Region
-from smearcount.report import percent_text, summary_lines
+from smearcount.report import percent_number, percent_text, summary_lines
 from smearcount.taxonomy import Taxonomy
 
 __all__ = ["dim_outside", "draw_overlay", "read_reduced", "reduction", "scale_bar", "write_overlay"]
@@ -102,9 +102,15 @@ def _tint_entries(result: SmearResult) -> list[_Entry]:
     """What the tints stand for, each with the cells that are not counted for it, and the share of the picture."""
     shares, cells = result.quality.shares, result.counts.excluded
     return [
-        _Entry(f"tinted: {name}", f"{cells.get(name, 0):,}", f"{100 * shares[name]:.1f} % of the area", tint=tint)
+        _Entry(
+            f"tinted: {name}",
+            f"{cells.get(name, 0):,}",
+            f"{percent_number(100 * shares[name])} % of the area",
+            tint=tint,
+        )
         for name, colour in COLOURS.items()
         if shares.get(name)
+        for share in [percent_number(100 * shares[name])]
         for tint in [tuple(round((1 - TINT) * light + TINT * c) for light, c in zip(PAPER, colour, strict=True))]
     ]
 

@@ -9,9 +9,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -43,6 +44,7 @@ __all__ = [
     "failure_row",
     "json_report",
     "limits_text",
+    "percent_number",
     "percent_text",
     "report_columns",
     "report_row",
@@ -237,16 +239,29 @@ def summary_lines(result: SmearResult, taxonomy: Taxonomy) -> list[Line]:
     return lines
 
 
-def limits_text(estimate: Estimate, digits: int = 1) -> str:
-    """`low - high`, or a dash where there is nothing to say."""
-    if math.isnan(estimate.value):
+def percent_number(value: float) -> str:
+    """`12.3`; with two significant digits below 1: `0.038`; `0`, `100`, or a dash where there is nothing to say."""
+    if math.isnan(value):
         return "-"
-    return f"{estimate.low:,.{digits}f} - {estimate.high:,.{digits}f}"
+    if value in (0, 100):
+        return f"{value:.0f}"
+    return f"{value:,.1f}" if value >= 1 else f"{Decimal(f'{value:.1e}'):f}"
+
+
+def whole_number(value: float) -> str:
+    """`1,234`, or a dash where there is nothing to say."""
+    return "-" if math.isnan(value) else f"{value:,.0f}"
+
+
+def limits_text(estimate: Estimate, number: Callable[[float], str] = percent_number) -> str:
+    """`low - high`, or a dash where there is nothing to say."""
+    return "-" if math.isnan(estimate.value) else f"{number(estimate.low)} - {number(estimate.high)}"
 
 
 def percent_text(estimate: Estimate) -> str:
     """`12.3 (10.1 - 14.8)`, or a dash."""
-    return "-" if math.isnan(estimate.value) else f"{estimate.value:,.1f} ({limits_text(estimate)})"
+    number = percent_number(estimate.value)
+    return number if math.isnan(estimate.value) else f"{number} ({limits_text(estimate)})"
 
 
 def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
@@ -258,28 +273,37 @@ def screen_table(result: SmearResult, taxonomy: Taxonomy) -> Table:
     lines = summary_lines(result, taxonomy)
     # Text, not str: a file name may hold what rich would read as markup.
     title, caption = Text(result.image_id, "bold"), Text(_caption(result, taxonomy, lines))
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption, caption_justify="left"
-    )
-    rows = [_cells_of(line) for line in lines]
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", **look)
+    shares = _pointed([percent_number(line.share.value) for line in lines])
+    rows = [_cells_of(line, share) for line, share in zip(lines, shares, strict=True)]
     table.add_column("type", overflow="fold", min_width=12)
     for column, heading in enumerate(("count", "per cent", "95 % limits", "per mm2", "95 % limits"), start=1):
         # In a narrow window the type may wrap, but no number is ever cut.
         widest = max([len(heading), *(len(row[column]) for row in rows)])
-        table.add_column(heading, justify="right", no_wrap=True, min_width=widest)
+        # Of what is flush right, rich takes the spaces off that keep the points below each other.
+        side: Literal["left", "right"] = "left" if heading == "per cent" else "right"
+        table.add_column(heading, justify=side, no_wrap=True, min_width=widest)
     for line, row in zip(lines, rows, strict=True):
         table.add_row(*row, style="bold" if line.level == 0 else "")
     return table
 
 
-def _cells_of(line: Line) -> tuple[str, ...]:
+def _pointed(numbers: Sequence[str]) -> list[str]:
+    """Numbers of a column with their decimal points below each other, flush right below its heading."""
+    behind = [len("".join(number.partition(".")[1:])) for number in numbers]
+    most = max(behind, default=0)
+    return [(number + " " * (most - n)).rjust(len("per cent")) for number, n in zip(numbers, behind, strict=True)]
+
+
+def _cells_of(line: Line, share: str) -> tuple[str, ...]:
     return (
         "  " * line.level + line.name,
         f"{line.count:,}",
-        "-" if math.isnan(line.share.value) else f"{line.share.value:.1f}",
+        share,
         limits_text(line.share),
-        "-" if math.isnan(line.density.value) else f"{line.density.value:,.0f}",
-        limits_text(line.density, 0),
+        whole_number(line.density.value),
+        limits_text(line.density, whole_number),
     )
 
 

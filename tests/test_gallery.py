@@ -191,11 +191,11 @@ def test_a_cell_without_a_name_shows_both_candidates(analysis_of, sheets_of):
 
 def test_the_title_has_count_and_share_with_exact_limits(analysis_of, sheets_of):
     titles = {sheet.code: sheet.title for sheet in sheets_of(analysis_of(mixed()))}
-    assert titles["normocyte"][:2] == ["Normocyte", "4 counted: 100.0 (39.8 - 100.0) % of the named red blood cells"]
+    assert titles["normocyte"][:2] == ["Normocyte", "4 counted: 100 (39.8 - 100) % of the named red blood cells"]
     assert titles["burr_cell"][:2] == ["Burr cell", "none counted; 1 not counted (dashed)"]
-    assert titles["unclassified_rbc"][1] == "1 counted: 20.0 (0.5 - 71.6) % of the red blood cells"
-    assert titles["erythroblast"][1] == "1 counted: 12.5 (0.3 - 52.7) % of all cells"
-    found = "1 counted: 12.5 (0.3 - 52.7) % of all cells; 1 not counted (dashed)"
+    assert titles["unclassified_rbc"][1] == "1 counted: 20.0 (0.51 - 71.6) % of the red blood cells"
+    assert titles["erythroblast"][1] == "1 counted: 12.5 (0.32 - 52.7) % of all cells"
+    found = "1 counted: 12.5 (0.32 - 52.7) % of all cells; 1 not counted (dashed)"
     assert titles["platelet"][1:3] == [found, "all 2 shown, least certain first by the score of the detector"]
     assert "a tile is 24 µm wide" in titles["unclassified_wbc"][3]
     assert "a tile is 12 µm wide" in titles["normocyte"][3]

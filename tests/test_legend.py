@@ -70,8 +70,8 @@ def test_a_legend_without_names_shows_the_kinds(named):
     red, yellow = ((rgb(TAXONOMY.kinds[kind].colour), False) for kind in ("rbc", "platelet"))
     assert rows == [
         (red, "Red blood cells", "3", "75.0 (19.4 - 99.4)"),
-        (None, "White blood cells", "0", "0.0 (0.0 - 60.2)"),
-        (yellow, "Platelets", "1", "25.0 (0.6 - 80.6)"),
+        (None, "White blood cells", "0", "0 (0 - 60.2)"),
+        (yellow, "Platelets", "1", "25.0 (0.63 - 80.6)"),
     ]
 
 
@@ -111,7 +111,7 @@ def test_a_legend_with_names_shows_sample_count_and_share_of_each_type(named):
         (colours["nrbc"], "Nucleated red cells, unclassified", "0"),
         ((panel.FAINT, True), "not counted (dashed)", "2"),
     ]
-    assert rows[1][3] == "100.0 (39.8 - 100.0)"
+    assert rows[1][3] == "100 (39.8 - 100)"
 
 
 EVERY_CODE = [(entry.kind, code, True) for code, entry in TAXONOMY.codes.items()]

@@ -215,15 +215,31 @@ def test_limits_as_text() -> None:
     assert (report.limits_text(nothing), report.percent_text(nothing)) == ("-", "-")
     some = Estimate(12.34, 10.06, 14.849)
     assert report.percent_text(some) == "12.3 (10.1 - 14.8)"
-    assert report.limits_text(some, 0) == "10 - 15"
+    assert report.limits_text(some, report.whole_number) == "10 - 15"
 
 
-def on_screen(result: SmearResult, taxonomy: Taxonomy) -> str:
+def test_shares_below_one_per_cent_keep_two_digits(make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
+    shares = {0.0: "0", 0.0376: "0.038", 0.0996: "0.10", 0.998: "1.0", 1.04: "1.0", 99.96: "100.0", 100.0: "100"}
+    assert {value: report.percent_number(value) for value in shares} == shares
+    boxes = np.tile([100, 100, 150, 150], (2000, 1))
+    one = make_result(cells(boxes, ["rbc"] * 1992 + ["wbc"] * 7 + ["platelet"]))
+    red, white, platelets = (
+        line for line in on_screen_lines(one, taxonomy) if line.lstrip().startswith(("R", "W", "Pla"))
+    )
+    assert ("0.35 " in white, "0.14 - 0.72" in white, "0.050" in platelets) == (True, True, True)
+    assert red.index("99.6") + 2 == white.index("0.35") + 1 == platelets.index("0.050") + 1
+
+
+def on_screen_lines(result: SmearResult, taxonomy: Taxonomy) -> list[str]:
     from rich.console import Console
 
     stream = io.StringIO()
     Console(file=stream, width=140, color_system=None).print(report.screen_table(result, taxonomy))
-    return " ".join(stream.getvalue().split())
+    return stream.getvalue().splitlines()
+
+
+def on_screen(result: SmearResult, taxonomy: Taxonomy) -> str:
+    return " ".join(" ".join(on_screen_lines(result, taxonomy)).split())
 
 
 def test_the_table_on_screen_says_what_was_left_out(result: SmearResult, taxonomy: Taxonomy) -> None:
@@ -234,7 +250,7 @@ def test_the_table_on_screen_says_what_was_left_out(result: SmearResult, taxonom
             "per cent: of all cells; of a type: of the named cells of its kind",
             "platelets per 1,000 red cells: 250.0 (",
         ),
-        *("nucleated red cells per 100 white cells: 100.0 (", "1 white cell counted: a differential needs at least"),
+        *("nucleated red cells per 100 white cells: 100 (", "1 white cell counted: a differential needs at least"),
     )
     assert [words for words in said if words not in text] == []
     assert text.count("blasts, atypical lymphocytes and smudge cells are not recognised") == 1

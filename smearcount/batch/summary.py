@@ -17,7 +17,7 @@ from smearcount.batch.slides import slide_rows
 from smearcount.batch.summary_plots import WITH_BARS, Panel, Pixels, Point, funnel_plot, level_plot
 from smearcount.counting import NOTHING, Estimate, density_per_mm2, percentage, poisson_limits
 from smearcount.records import KINDS
-from smearcount.report import Row
+from smearcount.report import Row, percent_number
 from smearcount.taxonomy import Taxonomy
 
 __all__ = ["FEW_WHITE", "SHOWN_FAILED", "SHOWN_UNITS", "SHOWN_WARNED", "Unit", "write_summary"]
@@ -287,7 +287,7 @@ def _page(**values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters["figure"] = _figure
+    templates.filters |= {"figure": _figure, "percent": percent_number}
     return templates.get_template("summary.html.j2").render(values)
 
 
