@@ -42,6 +42,7 @@ __all__ = [
     "cell_rows",
     "cells_csv",
     "failure_row",
+    "json_line",
     "json_report",
     "limits_text",
     "percent_number",
@@ -66,6 +67,9 @@ RATES = (
     ("platelet_per_1000_rbc", "platelet", "rbc", 1000.0, "platelets per 1,000 red cells"),
 )
 TAIL_COLUMNS = ("model_ids", "version", "image_sha256")
+TEXT_COLUMNS = ("image", "slide", "status", "error", "um_per_px_source", *TAIL_COLUMNS)
+"""The other columns of the report are numbers."""
+
 WITH_PERCENTAGES = ("rbc", "wbc")
 
 Row = dict[str, str | int]
@@ -383,6 +387,30 @@ def json_report(result: SmearResult, taxonomy: Taxonomy) -> str:
         "use": "research use; no medical device",
     }
     return json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def json_line(row: Row, result: SmearResult | None, taxonomy: Taxonomy, files: Iterable[str] = ()) -> str:
+    """What `analyze --json` prints of a picture: the columns of its row, then warnings, notes and the files written.
+
+    Args:
+        row: of the report.
+        result: what the row is about; None for a picture that failed.
+        taxonomy: of both.
+        files: paths as they were written.
+
+    Returns:
+        One line with the same keys for every picture; what is empty in the row is null.
+    """
+    values: dict[str, Any] = {column: row[column] for column in report_columns(taxonomy)}
+    for column, value in values.items():
+        if value == "":
+            values[column] = None
+        elif column not in TEXT_COLUMNS:
+            values[column] = value if isinstance(value, int) else float(value)
+    values["reading"] = result.reading if result else ()
+    values["warnings"] = warnings_of(result, taxonomy) if result else ()
+    values["notes"] = remarks(result, taxonomy) if result else ()
+    return json.dumps(_finite({**values, "files": list(files)}))
 
 
 def _triple(estimate: Estimate) -> dict[str, float]:

@@ -126,7 +126,22 @@ def test_quiet_is_quiet_and_json_is_json(tmp_path: Path) -> None:
     row = json.loads(call("analyze", SPARSE, "--out", tmp_path, "--json").stdout)
     assert row["status"] == "ok"
     assert row["image"] == "sparse.jpg"
-    assert int(row["n_rbc"]) > 20
+    assert row["n_rbc"] > 20
+
+
+def test_every_line_of_json_has_the_same_keys_and_numbers_as_numbers(tmp_path: Path) -> None:
+    done = call("analyze", SPARSE, tmp_path / "absent.jpg", "--out", tmp_path, "--json")
+    row, failed = map(json.loads, done.stdout.splitlines())
+    columns = [*report_columns(load_taxonomy()), "reading", "warnings", "notes", "files"]
+    assert list(row) == list(failed) == columns
+    text = {"image", "status", "um_per_px_source", "model_ids", "version", "image_sha256"}
+    assert {name for name, value in row.items() if isinstance(value, str)} == text
+    assert (row["error"], failed["um_per_px"], failed["warnings"]) == (None, None, [])
+    assert "absent.jpg: no such file" in failed["error"]
+    stored = json.loads((tmp_path / "sparse.json").read_text())
+    assert (row["notes"], row["reading"]) == (stored["notes"], stored["reading"])
+    assert row["warnings"] == stored["quality"]["warnings"] != []
+    assert row["um_per_px"] == pytest.approx(stored["scale"]["um_per_px"])
 
 
 def test_a_bad_picture_costs_only_itself(tmp_path: Path) -> None:
@@ -226,11 +241,11 @@ def test_settings_file_and_flags(tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("um_per_px: 0.2\nedge_rule: all\n")
     row = json.loads(call("analyze", SPARSE, "--out", tmp_path, "--json", "--config", settings).stdout)
-    assert (row["um_per_px"], row["um_per_px_source"], row["n_excluded"]) == ("0.2", "flag", 0)
+    assert (row["um_per_px"], row["um_per_px_source"], row["n_excluded"]) == (0.2, "flag", 0)
     row = json.loads(
         call("analyze", SPARSE, "--out", tmp_path, "--json", "--config", settings, "--um-per-px", 0.12).stdout
     )
-    assert row["um_per_px"] == "0.12"
+    assert row["um_per_px"] == 0.12
     settings.write_text("um_per_pixel: 0.2\n")
     result = call("analyze", SPARSE, "--out", tmp_path, "--config", settings)
     assert result.exit_code == 2

@@ -283,6 +283,13 @@ def test_what_no_model_can_tell_is_empty_and_not_zero(found_only: SmearResult, t
     assert not [words for words in ("differential", "blasts", "per 100 white", "of a type") if words in text]
 
 
+def test_limits_without_end_are_null_in_a_line_of_json(make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
+    one = make_result(cells([[0, 0, 50, 50], [60, 0, 90, 30]], ["platelet", "rbc"]))
+    row = report.report_row(one, taxonomy) | {"platelet_per_1000_rbc_high": "inf"}
+    line = json.loads(report.json_line(row, one, taxonomy, ["a.json"]))
+    assert (line["platelet_per_1000_rbc_high"], line["n_platelet"], line["files"]) == (None, 1, ["a.json"])
+
+
 def test_a_code_that_was_looked_for_and_not_found_is_zero(make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
     labels = Labels(np.array([[0.9, 0.1, 0], [0, 0, 0]], np.float32), ("neutrophil", "monocyte", "erythroblast"))
     row = report.report_row(make_result(cells([[0, 0, 50, 50], [60, 0, 90, 30]], ["wbc", "rbc"]), labels), taxonomy)

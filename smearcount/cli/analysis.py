@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -66,6 +65,7 @@ def _analyze_all(
     from smearcount.images import make_folder, refuse_inputs
     from smearcount.output_names import OVERLAYS, stem_in, unique_stems
     from smearcount.pipeline import Pipeline
+    from smearcount.report import failure_row, json_line
 
     stems, failed = unique_stems(images), 0
 
@@ -92,8 +92,8 @@ def _analyze_all(
         failed += 1
         _show_failure(outcome.reason)
         if as_json:
-            told = json.dumps({"image": path.name, "status": "failed", "error": outcome.reason})
-            printed(partial(typer.echo, told))
+            row = failure_row(path.name, "", outcome.reason, pipeline.taxonomy)
+            printed(partial(typer.echo, json_line(row, None, pipeline.taxonomy)))
     return failed
 
 
@@ -111,11 +111,10 @@ def _write_gallery(analysis: Analysis, out: Path, stem: str, *, wanted: bool) ->
 
 
 def _show(result: SmearResult, written: list[Path], taxonomy: Taxonomy, *, quiet: bool, as_json: bool) -> None:
-    from smearcount.report import report_row, screen_table
+    from smearcount.report import json_line, report_row, screen_table
 
     if as_json:
-        row = report_row(result, taxonomy)
-        typer.echo(json.dumps({**row, "files": [str(path) for path in written]}))
+        typer.echo(json_line(report_row(result, taxonomy), result, taxonomy, map(str, written)))
     elif not quiet:
         console, table = screen(), screen_table(result, taxonomy)
         # A window too narrow for the figures breaks the lines; none of them is left out.
