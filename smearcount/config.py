@@ -12,7 +12,10 @@ from pydantic import Field
 
 from smearcount.errors import ConfigError
 
-__all__ = ["Settings", "Strict", "faults_of", "load_yaml", "read_entries", "read_model", "shipped"]
+__all__ = ["OverlayFormat", "Settings", "Strict", "faults_of", "load_yaml", "read_entries", "read_model", "shipped"]
+
+OverlayFormat = Literal["jpg", "png", "tif"]
+"""What an annotated picture is written as, by the ending of its name: small, or without any loss."""
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 

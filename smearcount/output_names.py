@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
 from pathlib import Path
+from typing import get_args
 
+from smearcount.config import OverlayFormat
 from smearcount.records import SmearResult
 
 __all__ = ["OVERLAYS", "numbered", "place_of", "shortened", "stem_in", "unique_stems"]
 
-OVERLAYS = (".overlay.jpg", ".overlay.tif")
-"""What is added to the name of a picture for its annotated copy; the second where it is too long for JPEG."""
+OVERLAYS = tuple(f".overlay.{ending}" for ending in get_args(OverlayFormat))
+"""What is added to the name of a picture for its annotated copy."""
 
 _NAME_BYTES = 200
 """Longest stem in bytes: file systems take names of 255, and up to 50 are added to it."""

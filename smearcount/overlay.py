@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,7 +19,6 @@ import numpy.typing as npt
 from smearcount.countable import COLOURS, TINT
 from smearcount.detector import PixelSource
 from smearcount.geometry import resize_rgb
-from smearcount.images import write_picture
 from smearcount.outlines import WEIGHTS, Pen, colour_of, draw_outlines, label_keys, outline_style
 from smearcount.panel import ALERT, FAINT, PAPER, Face, Row, Span, face_for, letters, render_rows
 from smearcount.quality import remarks, warnings_of
@@ -29,7 +27,7 @@ from smearcount.region import Region
 from smearcount.report import percent_number, percent_text, summary_lines
 from smearcount.taxonomy import Taxonomy
 
-__all__ = ["dim_outside", "draw_overlay", "read_reduced", "reduction", "scale_bar", "write_overlay"]
+__all__ = ["dim_outside", "draw_overlay", "read_reduced", "reduction", "scale_bar"]
 
 Pixels = npt.NDArray[np.uint8]
 _XY = tuple[int, int]
@@ -159,26 +157,6 @@ def _legend(entries: Sequence[_Entry], face: Face) -> list[list[Row]]:
 def reduction(size_wh: tuple[int, int]) -> int:
     """The whole number by which a picture of `size_wh` is shown reduced; 1 up to 60 megapixels."""
     return max(1, math.ceil(math.sqrt(size_wh[0] * size_wh[1] / _MOST_PIXELS)))
-
-
-def write_overlay(path: Path, pixels: Pixels) -> Path:
-    """Write an annotated picture as `images.write_picture` does; one of an earlier run with the other suffix goes.
-
-    Args:
-        path: its name where it is short enough for JPEG, with the suffix .jpg.
-        pixels: `(H, W, 3) uint8 RGB`.
-
-    Returns:
-        The path that was written.
-
-    Raises:
-        ImageError: the folder can't be written.
-    """
-    written = write_picture(path, pixels)
-    for other in {path, path.with_suffix(".tif")} - {written}:
-        if other.is_file():
-            other.unlink()
-    return written
 
 
 def read_reduced(source: PixelSource, factor: int) -> Pixels:

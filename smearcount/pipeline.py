@@ -18,13 +18,21 @@ import numpy.typing as npt
 
 import smearcount
 from smearcount import counting, report
-from smearcount.config import Settings, read_model
+from smearcount.config import OverlayFormat, Settings, read_model
 from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
 from smearcount.illumination import Lit, even_light, find_cells, settle_lit
-from smearcount.images import ArraySource, ImageSource, ReadLimits, make_folder, open_image, write_text_atomic
+from smearcount.images import (
+    ArraySource,
+    ImageSource,
+    ReadLimits,
+    make_folder,
+    open_image,
+    write_overlay,
+    write_text_atomic,
+)
 from smearcount.naming import Namer
 from smearcount.output_names import stem_in
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
@@ -117,27 +125,27 @@ class Analysis:
             shown = dim_outside(shown, region, self.source.size_wh)
         return draw_overlay(shown, self.result, self.taxonomy, factor)
 
-    def save(self, folder: Path | str, stem: str | None = None) -> list[Path]:
+    def save(self, folder: Path | str, stem: str | None = None, *, overlay_format: OverlayFormat = "jpg") -> list[Path]:
         """Write `<stem>.json`, `<stem>.cells.csv` and `<stem>.overlay.jpg`; each file is whole or absent.
 
         Args:
             folder: made where it is missing.
             stem: replaces what is there. Without it the stem of the picture's name, or `smear`, with a number where
                 the folder holds a report of another picture under that name.
+            overlay_format: `png` or `tif` for an overlay without loss; one of this stem in another format is removed.
 
         Returns:
             The paths as they were written: an overlay that is too long for JPEG is a `.tif`.
 
         Raises:
+            ValueError: there is no such format.
             ImageError: the folder can't be written.
         """
-        from smearcount.overlay import write_overlay
-
         folder = make_folder(Path(folder))
         stem = stem or stem_in(folder, Path(self.result.image_id).stem or "smear", self.result)
         summary, cells = folder / f"{stem}.json", folder / f"{stem}.cells.csv"
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
-        overlay = write_overlay(folder / f"{stem}.overlay.jpg", self.overlay())
+        overlay = write_overlay(folder / stem, self.overlay(), overlay_format)
         write_text_atomic(cells, report.cells_csv(self.result))
         write_text_atomic(summary, report.json_report(self.result, self.taxonomy))
         return [summary, cells, overlay]

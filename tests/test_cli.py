@@ -62,6 +62,20 @@ def test_analyze_prints_a_table_and_writes_three_files(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sparse.cells.csv", "sparse.json", "sparse.overlay.jpg"]
 
 
+def test_overlays_in_another_format_take_the_place_of_the_earlier_one(tmp_path: Path) -> None:
+    folder, out = small(tmp_path / "in", "a.png"), tmp_path / "out"
+    for wanted in ("jpg", "png", "tif"):
+        assert call("analyze", folder / "a.png", "--out", out, "--overlay-format", wanted).exit_code == 0
+        assert [path.name for path in out.glob("*.overlay.*")] == [f"a.overlay.{wanted}"]
+    assert cv2.imread(str(out / "a.overlay.tif")) is not None
+    again = call("analyze", out / "a.overlay.tif", folder / "a.png", "--out", out)
+    assert (again.exit_code, "is read by this run" in again.stderr) == (2, True)
+    assert call("analyze", folder / "a.png", "--out", out, "--overlay-format", "gif").exit_code == 2
+    words = ("--out", tmp_path / "r.csv", "--overlays", tmp_path / "o", "--overlay-format", "png", "--workers", 0)
+    assert call("batch", folder, *words).exit_code == 0
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["a.png.overlay.png"]
+
+
 def test_sheets_of_an_earlier_run_do_not_stay_beside_another_result(tmp_path: Path) -> None:
     assert call("analyze", SPARSE, "--out", tmp_path, "--gallery", "--quiet").exit_code == 0
     place = tmp_path / "sparse.gallery"

@@ -316,6 +316,15 @@ def test_overlays_and_sheets_of_what_a_picture_was_go_when_it_fails(tmp_path: Pa
     assert not list((tmp_path / "g" / "s").iterdir())
 
 
+def test_overlays_in_another_format_are_drawn_anew(tmp_path: Path) -> None:
+    folder, both = smears(tmp_path / "in", "a.png", "s/b.png"), tmp_path / "both"
+    for wanted, reused in (("jpg", 0), ("png", 0), ("png", 2), ("tif", 0)):
+        done = batch(folder, tmp_path / "r.csv", overlays=both, galleries=both, overlay_format=wanted)
+        assert done.reused == reused
+        written = {path.relative_to(both).as_posix() for path in both.rglob("*.overlay.*")}
+        assert written == {f"a.png.overlay.{wanted}", f"s/b.png.overlay.{wanted}"}
+
+
 def test_overlays_and_sheets_may_share_a_folder(tmp_path: Path) -> None:
     folder, both = smears(tmp_path / "in", "a.png"), tmp_path / "both"
     batch(folder, tmp_path / "r.csv", overlays=both, galleries=both)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from smearcount import outlines, overlay, panel
-from smearcount.images import ArraySource
-from smearcount.overlay import write_overlay
+from smearcount.images import ArraySource, write_overlay
 from smearcount.pipeline import Analysis
 from smearcount.records import Counts, Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -90,11 +89,11 @@ def test_photograph_stands_unhidden_in_the_corner(size_wh):
 
 
 def test_an_overlay_of_an_earlier_run_in_the_other_format_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, path = np.full((50, 60, 3), 200, np.uint8), tmp_path / "a.overlay.jpg"
+    pixels = np.full((50, 60, 3), 200, np.uint8)
     (tmp_path / "a.tif").touch()
     for most, suffix in ((100, ".jpg"), (40, ".tif"), (100, ".jpg")):
         monkeypatch.setattr("smearcount.images.writing.JPEG_MAX_SIDE_PX", most)
-        assert write_overlay(path, pixels) == path.with_suffix(suffix)
+        assert write_overlay(tmp_path / "a", pixels, "jpg") == tmp_path / f"a.overlay{suffix}"
         assert {each.name for each in tmp_path.iterdir()} == {"a.tif", f"a.overlay{suffix}"}
 
 

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from smearcount.batch.tables import ENDINGS
+from smearcount.config import OverlayFormat
 from smearcount.errors import UsageError
 from smearcount.images import check_target, make_folder, refuse_input, refuse_inputs
 from smearcount.manifests import MANIFEST, names_listed
@@ -43,6 +44,7 @@ class BatchJob:
         summary: an HTML page about the whole batch, if wanted.
         slide_scale: where the scale is estimated, one for all pictures of a slide instead of one for each picture.
         inputs: the settings file and those that the settings name, which no output may replace.
+        overlay_format: of the annotated pictures.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class BatchJob:
     summary: Path | None = None
     slide_scale: bool = True
     inputs: tuple[Path, ...] = ()
+    overlay_format: OverlayFormat = "jpg"
 
     @property
     def journal(self) -> Path:

@@ -40,7 +40,7 @@ from smearcount.batch.work import (
 )
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
-from smearcount.output_names import OVERLAYS, place_of
+from smearcount.output_names import place_of
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales
 
@@ -80,7 +80,9 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
 
 
 def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
-    overlays = (place_of(job.overlays, each.image_id, OVERLAYS[0]) for each in pictures if job.overlays)
+    overlays = (
+        place_of(job.overlays, each.image_id, f".overlay.{job.overlay_format}") for each in pictures if job.overlays
+    )
     galleries = (place_of(job.galleries, each.image_id, ".gallery") for each in pictures if job.galleries)
     sweep(job.files.values(), overlays, galleries)
 
@@ -104,8 +106,8 @@ class _Batch:
         self.taxonomy, self.job, self.pictures = maker.taxonomy(), job, pictures
         self.journal, self.watch = journal, watch
         # Absolute, since a worker may have another working directory.
-        folders = [folder.absolute() if folder else None for folder in (job.overlays, job.galleries)]
-        self.wishes = Wishes(job.cells is not None, *folders)
+        overlays, galleries = (folder.absolute() if folder else None for folder in (job.overlays, job.galleries))
+        self.wishes = Wishes(job.cells is not None, overlays, galleries, job.overlay_format)
         self.work = BatchWork(maker, self.wishes)
         self.measuring = None if maker.scale_given() or not job.slide_scale else Measuring(maker, journal, watch)
         self.scales: Mapping[str, SlideScales] = {}
@@ -163,17 +165,21 @@ class _Batch:
             if record.status == "ok":
                 complete &= record.scales == scales_text(self._scales_of(picture))
                 complete &= not (self.wishes.cells and record.cells is None)
-                complete &= all(self._has(folder, files) for folder in (self.wishes.overlays, self.wishes.galleries))
+                complete &= self._has(self.wishes.overlays, files, f".overlay.{self.wishes.overlay_format}")
+                complete &= self._has(self.wishes.galleries, files)
             return complete and picture_digest(picture.path) == record.sha256
         except (ValueError, TypeError, OSError):
             return False  # it is analysed, and the reason, if there still is one, becomes its row
 
-    def _has(self, wanted: Path | None, files: Mapping[str, Mapping[str, str]]) -> bool:
-        """Whether every picture that was written to this folder is still there as it was; one not wanted has all."""
+    def _has(self, wanted: Path | None, files: Mapping[str, Mapping[str, str]], ending: str = "") -> bool:
+        """Whether every picture that was written to this folder is still there as it was; one not wanted has all.
+
+        One of them must have the ending, where one is given.
+        """
         if wanted is None:
             return True
         written = files.get(str(wanted))
-        if written is None:
+        if written is None or (ending and not any(name.endswith(ending) for name in written)):
             return False
         return all(_unchanged(wanted / name, sha256) for name, sha256 in written.items())
 

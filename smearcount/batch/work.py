@@ -25,10 +25,10 @@ from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.journal import Record
 from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
-from smearcount.config import Settings, shipped
+from smearcount.config import OverlayFormat, Settings, shipped
 from smearcount.errors import ConfigError, ImageError
-from smearcount.images import content_sha256, content_state, make_folder
-from smearcount.output_names import OVERLAYS, place_of
+from smearcount.images import content_sha256, content_state, make_folder, write_overlay
+from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.region import regions_in
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -168,11 +168,13 @@ class Wishes:
         cells: the rows of its cells.
         overlays: folder for the annotated picture, if wanted.
         galleries: folder for the sheets of its cells, if wanted.
+        overlay_format: of the annotated picture.
     """
 
     cells: bool = False
     overlays: Path | None = None
     galleries: Path | None = None
+    overlay_format: OverlayFormat = "jpg"
 
 
 @dataclass(frozen=True)
@@ -257,11 +259,9 @@ def picture_digest(path: Path) -> str:
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
     files: dict[str, dict[str, str]] = {}
     if wishes.overlays:
-        from smearcount.overlay import write_overlay
-
-        overlay = place_of(wishes.overlays, task.image_id, OVERLAYS[0])
+        overlay = place_of(wishes.overlays, task.image_id, "")
         make_folder(overlay.parent)
-        _keep(files, wishes.overlays, [write_overlay(overlay, analysis.overlay())])
+        _keep(files, wishes.overlays, [write_overlay(overlay, analysis.overlay(), wishes.overlay_format)])
     if wishes.galleries:
         from smearcount.gallery import write_gallery
 

@@ -14,6 +14,7 @@ from smearcount.cli.common import (
     Images,
     Json,
     Out,
+    Overlays,
     Quiet,
     app,
     bar,
@@ -24,7 +25,7 @@ from smearcount.cli.common import (
     screen,
     with_settings,
 )
-from smearcount.config import Settings
+from smearcount.config import OverlayFormat, Settings
 
 if TYPE_CHECKING:
     from smearcount.pipeline import Analysis
@@ -42,12 +43,14 @@ def analyze(
     gallery: Annotated[
         bool, typer.Option("--gallery", help="Write a contact sheet of the cells of each code.")
     ] = False,
+    overlay_format: Overlays = "jpg",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Find, count and draw the cells of pictures: a table, and JSON, cells and overlay in the output folder."""
     with clear_errors():
-        failed = _analyze_all(images, out, settings, inputs, gallery=gallery, quiet=quiet, as_json=as_json)
+        options = {"gallery": gallery, "quiet": quiet, "as_json": as_json}
+        failed = _analyze_all(images, out, settings, inputs, overlay_format, **options)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -56,6 +59,7 @@ def _analyze_all(
     out: Path,
     settings: Settings,
     inputs: tuple[Path, ...],
+    overlay_format: OverlayFormat,
     *,
     gallery: bool,
     quiet: bool,
@@ -82,7 +86,8 @@ def _analyze_all(
         if stem != stems[path]:
             refuse([stem])
             _show_renamed(path, stem, out)
-        return analysis.result, [*_write_gallery(analysis, out, stem, wanted=gallery), *analysis.save(out, stem)]
+        sheets = _write_gallery(analysis, out, stem, wanted=gallery)
+        return analysis.result, [*sheets, *analysis.save(out, stem, overlay_format=overlay_format)]
 
     shown = bar(quiet or as_json, "analysing")
     for path, outcome in analyze_each(pipeline, shown(stems), lambda path: (path.name, ""), finish):

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from smearcount.cli.common import Json, Quiet, app, clear_errors, errors, plain, printed, screen, with_settings
+from smearcount.cli.common import (
+    Json,
+    Overlays,
+    Quiet,
+    app,
+    clear_errors,
+    errors,
+    plain,
+    printed,
+    screen,
+    with_settings,
+)
 from smearcount.config import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +55,7 @@ def batch(
     slide_report: Annotated[Path | None, typer.Option(help=f"Table of slides to write: {_TABLE}.")] = None,
     summary: Annotated[Path | None, typer.Option(help="HTML page to write: totals, plots, outliers.")] = None,
     overlays: Annotated[Path | None, typer.Option(help="Folder for annotated pictures.")] = None,
+    overlay_format: Overlays = "jpg",
     gallery: Annotated[Path | None, typer.Option(help="Folder for sheets with the cells of each code.")] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Sub-folders too; each is a slide.")] = False,
     pattern: _Pattern = None,
@@ -66,7 +78,7 @@ def batch(
     job = BatchJob(folder, out, cells, overlays, recursive, slide_report, gallery)
     job = replace(job, globs=tuple(pattern or ()), excluded=tuple(exclude or ()))
     job = replace(job, listed=listed, slides=slides, fresh=fresh, summary=summary, slide_scale=slide_scale)
-    job = replace(job, inputs=inputs)
+    job = replace(job, inputs=inputs, overlay_format=overlay_format)
     try:
         with clear_errors(), progress(quiet or as_json) as watch:
             mapped = _engine(settings, engine, workers, ray_address)

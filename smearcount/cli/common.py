@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from smearcount import __version__
-from smearcount.config import Settings, read_model
+from smearcount.config import OverlayFormat, Settings, read_model
 from smearcount.errors import ConfigError, ModelError, RuntimeMissingError, SmearcountError, UsageError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ Scale = Annotated[float | None, typer.Option("--um-per-px", help="Micrometres a 
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+Overlays = Annotated[OverlayFormat, typer.Option("--overlay-format", help="Of annotated pictures.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
 Runtime = Annotated[str | None, typer.Option("--runtime", help="auto, openvino, onnx or torch.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; 0 leaves it to the library.")]

@@ -21,6 +21,7 @@ from smearcount.images.writing import (
     refuse_inputs,
     through_jpeg,
     write_bytes_atomic,
+    write_overlay,
     write_picture,
     write_text_atomic,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "refuse_inputs",
     "through_jpeg",
     "write_bytes_atomic",
+    "write_overlay",
     "write_picture",
     "write_text_atomic",
 ]

@@ -159,7 +159,7 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
 
 
 def list_folder(folder: Path, recursive: bool, overlays: Path | None = None) -> FolderListing:
-    """What a folder holds; files named `*.overlay.jpg` and the pictures in the folder `overlays` are left out.
+    """What a folder holds; files named `*.overlay.jpg`, `.png` or `.tif` and the pictures in `overlays` are left out.
 
     A folder that symbolic links reach twice is listed once. A link to nowhere is listed: opening it says so.
 

@@ -8,12 +8,13 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import cv2
 import numpy as np
 import tifffile
 
+from smearcount.config import OverlayFormat
 from smearcount.errors import ImageError, UsageError
 from smearcount.images.source import Rgb
 
@@ -28,6 +29,7 @@ __all__ = [
     "refuse_inputs",
     "through_jpeg",
     "write_bytes_atomic",
+    "write_overlay",
     "write_picture",
     "write_text_atomic",
 ]
@@ -140,6 +142,29 @@ def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
         size = f"{pixels.shape[1]} x {pixels.shape[0]} px"
         raise ImageError(f"{path}: {size} can't be encoded as {suffix} ({error.err}); use .tif") from error
     return _replace(path, lambda temporary: temporary.write_bytes(encoded.data))
+
+
+def _overlay_paths(place: Path) -> list[Path]:
+    """Names that the annotated picture of a stem can have in its folder: `<stem>.overlay.jpg`, `.png`, `.tif`."""
+    return [place.with_name(f"{place.name}.overlay.{ending}") for ending in get_args(OverlayFormat)]
+
+
+def write_overlay(place: Path, pixels: Rgb, overlay_format: OverlayFormat) -> Path:
+    """Write an annotated picture `(H, W, 3) uint8 RGB`; one of this stem in another format is removed.
+
+    Returns:
+        The path that was written: a picture that is too long for JPEG is a `.tif`.
+
+    Raises:
+        ValueError: the pixels or the format are of another kind.
+        ImageError: the folder can't be written or is full; what was there is still there.
+    """
+    written = write_picture(place.with_name(f"{place.name}.overlay.{overlay_format}"), pixels)
+    for other in _overlay_paths(place):
+        if other != written:
+            with contextlib.suppress(OSError):
+                other.unlink()
+    return written
 
 
 def through_jpeg(pixels: Rgb, quality: int) -> Rgb:
