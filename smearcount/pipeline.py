@@ -39,6 +39,7 @@ from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
 from smearcount.region import Region, read_region, region_file, regions_in
+from smearcount.report_json import json_report
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import RedCells, SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -147,7 +148,7 @@ class Analysis:
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
         overlay = write_overlay(folder / stem, self.overlay(), overlay_format)
         write_text_atomic(cells, report.cells_csv(self.result))
-        write_text_atomic(summary, report.json_report(self.result, self.taxonomy))
+        write_text_atomic(summary, json_report(self.result, self.taxonomy))
         return [summary, cells, overlay]
 
 

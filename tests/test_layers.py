@@ -23,7 +23,7 @@ LAYERS = (
     ("illumination",),
     ("classifier", "mending"),
     ("quality", "report", "outlines", "squares", "naming"),
-    ("countable",),
+    ("countable", "report_json"),
     ("frame",),
     ("panel",),
     ("overlay",),

@@ -17,6 +17,7 @@ import rich.console
 from smearcount import report
 from smearcount.counting import Estimate
 from smearcount.records import Detections, Labels, Quality, Scale, SmearResult
+from smearcount.report_json import json_line, json_report
 from smearcount.taxonomy import Taxonomy
 
 Make = Callable[..., SmearResult]
@@ -149,20 +150,20 @@ def test_the_json_report_has_no_nan_and_is_the_same_twice(
     nothing = make_result(Detections.empty(), scale=scale, quality=Quality(math.nan, 0, 0), counted_area_um2=0.0)
     for one in (nothing, result):
         read = replace(one, reading=("read with care",))
-        text = report.json_report(read, taxonomy)
+        text = json_report(read, taxonomy)
         content = json.loads(text, parse_constant=no_constants)
-        assert text == report.json_report(read, taxonomy)
+        assert text == json_report(read, taxonomy)
         assert text.endswith("}\n")
         assert content["reading"] == ["read with care"]
         assert content["not_recognised"] == ["blasts", "atypical lymphocytes", "smudge cells"]
         assert content["limits"] == "95 %, sampling error only"
-    content = json.loads(report.json_report(nothing, taxonomy))
+    content = json.loads(json_report(nothing, taxonomy))
     assert content["quality"]["sharpness"] is None
     assert content["rates"]["nrbc_per_100_wbc"] == {"value": None, "low": None, "high": None}
 
 
 def test_the_json_report_counts_what_the_row_counts(result: SmearResult, taxonomy: Taxonomy) -> None:
-    content = json.loads(report.json_report(result, taxonomy))
+    content = json.loads(json_report(result, taxonomy))
     row = report.report_row(result, taxonomy)
     for key in ("n_rbc", "n_wbc", "n_nrbc", "n_platelet"):
         assert content["counts"][key] == row[key]
@@ -179,7 +180,7 @@ def test_the_json_report_counts_what_the_row_counts(result: SmearResult, taxonom
 @pytest.mark.parametrize("name", ['Müller, "A"\t血.jpg', "a\rb.jpg", "a\nb\r\n.jpg", "\r"])
 def test_text_survives_what_a_file_name_may_hold(make_result: Make, taxonomy: Taxonomy, name: str) -> None:
     one = make_result(Detections.empty(), image_id=name)
-    assert json.loads(report.json_report(one, taxonomy))["image"] == name
+    assert json.loads(json_report(one, taxonomy))["image"] == name
     columns = report.report_columns(taxonomy)
     table = report.to_csv(columns, [report.report_row(one, taxonomy)])
     assert [row["image"] for row in parsed(table)] == [name]
@@ -273,7 +274,7 @@ def test_what_no_model_can_tell_is_empty_and_not_zero(found_only: SmearResult, t
     assert {key for key, value in row.items() if key.startswith("count_") and value} == {"count_platelet"}
     assert not any(value for key, value in row.items() if key.startswith(("pct_", "nrbc_per")))
     assert float(row["platelet_per_1000_rbc"]) == pytest.approx(2000 / 30, rel=1e-3)
-    content = json.loads(report.json_report(found_only, taxonomy))
+    content = json.loads(json_report(found_only, taxonomy))
     assert (content["counts"]["n_nrbc"], content["counts"]["n_wbc"]) == (None, 5)
     assert content["rates"]["nrbc_per_100_wbc"] == {"value": None, "low": None, "high": None}
     said = "no classifier used: types are unclassified; nucleated red cells are among the white cells"
@@ -286,7 +287,7 @@ def test_what_no_model_can_tell_is_empty_and_not_zero(found_only: SmearResult, t
 def test_limits_without_end_are_null_in_a_line_of_json(make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
     one = make_result(cells([[0, 0, 50, 50], [60, 0, 90, 30]], ["platelet", "rbc"]))
     row = report.report_row(one, taxonomy) | {"platelet_per_1000_rbc_high": "inf"}
-    line = json.loads(report.json_line(row, one, taxonomy, ["a.json"]))
+    line = json.loads(json_line(row, one, taxonomy, ["a.json"]))
     assert (line["platelet_per_1000_rbc_high"], line["n_platelet"], line["files"]) == (None, 1, ["a.json"])
 
 
@@ -301,7 +302,7 @@ def test_nucleated_red_cells_are_named_where_only_they_are_missing(
     make_result: Make, cells: Cells, taxonomy: Taxonomy
 ) -> None:
     labels = Labels(np.array([[0.9, 0.1]], np.float32), ("neutrophil", "monocyte"))
-    content = json.loads(report.json_report(make_result(cells([[0, 0, 50, 50]], "wbc"), labels), taxonomy))
+    content = json.loads(json_report(make_result(cells([[0, 0, 50, 50]], "wbc"), labels), taxonomy))
     assert content["notes"] == [
         "nucleated red cells are among the white cells",
         "blasts, atypical lymphocytes and smudge cells are not recognised",
@@ -318,7 +319,7 @@ def test_a_differential_of_few_white_cells_is_warned_of(
     one = make_result(cells(np.tile([0, 0, 50, 50], (n + 60, 1)), "wbc"), labels, counted=counted)
     said = f"{n} white cells counted: a differential needs at least 100"
     assert (said in on_screen(one, taxonomy)) == warned
-    warnings = json.loads(report.json_report(one, taxonomy))["quality"]["warnings"]
+    warnings = json.loads(json_report(one, taxonomy))["quality"]["warnings"]
     assert warnings == ["too sparse", *[said] * warned]
 
 

@@ -69,7 +69,8 @@ def _analyze_all(
     from smearcount.images import make_folder, refuse_inputs
     from smearcount.output_names import OVERLAYS, stem_in, unique_stems
     from smearcount.pipeline import Pipeline
-    from smearcount.report import failure_row, json_line
+    from smearcount.report import failure_row
+    from smearcount.report_json import json_line
 
     stems, failed = unique_stems(images), 0
 
@@ -116,7 +117,8 @@ def _write_gallery(analysis: Analysis, out: Path, stem: str, *, wanted: bool) ->
 
 
 def _show(result: SmearResult, written: list[Path], taxonomy: Taxonomy, *, quiet: bool, as_json: bool) -> None:
-    from smearcount.report import json_line, report_row, screen_table
+    from smearcount.report import report_row, screen_table
+    from smearcount.report_json import json_line
 
     if as_json:
         typer.echo(json_line(report_row(result, taxonomy), result, taxonomy, map(str, written)))
