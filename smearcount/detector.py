@@ -160,7 +160,9 @@ class Detector:
         inside = np.all((centre >= core[:2] - reach) & (centre < core[2:] + reach), axis=1)
         boxes, scores, kinds = boxes[inside], scores[inside], kinds[inside]
         for row in np.flatnonzero(self._cut(boxes, window.view, canonical_wh)):
-            boxes[row], scores[row] = self._reread(boxes[row], scores[row], canonical_wh, look)
+            again = self._reread(boxes[row], canonical_wh, look)
+            if again is not None:
+                boxes[row], scores[row], kinds[row] = again
         return boxes, scores, kinds
 
     @staticmethod
@@ -177,18 +179,18 @@ class Detector:
         return cut
 
     def _reread(
-        self, box: FloatArray, score: np.float32, canonical_wh: tuple[int, int], look: Look
-    ) -> tuple[FloatArray, np.float32]:
-        """The same cell seen in a window centred on it; unchanged where it is not found again."""
+        self, box: FloatArray, canonical_wh: tuple[int, int], look: Look
+    ) -> tuple[FloatArray, np.float32, np.intp] | None:
+        """Box, score and kind of the same cell in a window centred on it; None where it is not found again."""
         centre, half = centres(box[None])[0], self.card.window_px // 2
         x, y = (int(v) for v in centre)
         view = (max(x - half, 0), max(y - half, 0), min(x + half, canonical_wh[0]), min(y + half, canonical_wh[1]))
-        boxes, scores, _ = look(view)
+        boxes, scores, kinds = look(view)
         overlaps = iou_matrix(box[None], boxes)[0]
         if not len(boxes) or overlaps.max() < 0.3:
-            return box, score
+            return None
         best = int(overlaps.argmax())
-        return boxes[best], scores[best]
+        return boxes[best], scores[best], kinds[best]
 
     def _merge_seams(self, boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Rows that stay when cells emitted on both sides of a seam become one."""

@@ -85,6 +85,17 @@ def test_cells_larger_than_the_margin_are_read_again(draw_discs: Draw, disc_dete
         match(disc_detector().find(smear, UM_PER_PX), smear.boxes, smear.kinds, 0.93)
 
 
+def test_a_cell_that_is_read_again_takes_the_kind_that_its_box_and_score_are_of(disc_detector: Make) -> None:
+    """The part of a white cell that a window shows is taken for a red one; read whole, it is a white cell."""
+
+    def look(view: Any) -> Any:
+        return np.array([[180, 100, 260, 170]], np.float32), np.array([0.95], np.float32), np.array([1])
+
+    part = np.array([[180, 100, 256, 170]], np.float32), np.array([0.6], np.float32), np.array([0])
+    found = disc_detector()._emit(part, Window((0, 0, 256, 256), (0, 0, 256, 256)), (1000, 1000), look)
+    assert [each.tolist() for each in found] == [each.tolist() for each in look(None)]
+
+
 def test_the_order_of_the_windows_is_without_influence(
     scatter_discs: Draw, disc_detector: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
