@@ -195,8 +195,10 @@ def _small_body(backbone: str) -> nn.Sequential:
     return nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
 
 
-def load_pretrained(net: CellNet, backbone: str, weights: Path | str | None) -> Normalisation:
+def load_pretrained(net: CellNet, backbone: str, weights: Path | str | None) -> None:
     """Fill the body with weights of another training; the head stays as it is.
+
+    A file does not say how its inputs were normalised: where that was not by ImageNet's statistics, the recipe has to.
 
     Args:
         net: changed in place, and only if everything fits.
@@ -204,15 +206,11 @@ def load_pretrained(net: CellNet, backbone: str, weights: Path | str | None) -> 
         weights: a safetensors state dict under torchvision's key names, whose classifier is ignored, or one of a
             `CellNet`; `imagenet` for torchvision's own weights, downloaded once into torch's cache; None for none.
 
-    Returns:
-        ImageNet's statistics. A file does not say what its weights were trained with: where that was something else,
-        the recipe has to.
-
     Raises:
         ModelError: the weights can't be had, or are not those of this backbone; names the file and the remedy.
     """
     if weights is None:
-        return Normalisation()
+        return
     published = str(weights) == "imagenet"
     found = _imagenet_weights(backbone) if published else _read_safetensors(Path(weights), backbone)
     bodily = {_own_key(key): value for key, value in found.items() if not key.startswith(_HEADS)}
@@ -221,7 +219,6 @@ def load_pretrained(net: CellNet, backbone: str, weights: Path | str | None) -> 
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise ModelError(f"{weights}: not weights of {backbone}: {'; '.join(faults[:3])}{more}; {_remedy(backbone)}")
     net.body.load_state_dict(bodily, strict=False)
-    return Normalisation()
 
 
 def _own_key(key: str) -> str:

@@ -17,7 +17,7 @@ from torchvision import models
 from smearcount.errors import ModelError
 from smearcount.judging import heat_maps
 from smearcount.naming_heads import AverageAndMax
-from smearcount.naming_nets import BACKBONES, CellNet, NetSpec, Normalisation, build_net, load_pretrained, recalibrate
+from smearcount.naming_nets import BACKBONES, CellNet, NetSpec, build_net, load_pretrained, recalibrate
 from smearcount.offline import quiet_openvino
 
 EMBEDDING = {
@@ -154,7 +154,7 @@ def test_torchvision_weights_give_torchvision_features(backbone: str, monkeypatc
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
     head = copy_of(own.head)
-    assert load_pretrained(own, backbone, "imagenet") == Normalisation()
+    load_pretrained(own, backbone, "imagenet")
     assert asked["url"].rpartition("/")[2].startswith(backbone)
     assert asked["weights_only"]
     assert asked["check_hash"]
@@ -353,7 +353,7 @@ def test_published_names_of_densenet_are_understood(tmp_path: Path) -> None:
 def test_no_weights_leave_the_net_alone() -> None:
     net = make("lenet5")
     before = copy_of(net)
-    assert load_pretrained(net, "lenet5", None).mean == (0.485, 0.456, 0.406)
+    load_pretrained(net, "lenet5", None)
     assert not changed(before, net)
 
 

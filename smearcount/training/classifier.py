@@ -158,8 +158,9 @@ class _Run:
         recipe = job.recipe
         torch.manual_seed(recipe.seed)
         self.net = build_net(recipe.net.spec(len(job.cells.codes)))
-        published = load_pretrained(self.net, recipe.net.backbone, recipe.pretrained)
-        self.normal = Normalisation(mean=recipe.mean or published.mean, std=recipe.std or published.std)
+        load_pretrained(self.net, recipe.net.backbone, recipe.pretrained)
+        given = {"mean": recipe.mean, "std": recipe.std}
+        self.normal = Normalisation.model_validate({name: value for name, value in given.items() if value})
         self.saved = self._load()
         if not self.saved and recipe.pretrained and recipe.recalibrate:
             self._recalibrate()
