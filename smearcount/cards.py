@@ -58,7 +58,7 @@ class Metric(Strict):
 
 
 class Card(Strict):
-    """What the cards of all models have; section 6 of the design lists the fields."""
+    """What the cards of all models have."""
 
     id: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
     task: Literal["detector", "classifier"]

@@ -48,7 +48,7 @@ Levels = Literal["", "planes", "views"]
 
 
 AT_ONCE_CPU, AT_ONCE_CUDA = 10, 256
-"""Pictures a call; the second was not measured yet."""
+"""Pictures a call, on the processor and on a graphics card."""
 
 INT8_INSTRUCTIONS = frozenset(("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))
 """Products of 8-bit numbers in one instruction, as Linux names them; without one INT8 is slower and saturates."""

@@ -1,1 +1,1 @@
-"""Training of detectors and classifiers: the only part that imports ultralytics."""
+"""Training of detectors and classifiers."""

@@ -1,8 +1,8 @@
 """Training of a classifier by a recipe: Lightning runs each phase, and an interrupted run goes on where it was.
 
 A finished run leaves `model.safetensors`, `architecture.yaml`, `history.csv`, `losses.png`, `summary.json`,
-`train.log`, and `lr_find.png` where a rate was searched for. The only pickle is `last.ckpt`, which nobody but the same
-run reads, as plain tensors, and which is gone when it is finished.
+`train.log`, and `lr_find.png` where a rate was searched for. The only pickles are `last.ckpt`, which only the same run
+reads, as plain tensors, and Lightning's `.lr_find_*.ckpt` of such a search; they are gone when it is finished.
 """
 
 from __future__ import annotations
