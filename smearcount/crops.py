@@ -28,12 +28,12 @@ class Cropped:
 
     Attributes:
         written: number of patches.
-        failed: reasons of the pictures that could not be read.
+        failed: pictures that could not be read, and why.
         renamed: pictures whose patches begin otherwise than their file name, since another picture has that, and how.
     """
 
     written: int
-    failed: tuple[str, ...]
+    failed: tuple[tuple[Path, str], ...]
     renamed: tuple[tuple[Path, str], ...]
 
 
@@ -75,7 +75,7 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
     taken: set[str] = set()
     done: dict[str, str] = {}
     written: set[str] = set()
-    failed: list[str] = []
+    failed: list[tuple[Path, str]] = []
 
     def free(stem: str, sha256: str) -> bool:
         # Files whose names differ in case alone are one file on Windows and macOS.
@@ -92,9 +92,9 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
         written.update(str(row["file"]) for row in rows)
 
     try:
-        for _, outcome in analyze_each(pipeline, progress(listed), lambda path: (path.name, ""), finish):
+        for path, outcome in analyze_each(pipeline, progress(listed), lambda path: (path.name, ""), finish):
             if isinstance(outcome, Failure):
-                failed.append(outcome.reason)
+                failed.append((path, outcome.reason))
     finally:
         # Also where the run is stopped.
         _settle(out, pipeline.taxonomy, before, done, written)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from smearcount import __version__
 from smearcount.cards import find_model
 from smearcount.cli import app
-from smearcount.cli.common import bar
+from smearcount.cli.common import bar, waiting
 from smearcount.config import Settings, shipped
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import report_columns
@@ -226,6 +226,19 @@ def test_crop_writes_every_cell_and_a_manifest(tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / rows[0]["file"])).shape == (452, 452, 3)
 
 
+def test_crop_tells_machines_what_it_wrote(tmp_path: Path) -> None:
+    folder, out = small(tmp_path / "in", "a.png"), tmp_path / "out"
+    done = call("crop", folder / "a.png", tmp_path / "absent.png", "--out", out, "--json")
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["patches"], told["manifest"]) == (
+        1,
+        len(list(out.glob("*.png"))),
+        f"{out}/manifest.csv",
+    )
+    assert [each["image"] for each in told["failed"]] == ["absent.png"]
+    assert "no such file" in told["failed"][0]["error"]
+
+
 def test_models_are_listed_shown_and_verified() -> None:
     listed = json.loads(call("models", "list", "--json").stdout)
     assert listed
@@ -236,6 +249,11 @@ def test_models_are_listed_shown_and_verified() -> None:
     result = call("models", "verify")
     assert result.exit_code == 0, result.output
     assert "model.bin  ok" in result.output
+    assert call("models", "verify", listed[0]["id"], "--quiet").output == ""
+    (told,) = json.loads(call("models", "verify", listed[0]["id"], "--json").stdout)
+    assert (told["id"], "model.safetensors" in told["files"]) == (listed[0]["id"], True)
+    assert all(worst["value"] >= 0 for worst in told["runtimes"].values())
+    assert told["runtimes"]
 
 
 def test_an_unknown_model_names_the_known_ones(tmp_path: Path) -> None:
@@ -276,7 +294,8 @@ def test_a_recipe_and_random_smears_exclude_each_other(tmp_path: Path) -> None:
 def test_simulate_writes_pictures_and_truth(tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text("width: 200\nheight: 160\num_per_px: 0.2\nred_cells: 5\nwhite_cells: 1\nplatelets: 2\n")
-    assert call("simulate", "--recipe", recipe, "--out", tmp_path / "out").exit_code == 0
+    quiet = call("simulate", "--recipe", recipe, "--out", tmp_path / "out", "--quiet")
+    assert (quiet.exit_code, quiet.output) == (0, "")
     truth = json.loads((tmp_path / "out" / "truth.json").read_text())
     assert truth["small.jpg"]["counts"] == {"platelet": 2, "rbc": 5, "wbc": 1}
     assert cv2.imread(str(tmp_path / "out" / "small.jpg")).shape == (160, 200, 3)
@@ -557,3 +576,9 @@ def test_progress_shows_on_a_terminal_only() -> None:
         assert list(bar(True, "analysing", Console(file=silent, force_terminal=True))(paths)) == paths
         assert list(bar(False, "analysing", Console(file=silent))(paths)) == paths
         assert silent.getvalue() == ""
+    for quiet, words in ((False, "measuring"), (True, "")):
+        terminal = io.StringIO()
+        with waiting(quiet, "measuring", Console(file=terminal, force_terminal=True)):
+            pass
+        assert words in terminal.getvalue()
+        assert bool(terminal.getvalue()) is not quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -148,6 +149,7 @@ def crop(
     inputs: tuple[Path, ...],
     out: Out = Path("smearcount_crops"),
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Write the 452 x 452 px patch of every cell, and a manifest of them."""
     from smearcount.crops import check_crops, write_crops
@@ -155,11 +157,14 @@ def crop(
 
     with clear_errors():
         check_crops(images, out, inputs)
-        found = write_crops(Pipeline.load(settings), images, out, bar(quiet, "cutting out"))
+        found = write_crops(Pipeline.load(settings), images, out, bar(quiet or as_json, "cutting out"))
     for path, stem in found.renamed:
         _show_renamed(path, stem, out)
-    for error in found.failed:
+    for _, error in found.failed:
         _show_failure(error)
     told = f"{found.written} patches in {out}, listed in {out / 'manifest.csv'}"
-    shown = quiet or printed(partial(typer.echo, told))
+    if as_json:
+        failed = [{"image": path.name, "error": error} for path, error in found.failed]
+        told = json.dumps({"patches": found.written, "failed": failed, "manifest": str(out / "manifest.csv")})
+    shown = (quiet and not as_json) or printed(partial(typer.echo, told))
     raise typer.Exit(1 if found.failed or not shown else 0)

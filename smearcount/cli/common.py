@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,6 +21,8 @@ from rich.console import Console
 from smearcount import __version__
 from smearcount.config import OverlayFormat, Settings, read_model
 from smearcount.errors import ConfigError, ModelError, RuntimeMissingError, SmearcountError, UsageError
+
+Item = TypeVar("Item")
 
 app = typer.Typer(
     help="Counts the cells of stained blood smears, with exact limits. Research use; no medical device.",
@@ -253,13 +255,30 @@ def plain(text: str) -> str:
     return escape(text)
 
 
-def bar(quiet: bool, label: str, console: Console | None = None) -> Callable[[Iterable[Path]], Iterable[Path]]:
-    """Progress on stderr around a list of pictures, if that is a terminal and `quiet` is not set.
+@contextmanager
+def waiting(quiet: bool, label: str, console: Console | None = None) -> Iterator[None]:
+    """A spinner and the time on stderr around a long step, if that is a terminal and `quiet` is not set."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    A single picture has a spinner and the time, several have a bar too.
+    shown = console or Console(stderr=True)
+    if quiet or not shown.is_terminal:
+        yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    # Seldom, so that what is being timed is not disturbed.
+    look: dict[str, Any] = {"transient": True, "redirect_stdout": sys.stdout.isatty(), "refresh_per_second": 1}
+    with Progress(*columns, console=shown, **look) as display:
+        display.add_task(label, total=None)
+        yield
+
+
+def bar(quiet: bool, label: str, console: Console | None = None) -> Callable[[Iterable[Item]], Iterable[Item]]:
+    """Progress on stderr around a list, as of pictures, if that is a terminal and `quiet` is not set.
+
+    A single item has a spinner and the time, several have a bar too.
     """
 
-    def wrap(items: Iterable[Path]) -> Iterator[Path]:
+    def wrap(items: Iterable[Item]) -> Iterator[Item]:
         from rich import progress
 
         listed = list(items)
@@ -272,7 +291,7 @@ def bar(quiet: bool, label: str, console: Console | None = None) -> Callable[[It
         with progress.Progress(*columns, console=shown, transient=True, redirect_stdout=redirect) as display:
             yield from display.track(listed, description=label)
 
-    def silent(items: Iterable[Path]) -> Iterable[Path]:
+    def silent(items: Iterable[Item]) -> Iterable[Item]:
         return items
 
     return silent if quiet or not (console or Console(stderr=True)).is_terminal else wrap

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_model
 from smearcount.config import Settings
 from smearcount.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from smearcount.probe import ProbeError
 
 _DETECTOR = Settings().detector
 _LOOKS = "txl_pbc,deepbionet"
@@ -71,18 +74,31 @@ def models_verify(
     model: Annotated[
         str | None, typer.Argument(callback=known_model, help="Model id or folder; all without one.")
     ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Check every file against its card, and every runtime at hand against the probe."""
     from smearcount.cards import find_model, list_models
     from smearcount.probe import probe_errors
 
+    checked = []
     with clear_errors():
-        for found in [find_model(model)] if model else list_models():
-            for name in found.verify():
-                typer.echo(f"{found.card.id}/{name}  ok")
-            for runtime, worst in probe_errors(found).items():
-                scores = f" px, scores {worst.score:.2g}" if worst.score else ""
-                typer.echo(f"{found.card.id}  {runtime}  largest difference to the probe {worst.value:.2g}{scores}  ok")
+        for found in bar(quiet or as_json, "verifying")([find_model(model)] if model else list_models()):
+            files, errors = list(found.verify()), probe_errors(found)
+            runtimes = {runtime: {"value": worst.value, "score": worst.score} for runtime, worst in errors.items()}
+            checked.append({"id": found.card.id, "files": files, "runtimes": runtimes})
+            if not quiet and not as_json:
+                _show_verified(found.card.id, files, errors)
+    if as_json:
+        typer.echo(json.dumps(checked))
+
+
+def _show_verified(model: str, files: Iterable[str], errors: Mapping[str, ProbeError]) -> None:
+    for name in files:
+        typer.echo(f"{model}/{name}  ok")
+    for runtime, worst in errors.items():
+        scores = f" px, scores {worst.score:.2g}" if worst.score else ""
+        typer.echo(f"{model}  {runtime}  largest difference to the probe {worst.value:.2g}{scores}  ok")
 
 
 @train_app.command("detector")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smearcount.cli.common import Json, Out, app, clear_errors, known_classifier
+from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_classifier, waiting
 from smearcount.config import read_model
 from smearcount.errors import UsageError
 
@@ -21,6 +21,7 @@ def simulate(
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe; without one the sample set.")] = None,
     random: Annotated[int, typer.Option(help="This many very different smears instead.", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's; of the random smears.", min=0)] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Render smears with exact ground truth."""
     from smearcount.images import make_folder, refuse_input
@@ -36,8 +37,9 @@ def simulate(
         elif seed is not None:
             recipes = {name: r.model_copy(update={"seed": seed}) for name, r in recipes.items()}
         refuse_input(out / TRUTH_FILE, [recipe] if recipe else ())
-        write_set(recipes, make_folder(out))
-    typer.echo(f"{len(recipes)} pictures and truth.json in {out}")
+        write_set(recipes, make_folder(out), progress=bar(quiet, "rendering"))
+    if not quiet:
+        typer.echo(f"{len(recipes)} pictures and truth.json in {out}")
 
 
 class _FieldsByDefault(TyperGroup):
@@ -197,7 +199,8 @@ def _report(run: Callable[[], dict[str, Any]], out: Path | None, as_json: bool, 
     with clear_errors():
         if out:
             check_target(out, inputs)
-        figures = run()
+        with waiting(as_json, "measuring"):
+            figures = run()
         text = json.dumps(figures, indent=2)
         if out:
             write_text_atomic(out, text + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,16 @@ def write(smear: SimulatedSmear, folder: Path, stem: str, suffix: str = ".jpg", 
     return path
 
 
-def write_set(recipes: Mapping[str, SmearRecipe], folder: Path, suffix: str = ".jpg", quality: int = 92) -> list[Path]:
+def write_set(
+    recipes: Mapping[str, SmearRecipe],
+    folder: Path,
+    suffix: str = ".jpg",
+    quality: int = 92,
+    *,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> list[Path]:
     """Render and write every recipe as `<stem><suffix>`; returns the paths in the order given."""
-    return [write(render(recipe), folder, stem, suffix, quality) for stem, recipe in recipes.items()]
+    return [write(render(recipes[stem]), folder, stem, suffix, quality) for stem in progress(recipes)]
 
 
 def read_truth(folder: Path) -> dict[str, Any]:
