@@ -14,7 +14,7 @@ from smearcount.cards import ClassifierCard, Model
 from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray, centres, diameters, resize_rgb
 from smearcount.images import ArraySource
-from smearcount.patches import Patch, PatchSizes, Pixels, sample_window, to_batch, view_of_patch
+from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
@@ -78,18 +78,6 @@ class Classifier:
             for row in rows:
                 x, y = middles[row].tolist()
                 yield sample_window(block, (x, y), side_px, self.card.input_px)[0]
-
-    def name_pictures(self, pictures: Iterable[Pixels]) -> Named:
-        """Name ready-made single cells, each `(H, W, 3) uint8 RGB` of any size, see `fitted`."""
-        return self.name_views(fitted(picture, self.card) for picture in pictures)
-
-    def name_patches(self, patches: Iterable[Patch]) -> Named:
-        """Name patches of `cut_patches`, sampled as the cells themselves are; no size rules a code out."""
-        um, side = self.card.patch_um, self.card.input_px
-        return self.name_views(
-            view_of_patch(ArraySource(each.pixels), PatchSizes(each.side_um, each.um_per_px), um, side)
-            for each in patches
-        )
 
     def name_views(self, views: Iterable[Pixels]) -> Named:
         """Name views `(S, S, 3) uint8 RGB` of the network's size."""

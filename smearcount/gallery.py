@@ -115,9 +115,7 @@ def contact_sheets(
             yield group.code, _sheet(analysis, group, page)
 
 
-def write_gallery(
-    analysis: Analysis, folder: Path | str, stem: str, per_sheet: int = PER_SHEET, most_sheets: int | None = MOST_SHEETS
-) -> list[Path]:
+def write_gallery(analysis: Analysis, folder: Path | str, stem: str) -> list[Path]:
     """Write `<stem>.gallery/<code>.jpg`, further sheets as `<code>.2.jpg` and so on; each file is whole or absent.
 
     Sheets of an earlier run that this one has no more are removed, so that the folder holds one result.
@@ -130,7 +128,7 @@ def write_gallery(
     """
     place = make_folder(Path(folder) / f"{stem}.gallery")
     written = []
-    for code, sheets in groupby(contact_sheets(analysis, per_sheet, most_sheets), key=lambda each: each[0]):
+    for code, sheets in groupby(contact_sheets(analysis), key=lambda each: each[0]):
         for n, (_, pixels) in enumerate(sheets, start=1):
             written.append(write_picture(place / f"{file_name_of(code)}{f'.{n}' if n > 1 else ''}.jpg", pixels))
     clear_gallery(place, analysis.taxonomy, written)

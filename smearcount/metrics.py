@@ -14,7 +14,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,9 +34,7 @@ __all__ = [
     "bootstrap_interval",
     "count_error",
     "evaluate_pairs",
-    "f1_at",
     "match_boxes",
-    "pooled_map",
 ]
 
 Doubles = npt.NDArray[np.float64]
@@ -161,14 +159,9 @@ def match_boxes(
     return Matches(found, true, *unmatched)
 
 
-def f1_at(pairs: Sequence[BoxPair], kind: int, min_score_by_kind: MinScores, min_iou: float = 0.5) -> Agreement:
-    """Agreement of the boxes of one kind, pooled over the pictures where it was labelled."""
-    return _agreement(_tallies(pairs, kind, min_score_by_kind[kind], min_iou))
-
-
 def count_error(pairs: Sequence[BoxPair], kind: int, min_score: float) -> CountError:
     """Error of the counts of one kind, over the pictures where it was labelled."""
-    return _count_error(_tallies(pairs, kind, min_score, 0.5))
+    return _count_error(_tallies(pairs, kind, min_score))
 
 
 def best_threshold(pairs: Sequence[BoxPair], kind: int, thresholds: Iterable[float]) -> float:
@@ -210,19 +203,6 @@ def bootstrap_interval(
     return limits[0], limits[1]
 
 
-def pooled_map(
-    pairs_by_group: Mapping[str, Sequence[BoxPair]], pooled_kinds: Collection[int]
-) -> dict[str, AveragePrecision]:
-    """Average precision of each group, where a pooled kind takes its own from all groups together.
-
-    For kinds so rare that a group's handful says nothing; NaN still in a group where the kind was never labelled.
-    """
-    every = [pair for pairs in pairs_by_group.values() for pair in pairs]
-    rare = [replace(pair, labelled=pair.labelled.intersection(pooled_kinds)) for pair in every]
-    pooled = average_precision(rare, 1 + max(_labelled(every), default=0))
-    return {group: _own_and_pooled(pairs, pooled, pooled_kinds)[1] for group, pairs in pairs_by_group.items()}
-
-
 def evaluate_pairs(pairs: Sequence[BoxPair], kind_names: Sequence[str], min_score_by_kind: MinScores) -> dict[str, Any]:
     """Everything this module measures, as `{"groups": {group: ...}, "overall": ...}` ready for JSON, where NaN is None.
 
@@ -246,7 +226,7 @@ def _summary(
 ) -> dict[str, Any]:
     kinds = {}
     for kind, name in enumerate(kind_names):
-        tallies = _tallies(pairs, kind, min_score_by_kind[kind], 0.5)
+        tallies = _tallies(pairs, kind, min_score_by_kind[kind])
         kinds[name] = {
             "n_fields": len(tallies),
             "min_score": float(min_score_by_kind[kind]),
@@ -306,12 +286,12 @@ def _of_kind(pair: BoxPair, kind: int) -> tuple[FloatArray, FloatArray, FloatArr
     return (pair.found_boxes[found], pair.found_scores[found], pair.true_boxes[pair.true_kinds == kind])
 
 
-def _tallies(pairs: Sequence[BoxPair], kind: int, min_score: float, min_iou: float) -> Integers:
+def _tallies(pairs: Sequence[BoxPair], kind: int, min_score: float) -> Integers:
     """tp, fp and fn of each picture where the kind was labelled, `(F, 3) int64`."""
     rows = []
     for boxes, scores, true_boxes in (_of_kind(pair, kind) for pair in pairs if kind in pair.labelled):
         kept = scores >= np.float32(min_score)
-        matches = match_boxes(boxes[kept], scores[kept], true_boxes, min_iou)
+        matches = match_boxes(boxes[kept], scores[kept], true_boxes)
         rows.append((len(matches.found), len(matches.unmatched_found), len(matches.unmatched_true)))
     return np.array(rows, np.int64).reshape(-1, 3)
 

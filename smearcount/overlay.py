@@ -37,6 +37,9 @@ _SMALL_PX = 500
 _MOST_PIXELS = 60_000_000
 """Beyond it a picture is shown reduced: a whole slide would fill the memory, and no screen shows it."""
 
+_DIMMED = 0.35
+"""Share of black in what is not counted."""
+
 _BLOCK_PX = 2048
 _COLUMN = (26.0, 33.0)
 _SAMPLE = 2.4
@@ -180,17 +183,16 @@ def read_reduced(source: PixelSource, factor: int) -> Pixels:
     return reduced
 
 
-def dim_outside(pixels: Pixels, region: Region, size_wh: tuple[int, int], strength: float = 0.35) -> Pixels:
+def dim_outside(pixels: Pixels, region: Region, size_wh: tuple[int, int]) -> Pixels:
     """A picture, at any size, darkened where a region of it is not.
 
     Args:
         pixels: `(h, w, 3) uint8 RGB`.
         region: in pixels of the picture at its full size.
         size_wh: that size.
-        strength: share of black, 0 to 1.
     """
     inside = region.mask((pixels.shape[1], pixels.shape[0]), size_wh)
-    dimmed = cv2.convertScaleAbs(pixels, alpha=1 - strength)
+    dimmed = cv2.convertScaleAbs(pixels, alpha=1 - _DIMMED)
     return np.where(inside[..., None] != 0, pixels, dimmed).astype(np.uint8, copy=False)
 
 

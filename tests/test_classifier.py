@@ -17,8 +17,8 @@ from smearcount.cards import Model, find_model
 from smearcount.classifier import Classifier, calibrated, fitted, quarter_turns
 from smearcount.config import Settings
 from smearcount.errors import ModelError
-from smearcount.images import write_picture
-from smearcount.patches import cut_patches, sample_window, to_batch
+from smearcount.images import ArraySource, write_picture
+from smearcount.patches import PatchSizes, cut_patches, sample_window, to_batch, view_of_patch
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_formats import CONTEXT, cut_window
 from smearcount.training.cell_sources import CellSource
@@ -104,7 +104,7 @@ def test_drawn_discs_get_their_names(red: Classifier, draw_discs: Draw) -> None:
 
 def test_no_cells_are_no_rows(red: Classifier, draw_discs: Draw) -> None:
     picture = draw_discs((100, 100), np.zeros((0, 3)), ())
-    for named in (red.name(picture, picture.boxes, UM_PER_PX), red.name_pictures([]), red.name_views(iter([]))):
+    for named in (red.name(picture, picture.boxes, UM_PER_PX), red.name_views(iter([]))):
         assert named.probs.shape == (0, 3)
         assert named.features.shape == (0, red.card.embedding)
         assert named.probs.dtype == named.features.dtype == np.float32
@@ -251,7 +251,8 @@ def test_patches_of_452_px_get_the_names_of_direct_sampling(red: Classifier, dra
         picture.pixels[:] = np.clip(picture.pixels + noise, 0, 255).astype(np.uint8)
         straight = red.name(picture, picture.boxes, um_per_px).probs
         patches = cut_patches(picture, picture.boxes, np.full(60, 12, np.float32), um_per_px)
-        shrunk = red.name_patches(patches).probs
+        views = (view_of_patch(ArraySource(each.pixels), PatchSizes(12, each.um_per_px), 12, 32) for each in patches)
+        shrunk = red.name_views(views).probs
         n, same = n + 60, same + int((straight.argmax(axis=1) == shrunk.argmax(axis=1)).sum())
         drift.append(float(np.abs(straight - shrunk).max()))
     assert same / n >= 0.995

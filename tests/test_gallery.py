@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -276,10 +277,12 @@ def test_no_cells_no_sheets_and_wrong_numbers_are_refused(analysis_of, cells, ma
         list(contact_sheets(replace(analysis, result=foreign)))
 
 
-def test_files_are_named_by_code_and_hold_one_result(analysis_of, tmp_path):
+def test_files_are_named_by_code_and_hold_one_result(analysis_of, tmp_path, monkeypatch):
     rows = [("rbc", probabilities("normocyte", 0.75), True)] * 5 + [("platelet", None, True)]
     analysis = analysis_of(rows)
-    written = write_gallery(analysis, tmp_path, "slide one", 2)
+    with monkeypatch.context() as small:
+        small.setattr(gallery, "contact_sheets", partial(contact_sheets, per_sheet=2))
+        written = write_gallery(analysis, tmp_path, "slide one")
     folder = tmp_path / "slide one.gallery"
     assert [path.name for path in written] == ["normocyte.jpg", "normocyte.2.jpg", "normocyte.3.jpg", "platelet.jpg"]
     assert sorted(folder.iterdir()) == sorted(written)

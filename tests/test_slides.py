@@ -22,7 +22,7 @@ from PIL import Image
 
 from smearcount.errors import ImageError
 from smearcount.images import ArraySource, ImageSource, ReadLimits, content_sha256, find_images, open_image
-from smearcount.images.choice import BY_RULE, PageChoice
+from smearcount.images.choice import PageChoice
 from smearcount.images.slides import SlideSource, open_slide
 from smearcount.images.tiff import TiffSource
 
@@ -113,7 +113,7 @@ def refused(path: Path, words: str, **chosen: Any) -> str:
 def test_plain_tiled_tiffs_are_read_alike_by_both_libraries(tmp_path: Path) -> None:
     pixels = noise()
     path = tiled(tmp_path / "a.tif", pixels)
-    ours, slide = open_image(path), open_slide(path, LIMITS, BY_RULE, "nobody")
+    ours, slide = open_image(path), open_slide(path, LIMITS, PageChoice(), "nobody")
     assert isinstance(ours, TiffSource)
     assert slide.notes == ("read with OpenSlide as generic-tiff", "full resolution of the slide read")
     assert (slide.size_wh, slide.um_per_px) == (ours.size_wh, pytest.approx(ours.um_per_px))
@@ -129,7 +129,7 @@ def test_jpeg_tiles_are_read_alike_by_both_libraries(tmp_path: Path) -> None:
     soft = cv2.GaussianBlur(noise(), (0, 0), 4).astype(np.uint8)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, soft, photometric="rgb", tile=(64, 64), compression="jpeg", metadata=None)
-    slide, ours = open_slide(path, LIMITS, BY_RULE, "nobody"), open_image(path)
+    slide, ours = open_slide(path, LIMITS, PageChoice(), "nobody"), open_image(path)
     assert np.abs(whole(slide).astype(int) - whole(ours)).max() <= 2
     assert np.abs(whole(slide).astype(int) - soft).mean() < 4
 
@@ -267,7 +267,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
                 return fake(properties, rgba)
 
         monkeypatch.setattr(openslide, "OpenSlide", Library)
-        return open_slide(tmp_path / "a.mrxs", LIMITS, BY_RULE, "MIRAX")
+        return open_slide(tmp_path / "a.mrxs", LIMITS, PageChoice(), "MIRAX")
 
     return make
 

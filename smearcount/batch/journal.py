@@ -291,12 +291,6 @@ class Journal:
             ).fetchone()
         return None if found is None else Measure(*found)
 
-    def strangers(self) -> int:
-        """Number of rows of other identities, which are not used."""
-        with self._named():
-            found = self._base.execute("SELECT count(*) FROM pictures WHERE identity != ?", (self._identity,))
-            return int(found.fetchone()[0])
-
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._base.execute("BEGIN IMMEDIATE")

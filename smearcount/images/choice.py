@@ -7,7 +7,7 @@ from pathlib import Path
 
 from smearcount.errors import ImageError
 
-__all__ = ["BY_RULE", "PageChoice"]
+__all__ = ["PageChoice"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,3 @@ class PageChoice:
             if value is not None and value != first:
                 has = "is read in colour" if name == "channel" else f"has one {name}"
                 raise ImageError(f"{path}: {name} {value} was asked for, but a {kind} {has}; leave the {name} out")
-
-
-BY_RULE = PageChoice()

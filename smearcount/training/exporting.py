@@ -17,8 +17,11 @@ from smearcount.simulate import SmearRecipe, render
 
 __all__ = ["export_onnx", "export_openvino", "make_probe"]
 
+OPSET = 17
+"""Version of the operators of ONNX."""
 
-def export_onnx(model: Model, opset: int = 17) -> bytes:
+
+def export_onnx(model: Model) -> bytes:
     """The network as ONNX with free batch, and for a detector free picture size.
 
     Raises:
@@ -28,18 +31,16 @@ def export_onnx(model: Model, opset: int = 17) -> bytes:
     if isinstance(model.card, ClassifierCard):
         side = model.card.input_px
         outputs = {"logits": {0: "batch"}, "features": {0: "batch"}}
-        return _onnx(net, (2, 3, side, side), {0: "batch"}, outputs, opset)
+        return _onnx(net, (2, 3, side, side), {0: "batch"}, outputs)
     net.model[-1].export = True
     net.model[-1].format = "onnx"
     net.model[-1].dynamic = True
     stride = model.detector_card.stride_px
     free = {0: "batch", 2: "height", 3: "width"}
-    return _onnx(net, (1, 3, 4 * stride, 5 * stride), free, {"cells": {0: "batch", 2: "anchors"}}, opset)
+    return _onnx(net, (1, 3, 4 * stride, 5 * stride), free, {"cells": {0: "batch", 2: "anchors"}})
 
 
-def _onnx(
-    net: Any, shape: tuple[int, ...], free: dict[int, str], outputs: dict[str, dict[int, str]], opset: int
-) -> bytes:
+def _onnx(net: Any, shape: tuple[int, ...], free: dict[int, str], outputs: dict[str, dict[int, str]]) -> bytes:
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         path = Path(scratch) / "model.onnx"
         torch.onnx.export(
@@ -47,7 +48,7 @@ def _onnx(
             (torch.zeros(shape),),
             str(path),
             dynamo=False,
-            opset_version=opset,
+            opset_version=OPSET,
             input_names=["pixels"],
             output_names=list(outputs),
             dynamic_axes={"pixels": free, **outputs},
