@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import tee
@@ -92,6 +92,15 @@ class Detector:
         """Threshold of each kind."""
         return {str(kind): float(score) for kind, score in zip(self._kinds, self._min_scores, strict=True)}
 
+    @property
+    def core_px(self) -> int:
+        """Side of the core of a window at the canonical scale."""
+        return self.card.window_px - 2 * self._margin
+
+    def windows(self, canonical_wh: tuple[int, int]) -> Iterator[Window]:
+        """The windows in which a picture of this size at the canonical scale is read."""
+        return plan_windows(*canonical_wh, self.card.window_px, self._margin)
+
     def find(self, source: PixelSource, um_per_px: float) -> Detections:
         """Every cell of a picture.
 
@@ -116,7 +125,7 @@ class Detector:
         """Cells of all windows in canonical pixels; while the network is at one, others are read and decoded."""
         if max(canonical_wh) <= self.card.window_px:
             return self._decoded(self._seen(self._read(canonical_wh, (source, (0, 0, *canonical_wh)))))
-        windows, ahead = tee(plan_windows(*canonical_wh, self.card.window_px, self._margin))
+        windows, ahead = tee(self.windows(canonical_wh))
         strips = Strips(source, self._tile)
         with InFlight(partial(self._read, canonical_wh), self._seen) as flight:
 
@@ -194,7 +203,7 @@ class Detector:
 
     def _merge_seams(self, boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Rows that stay when cells emitted on both sides of a seam become one."""
-        core_px, band = (self.card.window_px - 2 * self._margin, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px)
+        core_px, band = self.core_px, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px
         # A cell larger than the margin is read again from both sides, however far from the seam its centre lies.
         reach = np.maximum(band, (boxes[:, 2:] - boxes[:, :2]) / 2)
         from_seam = centres(boxes) % core_px
