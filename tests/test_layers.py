@@ -25,7 +25,7 @@ LAYERS = (
     ("quality", "report", "outlines", "squares", "naming"),
     ("countable", "report_json"),
     ("frame",),
-    ("panel",),
+    ("panel", "pages"),
     ("overlay",),
     ("pipeline",),
     ("judging",),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from smearcount.batch.funnel import FEWEST, FEWEST_TO_WIDEN, Funnel, fit_funnel
 from smearcount.batch.slides import slide_rows
 from smearcount.batch.summary_plots import WITH_BARS, Panel, Pixels, Point, funnel_plot, level_plot
 from smearcount.counting import NOTHING, Estimate, density_per_mm2, percentage, poisson_limits
+from smearcount.pages import data_uri, page_of
 from smearcount.records import KINDS
 from smearcount.report import Row, percent_number
 from smearcount.taxonomy import Taxonomy
@@ -153,7 +152,9 @@ def write_summary(
             yield row if slides else {**row, "slide": row["image"]}, counts
 
     units = [_unit(row, taxonomy) for row in slide_rows(seen(), taxonomy)]
-    page = _page(**_content(units, tally, taxonomy, "slide" if slides else "picture"))
+    content = _content(units, tally, taxonomy, "slide" if slides else "picture")
+    filters = {"figure": _figure, "percent": percent_number}
+    page = page_of(Path(__file__).with_name("summary.html.j2"), filters, **content)
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode())
 
@@ -225,7 +226,10 @@ def _content(units: Sequence[Unit], tally: _Tally, taxonomy: Taxonomy, noun: str
         "n_units": len(units),
         "flagged": [line for line in lines if line["sides"]],
         "without_area": sum(unit.failed < unit.images and not unit.area_mm2 > 0 for unit in units),
-        "plots": {name: _data_uri(pixels) for name, pixels in _plots(units, sides, funnels, names).items()},
+        "plots": {
+            name: (data_uri(pixels), *pixels.shape[1::-1])
+            for name, pixels in _plots(units, sides, funnels, names).items()
+        },
         "few_white": FEW_WHITE,
         "shown_notes": SHOWN_NOTES,
         "with_bars": WITH_BARS,
@@ -263,32 +267,6 @@ def _plots(
 def _shown(text: object) -> str:
     """A name with what can't be printed, or turns the direction of the text, as an escape."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-
-
-def _data_uri(pixels: Pixels) -> tuple[str, int, int]:
-    """A picture as text, and its size in pixels."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    uri = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-    return uri, pixels.shape[1], pixels.shape[0]
-
-
-def _page(**values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    # Escaping is on for everything: names of slides and files come from outside.
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters |= {"figure": _figure, "percent": percent_number}
-    return templates.get_template("summary.html.j2").render(values)
 
 
 def _figure(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,10 @@ import numpy.typing as npt
 
 from smearcount.batch.funnel import Funnel
 from smearcount.counting import Estimate
+from smearcount.pages import BLUE, FAINT, INK, ORANGE, make_figure, one_line, rendered, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["NAMED", "WITH_BARS", "Panel", "Point", "funnel_plot", "level_plot"]
 
@@ -29,8 +28,6 @@ WITH_BARS = 600
 
 _LABELLED = 12
 _DPI = 120
-_LONGEST = 26
-_INK, _FAINT, _BLUE, _ORANGE = "#1c2733", "#6b7785", "#1f5fa8", "#c2571a"
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,12 @@ def level_plot(panels: Sequence[Panel], unit: str) -> Pixels:
     numbers = sorted({point.number for panel in panels for point in panel.points})
     few = len(numbers) <= NAMED
     size = 2.1 * len(panels) + (1.3 if few else 0.5)
-    figure = _figure(min(max(3.5 + 0.32 * len(numbers), 6.4), 11), size)
+    figure = make_figure(min(max(3.5 + 0.32 * len(numbers), 6.4), 11), size, _DPI)
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, panel in zip(rows, panels, strict=True):
-        _tidy(axes, panel.title, unit)
+        _label(axes, panel.title, unit)
         if panel.funnel:
-            axes.axhline(panel.funnel.per_mm2, color=_INK, linestyle="--", linewidth=1, zorder=4)
+            axes.axhline(panel.funnel.per_mm2, color=INK, linestyle="--", linewidth=1, zorder=4)
         for points, style in _groups(panel.points):
             values = np.array([point.estimate.value for point in points])
             if len(numbers) > WITH_BARS and not points[0].side:
@@ -92,11 +89,12 @@ def level_plot(panels: Sequence[Panel], unit: str) -> Pixels:
     rows[-1].set_xlim(numbers[0] - 0.7, numbers[-1] + 0.7)
     if few:
         names = {point.number: point.name for panel in panels for point in panel.points}
-        words = [_plain(names[number]) for number in numbers]
+        # The end is kept: it tells pictures of one folder apart.
+        words = [one_line(names[number], keep_end=True) for number in numbers]
         rows[-1].set_xticks(numbers, words, rotation=50, ha="right", rotation_mode="anchor", parse_math=False)
     else:
         rows[-1].set_xlabel("number in the table")
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def funnel_plot(panels: Sequence[Panel]) -> Pixels:
@@ -110,36 +108,36 @@ def funnel_plot(panels: Sequence[Panel]) -> Pixels:
     """
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    figure = _figure(5.4 * columns, 3.7 * rows)
+    figure = make_figure(5.4 * columns, 3.7 * rows, _DPI)
     places = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in places[len(panels) :]:
         axes.set_axis_off()
     for axes, panel in zip(places, panels, strict=False):
         if panel.funnel is None:
             raise ValueError(f"{panel.title}: expected a funnel, got none")
-        _tidy(axes, panel.title, "per mm²")
+        _label(axes, panel.title, "per mm²")
         axes.set_xlabel("counted area, mm²")
         _draw_limits(axes, panel, panel.funnel)
         for points, style in _groups(panel.points):
             x, y = [point.area_mm2 for point in points], [point.estimate.value for point in points]
             axes.plot(x, y, style["fmt"], color=style["color"], markersize=4)
         _name_flagged(axes, panel.points)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def _draw_limits(axes: Axes, panel: Panel, funnel: Funnel) -> None:
     areas = [point.area_mm2 for point in panel.points]
     grid = np.linspace(min(areas) * 0.6, max(areas) * 1.12, 160)
     used = np.array([funnel.limits(area) for area in grid.tolist()])
-    axes.axhline(funnel.per_mm2, color=_FAINT, linestyle="--", linewidth=1, label="pooled density")
+    axes.axhline(funnel.per_mm2, color=FAINT, linestyle="--", linewidth=1, label="pooled density")
     for side in (0, 1):
         named = "99.8 % limits" if side else None
-        axes.plot(grid, used[:, side], color=_INK, linewidth=1, label=named)
+        axes.plot(grid, used[:, side], color=INK, linewidth=1, label=named)
     if funnel.widened:
         sampling = np.array([funnel.limits(area, sampling_only=True) for area in grid.tolist()])
         for side in (0, 1):
             named = "of sampling alone" if side else None
-            axes.plot(grid, sampling[:, side], color=_INK, linewidth=1, linestyle=":", label=named)
+            axes.plot(grid, sampling[:, side], color=INK, linewidth=1, linestyle=":", label=named)
     axes.set_xlim(grid[0], grid[-1])
     highest = max(used[:, 1].max(), *(point.estimate.value for point in panel.points))
     lowest = min(used[:, 0].min(), *(point.estimate.value for point in panel.points))
@@ -160,52 +158,27 @@ def _name_flagged(axes: Axes, points: Sequence[Point]) -> None:
         placed.append((x, y))
         left = x > np.mean(axes.get_xlim())
         axes.annotate(
-            _plain(point.name),
+            one_line(point.name, keep_end=True),
             (x, y),
             xytext=(-6 if left else 6, 0),
             textcoords="offset points",
             ha="right" if left else "left",
             va="center",
             fontsize=8,
-            color=_ORANGE,
+            color=ORANGE,
             parse_math=False,
         )
 
 
 def _groups(points: Sequence[Point]) -> list[tuple[list[Point], dict[str, Any]]]:
     """The slides within limits and those that are flagged, with their looks: colour and shape both tell."""
-    looks = (("o", _BLUE, False), ("D", _ORANGE, True))
+    looks = (("o", BLUE, False), ("D", ORANGE, True))
     found = [([p for p in points if bool(p.side) is flagged], marker, colour) for marker, colour, flagged in looks]
     return [(group, {"fmt": marker, "color": colour}) for group, marker, colour in found if group]
 
 
-def _tidy(axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(_plain(title), loc="left", fontsize=10, parse_math=False)
+def _label(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(one_line(title), loc="left", fontsize=10, parse_math=False)
     axes.set_ylabel(unit)
-    axes.grid(color="#dfe3e8", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     axes.ticklabel_format(axis="y", useOffset=False)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure((width, height), dpi=_DPI, layout="constrained", facecolor="white")
-
-
-def _plain(name: str) -> str:
-    """A name as one short line; of a long one the end is kept, in which pictures of one folder differ."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in name).split()) or "?"
-    return line if len(line) <= _LONGEST else "…" + line[1 - _LONGEST :]
-
-
-def _rendered(figure: Figure) -> Pixels:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # A name in letters that the font lacks is shown as boxes here; the tables of the page have it in full.
-        warnings.filterwarnings("ignore", message="Glyph")
-        canvas.draw()
-    return np.ascontiguousarray(np.asarray(canvas.buffer_rgba(), np.uint8)[..., :3])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from smearcount.judging.heat import overlay_heat
 from smearcount.judging.plots import abstention_plot, confusion_plot, reliability_plot
 from smearcount.judging.record import Judged
 from smearcount.judging.tables import confusion_csv, figures_csv, predictions_csv, worst_csv, worst_rows
+from smearcount.pages import data_uri, page_of
 
 __all__ = ["WORST", "HeatOf", "write_report"]
 
@@ -68,7 +67,9 @@ def write_report(
         "predictions.csv": predictions_csv(judged),
         "worst.csv": worst_csv(judged, WORST),
         "figures.json": json.dumps(report, indent=1) + "\n",
-        "report.html": _page(
+        "report.html": page_of(
+            Path(__file__).with_name("report.html.j2"),
+            {"percent": _percent, "number": _number},
             title=title,
             note=note,
             warning=warning,
@@ -77,7 +78,7 @@ def write_report(
             bins=BINS,
             draws=DRAWS,
             fewest=FEWEST_GROUPS,
-            plots={name: (_data_uri(pixels), pixels.shape[1] // 2) for name, pixels in plots.items()},
+            plots={name: (data_uri(pixels), pixels.shape[1] // 2) for name, pixels in plots.items()},
             worst=_sheet(judged, heat),
             with_heat=heat is not None,
         ),
@@ -108,9 +109,9 @@ def _sheet(judged: Judged, heat: HeatOf | None) -> list[dict[str, Any]]:
     sheet: list[dict[str, Any]] = []
     for place, (row, entry) in enumerate(zip(rows.tolist(), worst_rows(judged, WORST), strict=True)):
         view = _shown(judged.views[row])
-        pictures = {"view": _data_uri(view)}
+        pictures = {"view": data_uri(view)}
         if maps is not None:
-            pictures["heat"] = _data_uri(overlay_heat(view, maps[place]))
+            pictures["heat"] = data_uri(overlay_heat(view, maps[place]))
         sheet.append({**entry, **pictures})
     return sheet
 
@@ -124,32 +125,6 @@ def _shown(view: Pixels) -> Pixels:
         return resize_rgb(view, max(round(width * shrink), 1), max(round(height * shrink), 1))
     times = max(_SMALL_PX // longest, 1)
     return np.asarray(view.repeat(times, axis=0).repeat(times, axis=1), np.uint8)
-
-
-def _data_uri(pixels: Pixels) -> str:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _page(**values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(Path(__file__).parent)
-    # Escaping is on for everything: names of codes and files come from outside.
-    templates = Environment(
-        loader=folder,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters["percent"] = _percent
-    templates.filters["number"] = _number
-    return templates.get_template("report.html.j2").render(values)
 
 
 def _percent(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.counting import binomial_limits
+from smearcount.pages import BLUE, FAINT, INK, ORANGE, make_figure, one_line, rendered, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +21,7 @@ Pixels = npt.NDArray[np.uint8]
 Entry = Mapping[str, Any]
 
 _DPI = 144
-_LONGEST = 26
 _MARGIN_PX = 12
-_INK, _FAINT, _BLUE, _ORANGE = "#1c2733", "#6b7785", "#1f5fa8", "#c2571a"
 
 
 def confusion_plot(table: Sequence[Sequence[float | None]], codes: Sequence[str], *, shares: bool) -> Pixels:
@@ -39,13 +37,13 @@ def confusion_plot(table: Sequence[Sequence[float | None]], codes: Sequence[str]
     values = np.array(table, np.float64) * (100 if shares else 1)
     values[np.nansum(values, axis=1) == 0] = np.nan
     k = len(codes)
-    figure = _figure(2.9 + 0.46 * k, 2.5 + 0.46 * k)
+    figure = make_figure(2.9 + 0.46 * k, 2.5 + 0.46 * k, _DPI)
     axes = figure.add_subplot()
     # A square root shows the few wrong cells beside the many right ones.
     norm = PowerNorm(0.5, 0, 100 if shares else max(float(np.nanmax(values)), 1))
     mesh = axes.imshow(values, cmap="Blues", norm=norm)
     axes.set_facecolor("#e3e3e3")
-    words = [_plain(code) for code in codes]
+    words = [one_line(code) for code in codes]
     axes.set_xticks(range(k), words, rotation=50, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(k), words, parse_math=False)
     axes.set_xlabel("predicted")
@@ -57,13 +55,13 @@ def confusion_plot(table: Sequence[Sequence[float | None]], codes: Sequence[str]
     for (i, j), value in np.ndenumerate(values):
         if value > 0:
             dark = norm(value) > 0.55
-            look: dict[str, Any] = {"color": "white" if dark else _INK, "weight": "bold" if i == j else "normal"}
+            look: dict[str, Any] = {"color": "white" if dark else INK, "weight": "bold" if i == j else "normal"}
             words_in = _number(value, shares)
             axes.text(j, i, words_in, ha="center", va="center", fontsize=8 if len(words_in) < 5 else 6, **look)
     bar = figure.colorbar(mesh, ax=axes, shrink=0.6, pad=0.02)
     bar.set_label("per cent of the true code" if shares else "cells")
     bar.outline.set_visible(False)
-    return _rendered(figure)
+    return _trimmed(rendered(figure))
 
 
 def reliability_plot(bins: Sequence[Entry]) -> Pixels:
@@ -72,7 +70,7 @@ def reliability_plot(bins: Sequence[Entry]) -> Pixels:
     Args:
         bins: entries `low`, `high`, `n`, `confidence`, `accuracy`.
     """
-    figure = _figure(6.4, 5.6)
+    figure = make_figure(6.4, 5.6, _DPI)
     upper, lower = _two_panels(figure)
     filled = [entry for entry in bins if entry["n"]]
     sure, right = ([float(entry[name]) for entry in filled] for name in ("confidence", "accuracy"))
@@ -80,8 +78,8 @@ def reliability_plot(bins: Sequence[Entry]) -> Pixels:
     # Rounding may leave a limit on the wrong side of its value by the last bit.
     low = [max(value - limit[0], 0) for limit, value in zip(limits, right, strict=True)]
     high = [max(limit[1] - value, 0) for limit, value in zip(limits, right, strict=True)]
-    upper.plot([0, 1], [0, 1], color=_FAINT, linestyle="--", label="as sure as right")
-    style: dict[str, Any] = {"fmt": "o-", "color": _BLUE, "markersize": 5, "capsize": 2.5, "elinewidth": 1}
+    upper.plot([0, 1], [0, 1], color=FAINT, linestyle="--", label="as sure as right")
+    style: dict[str, Any] = {"fmt": "o-", "color": BLUE, "markersize": 5, "capsize": 2.5, "elinewidth": 1}
     upper.errorbar(sure, right, [low, high], label="classifier, 95 % limits", **style)
     upper.set_ylim(0, 1.02)
     upper.set_ylabel("share named rightly")
@@ -89,11 +87,11 @@ def reliability_plot(bins: Sequence[Entry]) -> Pixels:
     total = sum(entry["n"] for entry in bins)
     width = bins[0]["high"] - bins[0]["low"]
     middles = [(entry["low"] + entry["high"]) / 2 for entry in bins]
-    lower.bar(middles, [entry["n"] / total for entry in bins], 0.9 * width, color=_BLUE)
+    lower.bar(middles, [entry["n"] / total for entry in bins], 0.9 * width, color=BLUE)
     lower.set_ylabel("share of cells")
     lower.set_xlabel("highest probability")
     lower.set_xlim(-0.01, 1.01)
-    return _rendered(figure)
+    return _trimmed(rendered(figure))
 
 
 def abstention_plot(rows: Sequence[Entry]) -> Pixels:
@@ -102,40 +100,26 @@ def abstention_plot(rows: Sequence[Entry]) -> Pixels:
     Args:
         rows: entries `threshold`, `abstained`, `accuracy` (None where no cell keeps a name), thresholds ascending.
     """
-    figure = _figure(6.4, 5.6)
+    figure = make_figure(6.4, 5.6, _DPI)
     upper, lower = _two_panels(figure)
     thresholds = [entry["threshold"] for entry in rows]
     accuracy = np.array([entry["accuracy"] for entry in rows], np.float64)
-    upper.plot(thresholds, accuracy, "o-", color=_BLUE, markersize=4)
+    upper.plot(thresholds, accuracy, "o-", color=BLUE, markersize=4)
     upper.set_ylabel("accuracy of the rest")
     upper.set_ylim(min(0.9, np.floor(10 * np.nanmin(accuracy)) / 10), 1.005)
-    lower.plot(thresholds, [entry["abstained"] for entry in rows], "s-", color=_ORANGE, markersize=4)
+    lower.plot(thresholds, [entry["abstained"] for entry in rows], "s-", color=ORANGE, markersize=4)
     lower.set_ylabel("share abstained")
     lower.set_xlabel("threshold on the highest probability")
     lower.set_ylim(0, None)
     lower.set_xlim(-0.01, 1.01)
-    return _rendered(figure)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure((width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    return _trimmed(rendered(figure))
 
 
 def _two_panels(figure: Figure) -> tuple[Axes, Axes]:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
     for axes in (upper, lower):
-        axes.grid(color="#dfe3e8", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        tidy(axes)
     return upper, lower
-
-
-def _plain(code: str) -> str:
-    """A code as one short line: a laboratory may have named it anything."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in code).split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
 
 
 def _number(value: float, shares: bool) -> str:
@@ -143,17 +127,6 @@ def _number(value: float, shares: bool) -> str:
         return "<1"
     # No rounding up to a perfect score.
     return f"{min(round(value), 99) if shares and value < 100 else round(value)}"
-
-
-def _rendered(figure: Figure) -> Pixels:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)
-    with warnings.catch_warnings():
-        # A code in letters that the font lacks is shown as boxes here; the tables of the report have it in full.
-        warnings.filterwarnings("ignore", message="Glyph")
-        canvas.draw()
-    return _trimmed(np.asarray(canvas.buffer_rgba(), np.uint8)[..., :3])
 
 
 def _trimmed(pixels: Pixels) -> Pixels:
