@@ -21,6 +21,7 @@ __all__ = [
     "codes_given",
     "count_cells",
     "counted_mask",
+    "counting_frame",
     "density_per_mm2",
     "final_kinds",
     "kind_total",
@@ -52,14 +53,12 @@ class Estimate:
 NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
-def counted_mask(
-    boxes: FloatArray, size_wh: tuple[int, int], um_per_px: float, rule: str = "corner"
-) -> tuple[Bools, float]:
-    """Which cells enter the counts, and the area in square micrometres that the counts refer to.
+def counting_frame(
+    size_wh: tuple[int, int], um_per_px: float, rule: str = "corner"
+) -> tuple[float, float, float, float]:
+    """The counting frame of a picture as x_min, y_min, x_max, y_max in pixels; without an area where it has no room.
 
-    With `corner` a cell counts when the top-left corner of its box lies in [2 px, W - g) x [2 px, H - g), g = 3 um: an
-    unbiased counting frame, so that the densities of the parts of a mosaic and of the whole agree (after Gundersen
-    1977, J Microsc 111:219). With `all` every cell counts.
+    With `corner` it is [2 px, W - g) x [2 px, H - g), g = 3 um; with `all` it is the whole picture.
 
     Raises:
         ValueError: the rule is unknown.
@@ -68,13 +67,29 @@ def counted_mask(
         raise ValueError(f"edge rule: expected one of {EDGE_RULES}, got {rule!r}")
     width, height = size_wh
     if rule == "all":
-        return np.ones(len(boxes), np.bool_), width * height * um_per_px**2
-    guard = EDGE_GUARD_UM / um_per_px
-    right, bottom = width - guard, height - guard
+        return 0, 0, width, height
+    right, bottom = (max(side - EDGE_GUARD_UM / um_per_px, EDGE_INSET_PX) for side in size_wh)
+    return EDGE_INSET_PX, EDGE_INSET_PX, right, bottom
+
+
+def counted_mask(
+    boxes: FloatArray, size_wh: tuple[int, int], um_per_px: float, rule: str = "corner"
+) -> tuple[Bools, float]:
+    """Which cells enter the counts, and the area in square micrometres that the counts refer to.
+
+    With `corner` a cell counts when the top-left corner of its box lies in the `counting_frame`: an unbiased one, so
+    that the densities of the parts of a mosaic and of the whole agree (after Gundersen 1977, J Microsc 111:219). With
+    `all` every cell counts.
+
+    Raises:
+        ValueError: the rule is unknown.
+    """
+    left, top, right, bottom = counting_frame(size_wh, um_per_px, rule)
+    area_um2 = (right - left) * (bottom - top) * um_per_px**2
+    if rule == "all":
+        return np.ones(len(boxes), np.bool_), area_um2
     x, y = boxes[:, 0], boxes[:, 1]
-    mask = (x >= EDGE_INSET_PX) & (x < right) & (y >= EDGE_INSET_PX) & (y < bottom)
-    area_px = max(right - EDGE_INSET_PX, 0) * max(bottom - EDGE_INSET_PX, 0)
-    return mask, area_px * um_per_px**2
+    return (x >= left) & (x < right) & (y >= top) & (y < bottom), area_um2
 
 
 def name_cells(kinds: Strings, labels: Labels, min_label_score: float | FloatArray) -> Strings:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import shapely
 from shapely.affinity import translate
 
-from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX, counted_mask
+from smearcount.counting import EDGE_INSET_PX, counted_mask, counting_frame
 from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray
 from smearcount.records import Detections
@@ -170,8 +170,10 @@ def counted_area_um2(size_wh: tuple[int, int], um_per_px: float, region: Region 
         region: where to count; None for nowhere.
         rule: `corner`, or `all` for the whole picture as the frame.
     """
-    frame = None if region is None else _frame(size_wh, um_per_px, rule)
-    return 0.0 if frame is None or region is None else float(frame.intersection(region.outline).area) * um_per_px**2
+    if region is None:
+        return 0.0
+    frame = shapely.box(*counting_frame(size_wh, um_per_px, rule))
+    return float(frame.intersection(region.outline).area) * um_per_px**2
 
 
 def with_edge_of(cells: Detections, view: Region | None) -> Detections:
@@ -184,16 +186,6 @@ def with_edge_of(cells: Detections, view: Region | None) -> Detections:
     sides = ((x_min, y), (x_max, y), (x, y_min), (x, y_max))
     reached = ~np.logical_and.reduce([shapely.contains_xy(inner, *side) for side in sides])
     return Detections(cells.boxes, cells.scores, cells.kinds, cells.at_edge | reached)
-
-
-def _frame(size_wh: tuple[int, int], um_per_px: float, rule: str) -> shapely.Polygon | None:
-    """The counting frame of a picture; None where the picture is too small to have one."""
-    if rule == "all":
-        return shapely.box(0, 0, *size_wh)
-    right, bottom = (side - EDGE_GUARD_UM / um_per_px for side in size_wh)
-    if min(right, bottom) <= EDGE_INSET_PX:
-        return None
-    return shapely.box(EDGE_INSET_PX, EDGE_INSET_PX, right, bottom)
 
 
 def regions_in(folder: Path) -> list[Path]:
