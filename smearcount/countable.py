@@ -55,6 +55,9 @@ DEBRIS_DARK = 0.04
 """Share of a square that is dark and belongs to no cell that was found: 144 um2, a speck of 13 um. On a scan the
 largest specks came to 0.08 to 0.13, and 95 % of the squares to less than 0.01."""
 
+LEAST_SCANNED = 0.5
+"""Share of a square that was scanned; with less it is background."""
+
 _UNSCANNED = 255
 
 Counts2d = npt.NDArray[np.int64]
@@ -69,10 +72,12 @@ class CountableMap:
     Attributes:
         grid: where the squares lie.
         reasons: `(rows, columns) int8`, index into `REASONS`; `COUNTABLE` is 0.
+        scanned: what of the picture was scanned; None for all of it.
     """
 
     grid: Grid
     reasons: npt.NDArray[np.int8]
+    scanned: Region | None = None
 
     def __post_init__(self) -> None:
         """Check the shape and the reasons."""
@@ -126,12 +131,13 @@ def countable_map(source: PixelSource, um_per_px: float, cells: Detections) -> C
 
 def judge_squares(measures: SquareMeasures) -> CountableMap:
     """Give each square its reason: the first of background, out of focus, too thick, debris, too thin that holds."""
-    area = measures.grid.areas_um2.astype(np.float32)
+    square = measures.grid.areas_um2.astype(np.float32)
+    area = square if measures.scanned_um2 is None else measures.scanned_um2
     stained, strange = _stained(measures)
     layers = (area, measures.red, measures.red_area_um2, measures.overlapping, stained * area)
     alone, pooled = _Density(*layers), _Density(*(_around(layer) for layer in layers))
     rules = {
-        "background": _grown(pooled.background, alone.background),
+        "background": _grown(pooled.background, alone.background) | (area < LEAST_SCANNED * square),
         "out of focus": (stained > FOCUS_STAINED) & (measures.sharpness < BLURRED),
         "too thick": _grown(pooled.too_thick, alone.too_thick),
         "debris": strange > DEBRIS_DARK,
@@ -139,7 +145,7 @@ def judge_squares(measures: SquareMeasures) -> CountableMap:
     }
     codes = [REASONS.index(name) for name in rules]
     reasons = np.select(list(rules.values()), codes, COUNTABLE).astype(np.int8)
-    return CountableMap(measures.grid, reasons)
+    return CountableMap(measures.grid, reasons, measures.scanned)
 
 
 @dataclass(frozen=True, eq=False)

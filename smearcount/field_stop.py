@@ -20,7 +20,7 @@ from shapely.affinity import scale, translate
 from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX
 from smearcount.geometry import FloatArray
 from smearcount.glass import lightest, thinned
-from smearcount.region import Region
+from smearcount.region import Region, polygons
 
 __all__ = ["BLACK", "counted_in_view", "field_of_view", "filled", "is_plain"]
 
@@ -139,26 +139,29 @@ def _glass_within(pixels: Rgb, inside: Rgb) -> FloatArray:
     return np.asarray(np.maximum(np.median(seen[light >= np.percentile(light, 75)], axis=0), 1), np.float32)
 
 
-def counted_in_view(boxes: FloatArray, view: Region, um_per_px: float, rule: str) -> tuple[Bools, Region | None]:
+def counted_in_view(
+    boxes: FloatArray, view: Region, um_per_px: float, rule: str, inset_px: float = EDGE_INSET_PX
+) -> tuple[Bools, Region | None]:
     """Which cells the field stop lets count, and the part of the view that the counts refer to.
 
-    With `corner`, the counting frame for any convex view: a cell counts when a square of 3 um whose top-left corner is
-    that of its box lies in the view, 2 px from the edge (see `counting.counted_mask`). With `all` every cell counts.
+    With `corner`, the counting frame for any view: a cell counts when a square of 3 um whose top-left corner is that of
+    its box has its corners in the view, 2 px from the edge (see `counting.counted_mask`). With `all` every cell counts.
 
     Args:
         boxes: `(N, 4) float32` x_min, y_min, x_max, y_max in pixels.
-        view: its outline is convex.
+        view: the part of the picture that is seen.
         um_per_px: scale of the picture.
         rule: `corner` or `all`.
+        inset_px: more than 2 px where the edge is not known as exactly.
 
     Returns:
         `(N,) bool`, and a region; None where the view is too small for any.
     """
     if rule == "all":
         return np.ones(len(boxes), np.bool_), view
-    inner, guard = view.outline.buffer(-EDGE_INSET_PX), EDGE_GUARD_UM / um_per_px
-    common = shapely.intersection_all([translate(inner, *by) for by in product((0, -guard), (0, -guard))])
-    if not isinstance(common, shapely.Polygon) or not common.area > 0:
+    inner, guard = view.outline.buffer(-inset_px), EDGE_GUARD_UM / um_per_px
+    common = polygons(shapely.intersection_all([translate(inner, *by) for by in product((0, -guard), (0, -guard))]))
+    if common is None:
         return np.zeros(len(boxes), np.bool_), None
     frame = replace(view, outline=common)
     return frame.contains(boxes[:, :2]), frame

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from smearcount.countable import COUNTABLE, REASONS, CountableMap, countable_map
-from smearcount.counting import Bools, counted_mask
+from smearcount.counting import EDGE_INSET_PX, Bools, counted_mask
 from smearcount.detector import PixelSource
 from smearcount.field_stop import counted_in_view
 from smearcount.geometry import FloatArray
@@ -19,6 +19,9 @@ __all__ = ["Frame", "MAP_FROM_UM2", "frame_of"]
 
 MAP_FROM_UM2 = 250_000.0
 """Area from which a picture is judged square by square: smaller ones are fields that a person chose."""
+
+SCAN_EDGE_UM = 3.0
+"""How far within what was scanned the counts begin: up to there the edge is that of squares of a lossy compression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +76,11 @@ def frame_of(
     counted = inside
     if limits:
         counted, area_um2 = counted_in_region(cells.boxes, source.size_wh, um_per_px, _common(limits), edge_rule)
-    if view is not None:
-        within, seen = counted_in_view(cells.boxes, view, um_per_px, edge_rule)
+    inset_px, seen_part = EDGE_INSET_PX, view
+    if view is None and squares is not None:
+        inset_px, seen_part = SCAN_EDGE_UM / um_per_px, squares.scanned
+    if seen_part is not None:
+        within, seen = counted_in_view(cells.boxes, seen_part, um_per_px, edge_rule, inset_px)
         inside, counted = inside & within, counted & within
         area_um2 = counted_area_um2(source.size_wh, um_per_px, _common([*limits, seen]), edge_rule)
     excluded = {"edge": int((~inside).sum())}

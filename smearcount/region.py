@@ -28,6 +28,7 @@ __all__ = [
     "counted_area_um2",
     "counted_in_region",
     "parse_region",
+    "polygons",
     "read_region",
     "region_file",
     "regions_in",
@@ -113,7 +114,7 @@ class Region:
         Raises:
             ConfigError: next to nothing lies inside.
         """
-        inside = _polygons(shapely.box(0, 0, *size_wh).intersection(self.outline))
+        inside = polygons(shapely.box(0, 0, *size_wh).intersection(self.outline))
         if inside is not None and inside.area < _LEAST_PX:
             raise ConfigError(
                 f"{self.name} covers {inside.area:.3g} square pixels of a picture of {size_wh[0]} x {size_wh[1]} px, "
@@ -132,7 +133,7 @@ class Region:
 
     def intersection(self, other: Region) -> Region | None:
         """What both have in common; None for nothing."""
-        common = _polygons(self.outline.intersection(other.outline))
+        common = polygons(self.outline.intersection(other.outline))
         notes = tuple(dict.fromkeys((*self.notes, *other.notes)))
         return None if common is None else Region(common, notes)
 
@@ -262,7 +263,7 @@ def parse_region(content: Any, name: str) -> Region:
     cut = [polygon for each in ignored if each["type"] not in _POINTS_AND_LINES for polygon in _drawn(each, name)]
     crossing = sum(not each.is_valid for each in (*drawn, *cut))
     inner, outer = (shapely.union_all([_mended(each) for each in some]) for some in (cut, drawn))
-    whole = _polygons(outer.difference(inner))
+    whole = polygons(outer.difference(inner))
     if whole is None:
         raise ConfigError(f"{name}: the region has no area; {_REMEDY}")
     words = "outlines that cross themselves" if crossing > 1 else "outline that crosses itself"
@@ -363,7 +364,7 @@ def _is_point(point: Any) -> bool:
     )
 
 
-def _polygons(shape: shapely.Geometry) -> shapely.Polygon | shapely.MultiPolygon | None:
+def polygons(shape: shapely.Geometry) -> shapely.Polygon | shapely.MultiPolygon | None:
     """The parts of a shape that have an area; None for none: an intersection may leave points and lines."""
     parts = [part for part in shapely.get_parts(shape, return_index=False) if part.geom_type.endswith("Polygon")]
     flat = [each for part in parts for each in shapely.get_parts(part) if each.area > 0]

@@ -17,6 +17,8 @@ from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray, areas, centres, overlapping_discs, resize_rgb
 from smearcount.quality import SHARPEST_RATIO, sharpness
 from smearcount.records import Detections
+from smearcount.region import Region
+from smearcount.unscanned import Edges, plain_part, scanned_areas_um2, scanned_region
 
 __all__ = ["LEVELS", "SQUARE_UM", "Grid", "SquareMeasures", "measure_squares", "square_grid"]
 
@@ -89,7 +91,9 @@ class SquareMeasures:
         overlapping: number of them that lie on another one.
         sharpness: 1 for good focus, 0 for nothing to see.
         on_cells: `(rows, columns, LEVELS) uint16`, grey levels of the green channel within the boxes of all cells.
-        off_cells: likewise outside every box.
+        off_cells: likewise outside every box, of what was scanned.
+        scanned: what of the picture was scanned; None for all of it.
+        scanned_um2: area of the square that was scanned; None for all of it.
     """
 
     grid: Grid
@@ -99,6 +103,8 @@ class SquareMeasures:
     sharpness: FloatArray
     on_cells: npt.NDArray[np.uint16]
     off_cells: npt.NDArray[np.uint16]
+    scanned: Region | None = None
+    scanned_um2: FloatArray | None = None
 
 
 def square_grid(size_wh: tuple[int, int], um_per_px: float, side_um: float = SQUARE_UM) -> Grid:
@@ -124,13 +130,20 @@ def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) ->
     focus = np.zeros(grid.shape, np.float32)
     on_cells, off_cells = (np.zeros((*grid.shape, LEVELS), np.uint16) for _ in range(2))
 
+    plain: dict[tuple[int, int], Pixels] = {}
+    plain_levels: dict[tuple[int, int], FloatArray] = {}
+
     def measure(band: _Band) -> None:
         for column, pixels, occupied in band.squares(um_per_px):
+            part = plain_part(pixels, occupied.shape)
             focus[band.row, column] = sharpness(pixels, um_per_px) / SHARPEST_RATIO
             green = cast(Pixels, cv2.extractChannel(pixels, 1))
             green = resize_rgb(green, occupied.shape[1], occupied.shape[0])
             on_cells[band.row, column] = _levels(green, occupied)
             off_cells[band.row, column] = _levels(green, 1 - occupied)
+            if part is not None:
+                plain[band.row, column] = np.packbits(part)
+                plain_levels[band.row, column] = _levels(green, part & (1 - occupied)) / np.float32(max(part.sum(), 1))
 
     # Read here and measured there: as many bands at once as OpenCV may use threads, and one more in hand.
     workers = max(1, cv2.getNumThreads())
@@ -142,6 +155,13 @@ def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) ->
                 under_way.popleft().result()
         for left in under_way:
             left.result()
+    edges, shapes = (grid.y_edges, grid.x_edges), _reduced(grid)
+    scanned = scanned_region(edges, shapes, plain) if plain else None
+    scanned_um2 = scanned_areas_um2(edges, scanned, plain, um_per_px)
+    for (row, column), levels in plain_levels.items():
+        bare = 1 - float(scanned_um2[row, column] / grid.areas_um2[row, column])
+        left_out = np.rint(bare * shapes[0][row] * shapes[1][column] * levels)
+        off_cells[row, column] -= np.minimum(left_out, off_cells[row, column]).astype(np.uint16)
     return SquareMeasures(
         grid=grid,
         red=grid.total(at, np.ones(len(red))),
@@ -150,6 +170,8 @@ def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) ->
         sharpness=focus,
         on_cells=on_cells,
         off_cells=off_cells,
+        scanned=scanned,
+        scanned_um2=scanned_um2,
     )
 
 
@@ -198,11 +220,24 @@ def _bands(source: PixelSource, grid: Grid, boxes: FloatArray) -> Iterator[_Band
             yield _Band(row, start, edges, top, source.read(edges[0], top, edges[-1] - edges[0], bottom - top), near)
 
 
+def _reduced_side(side_px: int, um_per_px: float) -> int:
+    """Side of a square in pixels of `GRAIN_UM`, or its own where these are larger."""
+    return max(1, round(side_px * min(1.0, um_per_px / GRAIN_UM)))
+
+
+def _reduced(grid: Grid) -> Edges:
+    """Heights of the rows and widths of the columns of squares in those pixels."""
+    heights, widths = (
+        np.array([_reduced_side(int(side), grid.um_per_px) for side in np.diff(edges)])
+        for edges in (grid.y_edges, grid.x_edges)
+    )
+    return heights, widths
+
+
 def _occupied(boxes: FloatArray, square: tuple[int, int, int, int], um_per_px: float) -> Pixels:
     """1 at the pixels of `GRAIN_UM` of a square that lie in a box, grown by a margin."""
     left, top, right, bottom = square
-    factor = min(1.0, um_per_px / GRAIN_UM)
-    shape = max(1, round((bottom - top) * factor)), max(1, round((right - left) * factor))
+    shape = _reduced_side(bottom - top, um_per_px), _reduced_side(right - left, um_per_px)
     occupied = np.zeros(shape, np.uint8)
     margin = BOX_MARGIN_UM / um_per_px
     near = boxes[(boxes[:, 0] - margin < right) & (boxes[:, 2] + margin > left)]

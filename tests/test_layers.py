@@ -20,6 +20,7 @@ LAYERS = (
     ("patches", "region"),
     ("scale", "slide_scale"),
     ("field_stop",),
+    ("unscanned",),
     ("illumination",),
     ("classifier", "mending"),
     ("quality", "report", "outlines", "squares", "naming"),
