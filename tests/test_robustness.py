@@ -72,7 +72,6 @@ def test_a_magnification_changes_the_size_alone(name: str) -> None:
     assert np.abs(larger.astype(int) - 180).max() <= 1
 
 
-
 @pytest.mark.parametrize(("number", "expected"), [(40, [10, 10, 10, 3]), (10, [3, 3, 2, 2]), (3, [1, 1, 1])])
 def test_every_look_has_as_many_fields(monkeypatch: pytest.MonkeyPatch, number: int, expected: list[int]) -> None:
     looks = {"a": 30, "b": 20, "c": 12, "d": 3}
