@@ -23,7 +23,6 @@ from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
-from smearcount.illumination import Lit, even_light, find_cells, settle_lit
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -33,6 +32,7 @@ from smearcount.images import (
     write_overlay,
     write_text_atomic,
 )
+from smearcount.light.illumination import Lit, even_light, find_cells, settle_lit
 from smearcount.naming import Namer
 from smearcount.output_names import stem_in
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches

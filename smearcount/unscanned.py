@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from smearcount.field_stop import is_plain
 from smearcount.geometry import FloatArray
+from smearcount.light.field_stop import is_plain
 from smearcount.region import Region, polygons
 
 __all__ = ["Edges", "PlainParts", "plain_part", "scanned_areas_um2", "scanned_region"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from smearcount.cards import find_model
-from smearcount.evaluate import EvaluationJob, box_pairs, evaluate, labelled_fields
+from smearcount.evaluation.detector import EvaluationJob, box_pairs, evaluate, labelled_fields
 from smearcount.images import open_image
 
 SAMPLES = Path(__file__).parents[1] / "sample_smears"

@@ -19,7 +19,7 @@ from smearcount.cellsets import CellSet
 from smearcount.classifier import Classifier
 from smearcount.config import read_model
 from smearcount.errors import ModelError, UsageError
-from smearcount.evaluate_cells import Judging, card_rows, heat_of, judge_cells, run_judging
+from smearcount.evaluation.cells import Judging, card_rows, heat_of, judge_cells, run_judging
 from smearcount.images import write_picture
 from smearcount.judging import figures
 from smearcount.runtimes import RuntimeChoice

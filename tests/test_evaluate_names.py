@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from smearcount.errors import DatasetError
-from smearcount.evaluate_names import NamedPoints, field_scales, name_points, point_figures
+from smearcount.evaluation.names import NamedPoints, field_scales, name_points, point_figures
 from smearcount.images import write_picture
 from smearcount.pipeline import Pipeline
 from smearcount.training.cell_sources import CellSource

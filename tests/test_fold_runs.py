@@ -20,8 +20,8 @@ from smearcount.cellsets import join
 from smearcount.classifier import calibrated
 from smearcount.cli import app
 from smearcount.config import read_model
-from smearcount.evaluate_cells import judge_cells
-from smearcount.fold_runs import FoldsJob, cross_validate
+from smearcount.evaluation.cells import judge_cells
+from smearcount.evaluation.folds import FoldsJob, cross_validate
 from smearcount.images import write_picture
 from smearcount.training.naming_cells import usable_cells
 from smearcount.training.naming_recipe import ClassifierRecipe

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from smearcount import Pipeline, Settings
-from smearcount.glass import (
+from smearcount.images import ArraySource, open_image, write_picture
+from smearcount.light.glass import (
     BLUE_OVER_GREEN,
     CLEAR,
     CLIPPED,
@@ -24,8 +25,7 @@ from smearcount.glass import (
     is_tinted,
     untinted,
 )
-from smearcount.illumination import even_light
-from smearcount.images import ArraySource, open_image, write_picture
+from smearcount.light.illumination import even_light
 
 Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"

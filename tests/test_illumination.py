@@ -11,10 +11,10 @@ import shapely
 
 from smearcount import Pipeline, Settings
 from smearcount.counting import counted_mask
-from smearcount.field_stop import counted_in_view
 from smearcount.geometry import areas
-from smearcount.illumination import MOST_PIXELS, even_light
 from smearcount.images import ArraySource, open_image
+from smearcount.light.field_stop import counted_in_view
+from smearcount.light.illumination import MOST_PIXELS, even_light
 from smearcount.overlay import dim_outside
 from smearcount.records import Detections
 from smearcount.region import Region, with_edge_of

@@ -6,9 +6,9 @@ from smearcount.cards import find_model
 from smearcount.config import Settings
 from smearcount.datasets import KINDS, LabelledField, data_root
 from smearcount.detector import Detector
+from smearcount.evaluation.conditions import CONDITIONS, MAGNIFICATIONS, across_changes, across_runtimes, spread_fields
 from smearcount.images import open_image
 from smearcount.metrics import match_boxes
-from smearcount.robustness import CONDITIONS, MAGNIFICATIONS, across_changes, across_runtimes, spread_fields
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import settle_scale
 

@@ -11,7 +11,7 @@ import pytest
 
 from smearcount import Pipeline, Settings
 from smearcount.images import open_image
-from smearcount.reticle import without_lines
+from smearcount.light.reticle import without_lines
 
 Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"

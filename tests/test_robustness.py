@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from smearcount import robustness
-from smearcount.robustness import CONDITIONS, MAGNIFICATIONS, spread_fields
+from smearcount.evaluation import conditions
+from smearcount.evaluation.conditions import CONDITIONS, MAGNIFICATIONS, spread_fields
 
 FLAT = np.full((120, 160, 3), 180, np.uint8)
 FIELD = np.random.default_rng(0).integers(60, 220, (120, 160, 3), np.uint8)
@@ -76,7 +76,7 @@ def test_a_magnification_changes_the_size_alone(name: str) -> None:
 def test_every_look_has_as_many_fields(monkeypatch: pytest.MonkeyPatch, number: int, expected: list[int]) -> None:
     looks = {"a": 30, "b": 20, "c": 12, "d": 3}
     fields = [SimpleNamespace(source=look, row=row) for look, n in looks.items() for row in range(n)]
-    monkeypatch.setattr(robustness, "labelled_fields", lambda *_: fields)
+    monkeypatch.setattr(conditions, "labelled_fields", lambda *_: fields)
     chosen = spread_fields(["any"], number)
     assert list(Counter(field.source for field in chosen).values()) == expected
     rows = [field.row for field in chosen if field.source == "a"]

@@ -163,7 +163,7 @@ def evaluate_detector(
     quiet: Quiet = False,
 ) -> None:
     """Average precision, agreement and counting error on labelled fields."""
-    from smearcount.evaluate import EvaluationJob, evaluate
+    from smearcount.evaluation.detector import EvaluationJob, evaluate
     from smearcount.images import check_target, write_text_atomic
 
     with clear_errors():
@@ -183,7 +183,7 @@ def evaluate_magnification(
     model: ModelName = _DETECTOR, sources: Compared = _LOOKS, fields: Spread = 40, quiet: Quiet = False
 ) -> None:
     """Counts of the same fields at a quarter to four times the magnification."""
-    from smearcount.robustness import MAGNIFICATIONS
+    from smearcount.evaluation.conditions import MAGNIFICATIONS
 
     _show_changes(model, sources, fields, MAGNIFICATIONS, quiet=quiet)
 
@@ -193,13 +193,13 @@ def evaluate_conditions(
     model: ModelName = _DETECTOR, sources: Compared = _LOOKS, fields: Spread = 40, quiet: Quiet = False
 ) -> None:
     """Counts of the same fields in other light, focus, contrast, noise and compression."""
-    from smearcount.robustness import CONDITIONS
+    from smearcount.evaluation.conditions import CONDITIONS
 
     _show_changes(model, sources, fields, CONDITIONS, quiet=quiet)
 
 
 def _show_changes(model: str, sources: str, fields: int, changes: Mapping[str, Any], *, quiet: bool) -> None:
-    from smearcount.robustness import across_changes, spread_fields
+    from smearcount.evaluation.conditions import across_changes, spread_fields
 
     with clear_errors():
         chosen = spread_fields(sources.split(","), fields)
@@ -211,7 +211,7 @@ def evaluate_runtimes(
     model: ModelName = _DETECTOR, sources: Compared = _ALL, fields: Spread = 100, quiet: Quiet = False
 ) -> None:
     """Counts and boxes in every runtime and precision at hand against OpenVINO in float32."""
-    from smearcount.robustness import across_runtimes, spread_fields
+    from smearcount.evaluation.conditions import across_runtimes, spread_fields
 
     with clear_errors():
         chosen = spread_fields(sources.split(","), fields)

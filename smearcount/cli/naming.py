@@ -166,7 +166,7 @@ def train_folds(
     quiet: Quiet = False,
 ) -> None:
     """Cross-validation: each cell is judged by a network that was trained without its fold; one report of all cells."""
-    from smearcount.fold_runs import FoldsJob, cross_validate
+    from smearcount.evaluation.folds import FoldsJob, cross_validate
     from smearcount.training.naming_cells import usable_cells
     from smearcount.training.naming_data import is_first
 
@@ -223,7 +223,7 @@ def evaluate_classifier(
     quiet: Quiet = False,
 ) -> None:
     """Judge a classifier on the labelled cells of a recipe: one HTML report with pictures, and CSV."""
-    from smearcount.evaluate_cells import Judging, run_judging
+    from smearcount.evaluation.cells import Judging, run_judging
 
     with clear_errors():
         job = Judging(recipe, model, split, tuple(filter(None, sources.split(","))), card, out)
@@ -257,7 +257,7 @@ def evaluate_names(
     quiet: Quiet = False,
 ) -> None:
     """Accuracy of names on whole fields: cells found and named by the pipeline, at the places that were labelled."""
-    from smearcount.evaluate_names import field_scales, name_points, point_figures
+    from smearcount.evaluation.names import field_scales, name_points, point_figures
     from smearcount.pipeline import Pipeline
     from smearcount.training.cell_sources import in_codes, load_cell_sources
 
@@ -290,8 +290,8 @@ def mend_merges(
     out: Out = Path("runs/merges"),
 ) -> None:
     """Clusters of the embeddings, the codes that share them, and the line that merges these in a recipe."""
+    from smearcount.evaluation.mending import propose
     from smearcount.images import refuse_input
-    from smearcount.mend_runs import propose
 
     low, _, high = clusters.partition("-")
     if not (low.isdigit() and high.isdigit() and 2 <= int(low) <= int(high)):
@@ -314,7 +314,7 @@ def mend_experts(
 
     Without an expert, the pairs worth one. The margins printed go under `experts` of a settings file.
     """
-    from smearcount.mend_runs import judge_experts
+    from smearcount.evaluation.mending import judge_experts
 
     with clear_errors():
         found = judge_experts(recipe, model, expert or [])

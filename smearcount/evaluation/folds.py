@@ -16,7 +16,7 @@ from smearcount.cards import Model
 from smearcount.cellsets import CellSet
 from smearcount.classifier import calibrated
 from smearcount.errors import ConfigError, UsageError
-from smearcount.evaluate_cells import CellViews, heat_of, judge_cells
+from smearcount.evaluation.cells import CellViews, heat_of, judge_cells
 from smearcount.geometry import FloatArray
 from smearcount.images import make_folder, write_text_atomic
 from smearcount.judging import Judged, figures, write_report

@@ -19,7 +19,7 @@ from shapely.affinity import scale, translate
 
 from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX
 from smearcount.geometry import FloatArray
-from smearcount.glass import lightest, thinned
+from smearcount.light.glass import lightest, thinned
 from smearcount.region import Region, polygons
 
 __all__ = ["BLACK", "counted_in_view", "field_of_view", "filled", "is_plain"]

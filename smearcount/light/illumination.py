@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.detector import Detector
-from smearcount.field_stop import BLACK, field_of_view, filled, is_plain
-from smearcount.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.images import ArraySource, ImageSource
+from smearcount.light.field_stop import BLACK, field_of_view, filled, is_plain
+from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
+from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
-from smearcount.reticle import without_lines
 from smearcount.scale import ScaledCells, find_at_scale, settle_scale, spread_estimate
 
 Rgb = npt.NDArray[np.uint8]

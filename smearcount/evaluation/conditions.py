@@ -15,11 +15,11 @@ import numpy.typing as npt
 from smearcount.cards import Model, find_model
 from smearcount.datasets import KINDS, LabelledField
 from smearcount.detector import Detector
-from smearcount.evaluate import labelled_fields
-from smearcount.field_stop import counted_in_view
+from smearcount.evaluation.detector import labelled_fields
 from smearcount.geometry import iou_matrix
-from smearcount.illumination import even_light, find_cells
 from smearcount.images import ArraySource, open_image, through_jpeg
+from smearcount.light.field_stop import counted_in_view
+from smearcount.light.illumination import even_light, find_cells
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import find_at_scale
