@@ -116,7 +116,6 @@ class Outcome:
         others: files that are no pictures, left out.
         unmatched: pictures left out by patterns, or listed twice.
         linked: folders that symbolic links reach a second time, left out there.
-        linked_files: pictures that are one file with another, by a symbolic or hard link, left out.
         warned: pictures with a warning, of `done`.
         copies: (picture, the first one of its slide with the same content), of `done`; the totals count both.
         reading: what was done to files on reading, or not read of them, and the number of pictures.
@@ -131,7 +130,6 @@ class Outcome:
     others: int = 0
     unmatched: int = 0
     linked: int = 0
-    linked_files: int = 0
     warned: int = 0
     copies: tuple[tuple[str, str], ...] = ()
     reading: Mapping[str, int] = field(default_factory=dict)

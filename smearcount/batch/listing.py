@@ -47,7 +47,6 @@ class Listing:
         others: files that are not named like pictures.
         unmatched: pictures left out by patterns, or listed twice.
         linked: folders that symbolic links reach a second time.
-        linked_files: pictures that are one file with another, by a symbolic or hard link.
     """
 
     pictures: list[Picture] = field(default_factory=list)
@@ -55,7 +54,6 @@ class Listing:
     others: int = 0
     unmatched: int = 0
     linked: int = 0
-    linked_files: int = 0
 
 
 def list_pictures(job: BatchJob) -> Listing:
@@ -72,31 +70,15 @@ def list_pictures(job: BatchJob) -> Listing:
     listing = Listing()
     faults: dict[Path, str] = {}
     paths = _listed(job.folder, job.listed, listing) if job.listed else sorted(_walk(job, listing, faults))
-    seen: set[tuple[int, ...]] = set()
     for path in paths:
         image_id = path.relative_to(job.folder).as_posix() + "/" * (path in faults)
         if path not in faults and not _matches(job, image_id):
             listing.unmatched += 1
-        elif _seen(path, seen):
-            listing.linked_files += 1
         else:
             listing.pictures.append(Picture(path, image_id, slide_of(image_id), faults.get(path, "")))
     if not listing.pictures:
         raise UsageError(f"{job.listed or job.folder}: no pictures found{_hint(job, listing)}")
     return listing
-
-
-def _seen(path: Path, seen: set[tuple[int, ...]]) -> bool:
-    """Whether a file was reached before, under another name."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return False  # opening it says why
-    # Size and time as well: not every file server numbers its files.
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    before = identity in seen
-    seen.add(identity)
-    return before and status.st_ino != 0
 
 
 def slide_rule(rule: str) -> SlideRule:

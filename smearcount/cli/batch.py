@@ -151,7 +151,6 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         "other_files_ignored": outcome.others,
         "pictures_left_out": outcome.unmatched,
         "folders_linked_twice": outcome.linked,
-        "files_linked_twice": outcome.linked_files,
     }
     if as_json:
         failed = [{"image": image, "error": error} for image, error in outcome.failed]
