@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.cards import ClassifierCard, Model
-from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray, centres, diameters, resize_rgb
-from smearcount.images import ArraySource
+from smearcount.images import ArraySource, PixelSource
 from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import InFlight

@@ -22,13 +22,12 @@ from smearcount.lists import read_lines
 from smearcount.manifests import ListedPatch, listed_patches, manifests_beside
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.naming import hear_experts, load_experts
-from smearcount.patches import Pixels, sample_window, view_of_patch
+from smearcount.patches import SMALLEST_CELL_PX, Pixels, sample_window, view_of_patch
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.scale import find_at_scale
 from smearcount.taxonomy import Taxonomy, load_taxonomy
-from smearcount.training.cell_sources import SMALLEST_CELL_PX
 
 __all__ = [
     "ClassifyJob",

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray
+from smearcount.images import PixelSource
 from smearcount.quality import BLURRED, CROWDED_COVER, CROWDED_OVERLAP, SPARSE_RED
 from smearcount.records import Detections
 from smearcount.region import Region

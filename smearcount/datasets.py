@@ -22,10 +22,10 @@ from smearcount.config import Strict, read_entries, shipped
 from smearcount.errors import DatasetError, UsageError
 from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
 from smearcount.images import open_image
+from smearcount.records import RED_CELL_UM
 
 __all__ = [
     "KINDS",
-    "RED_CELL_UM",
     "FieldSource",
     "LabelledField",
     "choose_sources",
@@ -39,9 +39,6 @@ __all__ = [
 
 KINDS = ("rbc", "wbc", "platelet")
 """Kinds the detector tells apart, in the order of its outputs."""
-
-RED_CELL_UM = 7.5
-"""Diameter of a normal red cell on a dry smear in micrometres (Bain, Blood Cells, 5th ed.: 6.7 to 7.7)."""
 
 _BESIDE_CHECKOUT = Path("shared/datasets")
 

@@ -24,13 +24,13 @@ from smearcount.geometry import (
     touches_edge,
     voted_boxes,
 )
+from smearcount.images import PixelSource
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import (
     FILL,
     Box,
     InFlight,
-    PixelSource,
     Place,
     Strips,
     Window,
@@ -41,7 +41,7 @@ from smearcount.windows import (
     to_tensor,
 )
 
-__all__ = ["CELL_MARGIN_UM", "FILL", "Detector", "PixelSource", "canonical_size", "decode", "plan_windows", "to_tensor"]
+__all__ = ["CELL_MARGIN_UM", "FILL", "Detector", "canonical_size", "decode", "plan_windows", "to_tensor"]
 
 CELL_MARGIN_UM = 4.0
 """Added to half the largest cell to give the margin of a window."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from smearcount.countable import COUNTABLE, REASONS, CountableMap, countable_map
 from smearcount.counting import EDGE_INSET_PX, Bools, counted_mask
-from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray
+from smearcount.images import PixelSource
 from smearcount.light.field_stop import counted_in_view
 from smearcount.records import Detections
 from smearcount.region import Region, counted_area_um2, counted_in_region

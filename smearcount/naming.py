@@ -11,9 +11,9 @@ import numpy.typing as npt
 from smearcount.cards import Card, find_model
 from smearcount.classifier import Classifier, name_thresholds
 from smearcount.config import Settings
-from smearcount.detector import PixelSource
 from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray
+from smearcount.images import PixelSource
 from smearcount.mending.tiebreak import Expert, TieBreaker, break_ties, first_shared_pair
 from smearcount.records import Detections, Labels
 from smearcount.runtimes import RuntimeChoice

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.countable import COLOURS, TINT
-from smearcount.detector import PixelSource
 from smearcount.geometry import resize_rgb
+from smearcount.images import PixelSource
 from smearcount.outlines import WEIGHTS, Pen, colour_of, draw_outlines, label_keys, outline_style
 from smearcount.panel import ALERT, FAINT, PAPER, Face, Row, Span, face_for, letters, render_rows
 from smearcount.quality import remarks, warnings_of

@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.detector import FILL, PixelSource
+from smearcount.detector import FILL
 from smearcount.geometry import FloatArray, centres
+from smearcount.images import PixelSource
 
 __all__ = [
     "PATCH_PX",
     "PATCH_SIDE_UM",
+    "SMALLEST_CELL_PX",
     "Patch",
     "PatchSizes",
     "cut_patches",
@@ -28,6 +30,9 @@ __all__ = [
 
 PATCH_PX = 452
 """Side of a patch in pixels, the format of the single-cell collections of Hospital Clinic, Barcelona."""
+
+SMALLEST_CELL_PX = 8
+"""Shortest side of a picture of one cell: a platelet at a low magnification."""
 
 PATCH_SIDE_UM = {"rbc": 12.0, "wbc": 24.0, "nrbc": 24.0, "platelet": 12.0}
 """Physical side of a patch where no classifier's card says otherwise."""

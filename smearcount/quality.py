@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.counting import kind_total, kind_totals, names_kind
-from smearcount.detector import PixelSource
 from smearcount.geometry import areas, overlapping_discs, resize_rgb
+from smearcount.images import PixelSource
 from smearcount.light.glass import CLIPPED
 from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.region import Region

@@ -15,10 +15,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KINDS", "UNCLASSIFIED", "Counts", "Detections", "Labels", "Provenance", "Quality", "Scale", "SmearResult"]
+__all__ = [
+    "KINDS",
+    "RED_CELL_UM",
+    "UNCLASSIFIED",
+    "Counts",
+    "Detections",
+    "Labels",
+    "Provenance",
+    "Quality",
+    "Scale",
+    "SmearResult",
+]
 
 KINDS = ("rbc", "wbc", "nrbc", "platelet")
 """Every kind of cell, in the order of the reports."""
+
+RED_CELL_UM = 7.5
+"""Diameter of a normal red cell on a dry smear in micrometres (Bain, Blood Cells, 5th ed.: 6.7 to 7.7)."""
 
 UNCLASSIFIED = "unclassified"
 """The label of a cell that no classifier named with enough certainty."""

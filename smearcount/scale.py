@@ -15,10 +15,10 @@ from functools import cache, cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.datasets import RED_CELL_UM
-from smearcount.detector import Detector, PixelSource
+from smearcount.detector import Detector
 from smearcount.geometry import FloatArray, areas, diameters, overlapping_pairs
-from smearcount.records import Detections, Scale
+from smearcount.images import PixelSource
+from smearcount.records import RED_CELL_UM, Detections, Scale
 from smearcount.region import Region, with_edge_of
 
 __all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale", "spread_estimate"]

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smearcount.datasets import RED_CELL_UM
 from smearcount.geometry import FloatArray
-from smearcount.records import Provenance, Scale
+from smearcount.records import RED_CELL_UM, Provenance, Scale
 from smearcount.scale import ENOUGH_CELLS, ESTIMATED_NOTE
 
 __all__ = ["RedCells", "Size", "SlideScales", "pooled_scales", "spread_rows"]

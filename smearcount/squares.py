@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.detector import PixelSource
 from smearcount.geometry import FloatArray, areas, centres, overlapping_discs, resize_rgb
+from smearcount.images import PixelSource
 from smearcount.quality import SHARPEST_RATIO, sharpness
 from smearcount.records import Detections
 from smearcount.region import Region

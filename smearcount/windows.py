@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from smearcount.cards import DetectorCard
 from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.images import PixelSource
 
-__all__ = ["FILL", "InFlight", "PixelSource", "Place", "Strips", "Window", "canonical_size", "plan_windows"]
+__all__ = ["FILL", "InFlight", "Place", "Strips", "Window", "canonical_size", "plan_windows"]
 __all__ += ["read_view", "to_planes", "to_tensor"]
 
 FILL = 214
@@ -37,17 +38,6 @@ Box = tuple[int, int, int, int]
 Given = TypeVar("Given")
 Prepared = TypeVar("Prepared")
 Answer = TypeVar("Answer")
-
-
-class PixelSource(Protocol):
-    """A picture that is read by regions, in pixels of its own."""
-
-    @property
-    def size_wh(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-
-    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
-        """Region `(h, w, 3) uint8 RGB` with its top-left corner at x, y."""
 
 
 @dataclass(frozen=True)

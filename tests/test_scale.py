@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import smearcount.scale as scale_module
-from smearcount.datasets import RED_CELL_UM
 from smearcount.detector import Detector
 from smearcount.geometry import diameters, iou_matrix
 from smearcount.images import ArraySource
-from smearcount.records import Detections, Scale
+from smearcount.records import RED_CELL_UM, Detections, Scale
 from smearcount.scale import (
     _Crop,
     _explained,

@@ -15,11 +15,12 @@ from smearcount.batch.slides import slide_rows
 from smearcount.batch.summary_plots import WITH_BARS, Panel, Pixels, Point, funnel_plot, level_plot
 from smearcount.counting import NOTHING, Estimate, density_per_mm2, percentage, poisson_limits
 from smearcount.pages import data_uri, page_of
+from smearcount.quality import ENOUGH_WHITE
 from smearcount.records import KINDS
 from smearcount.report import Row, percent_number
 from smearcount.taxonomy import Taxonomy
 
-__all__ = ["FEW_WHITE", "SHOWN_FAILED", "SHOWN_UNITS", "SHOWN_WARNED", "Unit", "write_summary"]
+__all__ = ["SHOWN_FAILED", "SHOWN_UNITS", "SHOWN_WARNED", "Unit", "write_summary"]
 
 SHOWN_FAILED = 200
 """Failed pictures named on the page."""
@@ -32,9 +33,6 @@ SHOWN_NOTES = 50
 
 SHOWN_UNITS = 1000
 """Slides in the tables of the page."""
-
-FEW_WHITE = 100
-"""White cells below which a differential says little (CLSI H20-A2 counts 200)."""
 
 _UNNAMED = "(no slide)"
 
@@ -230,7 +228,7 @@ def _content(units: Sequence[Unit], tally: _Tally, taxonomy: Taxonomy, noun: str
             name: (data_uri(pixels), *pixels.shape[1::-1])
             for name, pixels in _plots(units, sides, funnels, names).items()
         },
-        "few_white": FEW_WHITE,
+        "few_white": ENOUGH_WHITE,
         "shown_notes": SHOWN_NOTES,
         "with_bars": WITH_BARS,
         "fewest": FEWEST,

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from smearcount.detector import PixelSource
 from smearcount.geometry import resize_rgb
+from smearcount.images import PixelSource
 
 __all__ = ["Mosaic", "Part", "mosaic_size", "write_canonical", "write_tiled"]
 

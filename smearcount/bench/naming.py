@@ -20,10 +20,10 @@ from smearcount.bench.timing import Contender, alternate
 from smearcount.cards import ClassifierCard, Model, find_model, list_models
 from smearcount.classifier import Classifier, calibrated, quarter_turns
 from smearcount.config import Settings
-from smearcount.detector import Detector, PixelSource
+from smearcount.detector import Detector
 from smearcount.errors import ImageError, UsageError
 from smearcount.geometry import FloatArray, centres
-from smearcount.images import open_image
+from smearcount.images import PixelSource, open_image
 from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime
 from smearcount.scale import find_at_scale

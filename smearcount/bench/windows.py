@@ -9,8 +9,9 @@ import numpy as np
 
 from smearcount.bench.mosaics import Part
 from smearcount.bench.seams import Origin, central_counts
-from smearcount.detector import Detector, PixelSource
+from smearcount.detector import Detector
 from smearcount.geometry import FloatArray
+from smearcount.images import PixelSource
 from smearcount.windows import canonical_size, read_view, to_tensor
 
 __all__ = ["shifted", "window_tensors"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from smearcount.images.machine import NO_MEMORY, is_of_machine, lacks_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
 from smearcount.images.slides import content_sha256, content_state
-from smearcount.images.source import ArraySource, ImageSource, ReadLimits
+from smearcount.images.source import ArraySource, ImageSource, PixelSource, ReadLimits
 from smearcount.images.writing import (
     check_target,
     grow_text,
@@ -31,6 +31,7 @@ __all__ = [
     "ArraySource",
     "FolderListing",
     "ImageSource",
+    "PixelSource",
     "ReadLimits",
     "check_target",
     "content_sha256",

@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from smearcount.errors import ImageError
 
-__all__ = ["DEFAULT_LIMITS", "ArraySource", "ImageSource", "ReadLimits", "Rgb", "check_region", "file_sha256"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ArraySource",
+    "ImageSource",
+    "PixelSource",
+    "ReadLimits",
+    "Rgb",
+    "check_region",
+    "file_sha256",
+]
 
 Rgb = npt.NDArray[np.uint8]
 
@@ -64,16 +73,23 @@ class ReadLimits:
 DEFAULT_LIMITS = ReadLimits()
 
 
-class ImageSource(Protocol):
+class PixelSource(Protocol):
+    """A picture that is read by regions, in pixels of its own."""
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in pixels, after the orientation was applied."""
+
+    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+        """Region `(h, w, 3) uint8 RGB` with its top-left corner at x, y."""
+
+
+class ImageSource(PixelSource, Protocol):
     """A picture of any size and origin; a whole slide is one as well as a JPEG."""
 
     @property
     def path(self) -> Path:
         """The file."""
-
-    @property
-    def size_wh(self) -> tuple[int, int]:
-        """Width and height in pixels, after the orientation was applied."""
 
     @property
     def um_per_px(self) -> float | None:

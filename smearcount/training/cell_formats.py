@@ -14,11 +14,12 @@ import numpy as np
 from smearcount.cellsets import Pixels
 from smearcount.config import shipped
 from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_of, read_source, stems_of
-from smearcount.detector import FILL, Detector, PixelSource
+from smearcount.detector import FILL, Detector
 from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray, centres, iou_matrix
-from smearcount.images import ReadLimits, find_images, open_image
-from smearcount.training.cell_sources import SMALLEST_CELL_PX, CellSource, class_of, groups_of, point_rows, types_of
+from smearcount.images import PixelSource, ReadLimits, find_images, open_image
+from smearcount.patches import SMALLEST_CELL_PX
+from smearcount.training.cell_sources import CellSource, class_of, groups_of, point_rows, types_of
 from smearcount.training.red_cells import find_red_cell
 from smearcount.training.splits import split_groups
 

@@ -16,7 +16,6 @@ from smearcount.errors import ConfigError, DatasetError
 from smearcount.taxonomy import Taxonomy
 
 __all__ = [
-    "SMALLEST_CELL_PX",
     "CellSource",
     "class_of",
     "folder_of",
@@ -27,9 +26,6 @@ __all__ = [
     "readable",
     "types_of",
 ]
-
-SMALLEST_CELL_PX = 8
-"""Shortest side of a picture of one cell: a platelet at a low magnification."""
 
 
 class CellSource(Strict):

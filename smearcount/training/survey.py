@@ -17,9 +17,10 @@ from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.geometry import resize_rgb
 from smearcount.images import ReadLimits, find_images, list_folder, open_image
 from smearcount.images.opening import first_bytes, kind_of_file, unnamed_pictures
+from smearcount.patches import SMALLEST_CELL_PX
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import Taxonomy
-from smearcount.training.cell_sources import SMALLEST_CELL_PX, class_of
+from smearcount.training.cell_sources import class_of
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
