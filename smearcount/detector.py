@@ -41,7 +41,7 @@ from smearcount.windows import (
     to_tensor,
 )
 
-__all__ = ["CELL_MARGIN_UM", "FILL", "Detector", "canonical_size", "decode", "plan_windows", "to_tensor"]
+__all__ = ["FILL", "Detector", "canonical_size", "decode", "plan_windows", "to_tensor"]
 
 CELL_MARGIN_UM = 4.0
 """Added to half the largest cell to give the margin of a window."""

@@ -72,10 +72,10 @@ def list_pictures(job: BatchJob) -> Listing:
     paths = _listed(job.folder, job.listed, listing) if job.listed else sorted(_walk(job, listing, faults))
     for path in paths:
         image_id = path.relative_to(job.folder).as_posix() + "/" * (path in faults)
-        if path not in faults and not _matches(job, image_id):
-            listing.unmatched += 1
-        else:
+        if path in faults or _matches(job, image_id):
             listing.pictures.append(Picture(path, image_id, slide_of(image_id), faults.get(path, "")))
+        else:
+            listing.unmatched += 1
     if not listing.pictures:
         raise UsageError(f"{job.listed or job.folder}: no pictures found{_hint(job, listing)}")
     return listing

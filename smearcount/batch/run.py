@@ -74,9 +74,15 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
                 outcome = batch.write()
             except KeyboardInterrupt as stop:
                 raise Interrupted(batch.finished, len(listing.pictures), job.journal) from stop
-    outcome = replace(outcome, overlays=listing.overlays, others=listing.others)
-    outcome = replace(outcome, unmatched=listing.unmatched, linked=listing.linked)
-    return replace(outcome, reused=reused, seconds=time.perf_counter() - start)
+    return replace(
+        outcome,
+        overlays=listing.overlays,
+        others=listing.others,
+        unmatched=listing.unmatched,
+        linked=listing.linked,
+        reused=reused,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:

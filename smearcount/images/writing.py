@@ -8,7 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import cast, get_args
+from typing import cast
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ import tifffile
 from smearcount.config import OverlayFormat
 from smearcount.errors import ImageError, UsageError
 from smearcount.images.source import Rgb
+from smearcount.output_names import OVERLAYS
 
 __all__ = [
     "JPEG_MAX_SIDE_PX",
@@ -144,11 +145,6 @@ def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
     return _replace(path, lambda temporary: temporary.write_bytes(encoded.data))
 
 
-def _overlay_paths(place: Path) -> list[Path]:
-    """Names that the annotated picture of a stem can have in its folder: `<stem>.overlay.jpg`, `.png`, `.tif`."""
-    return [place.with_name(f"{place.name}.overlay.{ending}") for ending in get_args(OverlayFormat)]
-
-
 def write_overlay(place: Path, pixels: Rgb, overlay_format: OverlayFormat) -> Path:
     """Write an annotated picture `(H, W, 3) uint8 RGB`; one of this stem in another format is removed.
 
@@ -160,7 +156,7 @@ def write_overlay(place: Path, pixels: Rgb, overlay_format: OverlayFormat) -> Pa
         ImageError: the folder can't be written or is full; what was there is still there.
     """
     written = write_picture(place.with_name(f"{place.name}.overlay.{overlay_format}"), pixels)
-    for other in _overlay_paths(place):
+    for other in (place.with_name(f"{place.name}{ending}") for ending in OVERLAYS):
         if other != written:
             with contextlib.suppress(OSError):
                 other.unlink()
