@@ -13,20 +13,12 @@ import numpy.typing as npt
 
 from smearcount.cards import DetectorCard, Model
 from smearcount.errors import ModelError
-from smearcount.geometry import (
-    VOTE_IOU,
-    FloatArray,
-    centres,
-    clip_boxes,
-    close_pairs,
-    greedy_nms,
-    iou_matrix,
-    touches_edge,
-    voted_boxes,
-)
+from smearcount.geometry import FloatArray, centres, clip_boxes, iou_matrix, touches_edge
 from smearcount.images import PixelSource
+from smearcount.pairs import close_pairs
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.suppression import VOTE_IOU, greedy_nms, voted_boxes
 from smearcount.windows import (
     FILL,
     Box,

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.counting import kind_total, kind_totals, names_kind
-from smearcount.geometry import areas, overlapping_discs, resize_rgb
+from smearcount.geometry import areas, resize_rgb
 from smearcount.images import PixelSource
 from smearcount.light.glass import CLIPPED
+from smearcount.pairs import overlapping_discs
 from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.region import Region
 from smearcount.taxonomy import Taxonomy
@@ -49,23 +50,23 @@ ENOUGH_WHITE = 100
 NOT_RECOGNISED = ("blasts", "atypical lymphocytes", "smudge cells")
 
 
-def sharpness(pixels: npt.NDArray[np.uint8], um_per_px: float) -> float:
-    """Strength of the detail of 0.2 to 0.4 um against that of 0.4 to 1.6 um in the green channel.
+def sharpness(green: npt.NDArray[np.uint8], um_per_px: float) -> float:
+    """Strength of the detail of 0.2 to 0.4 um against that of 0.4 to 1.6 um.
 
     Args:
-        pixels: `(H, W, 3) uint8 RGB`.
+        green: `(H, W) uint8`, the green channel of a picture.
         um_per_px: its scale; the measure is taken at 0.2 um a pixel, so that magnification has no part in it.
 
     Returns:
         A ratio without unit: 0 for a blank picture.
     """
     factor = um_per_px / FOCUS_UM_PER_PX
-    size_wh = (max(8, round(pixels.shape[1] * factor)), max(8, round(pixels.shape[0] * factor)))
-    # OpenCV takes a channel, and a mean square, several times as fast as NumPy.
-    green = cv2.extractChannel(resize_rgb(pixels, *size_wh), 1).astype(np.float32)
-    fine, coarse = (cv2.GaussianBlur(green, (0, 0), 1.0), cv2.GaussianBlur(green, (0, 0), 4.0))
-    structure = cv2.norm(fine, coarse, cv2.NORM_L2SQR) / green.size
-    detail = max(cv2.norm(green, fine, cv2.NORM_L2SQR) / green.size - ROUNDING_NOISE, 0.0)
+    size_wh = (max(8, round(green.shape[1] * factor)), max(8, round(green.shape[0] * factor)))
+    seen = resize_rgb(green, *size_wh).astype(np.float32)
+    fine, coarse = (cv2.GaussianBlur(seen, (0, 0), 1.0), cv2.GaussianBlur(seen, (0, 0), 4.0))
+    # OpenCV takes a mean square several times as fast as NumPy.
+    structure = cv2.norm(fine, coarse, cv2.NORM_L2SQR) / seen.size
+    detail = max(cv2.norm(seen, fine, cv2.NORM_L2SQR) / seen.size - ROUNDING_NOISE, 0.0)
     return detail / structure if structure > 1 else 0.0
 
 
@@ -103,7 +104,7 @@ def assess(
     side = max(32, round(FOCUS_SIDE_UM / scale.um_per_px))
     w, h = min(side, width), min(side, height)
     centre = source.read((width - w) // 2, (height - h) // 2, w, h)
-    focus = sharpness(centre, scale.um_per_px) / SHARPEST_RATIO
+    focus = sharpness(centre[..., 1], scale.um_per_px) / SHARPEST_RATIO
     is_red = cells.kinds == "rbc"
     red = cells.boxes[is_red]
     seen_px = width * height if view is None else view.area_px((width, height))

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.detector import Detector
-from smearcount.geometry import FloatArray, areas, diameters, overlapping_pairs
+from smearcount.geometry import FloatArray, areas, diameters
 from smearcount.images import PixelSource
+from smearcount.pairs import overlapping_pairs
 from smearcount.records import RED_CELL_UM, Detections, Scale
 from smearcount.region import Region, with_edge_of
 

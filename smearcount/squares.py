@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, areas, centres, overlapping_discs, resize_rgb
+from smearcount.geometry import FloatArray, areas, centres, resize_rgb
 from smearcount.images import PixelSource
+from smearcount.pairs import overlapping_discs
 from smearcount.quality import SHARPEST_RATIO, sharpness
 from smearcount.records import Detections
 from smearcount.region import Region
@@ -134,16 +135,15 @@ def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) ->
     plain_levels: dict[tuple[int, int], FloatArray] = {}
 
     def measure(band: _Band) -> None:
-        for column, pixels, occupied in band.squares(um_per_px):
+        for column, pixels, green, occupied in band.squares(um_per_px):
             part = plain_part(pixels, occupied.shape)
-            focus[band.row, column] = sharpness(pixels, um_per_px) / SHARPEST_RATIO
-            green = cast(Pixels, cv2.extractChannel(pixels, 1))
-            green = resize_rgb(green, occupied.shape[1], occupied.shape[0])
-            on_cells[band.row, column] = _levels(green, occupied)
-            off_cells[band.row, column] = _levels(green, 1 - occupied)
+            focus[band.row, column] = sharpness(green, um_per_px) / SHARPEST_RATIO
+            coarse = resize_rgb(green, occupied.shape[1], occupied.shape[0])
+            on_cells[band.row, column] = _levels(coarse, occupied)
+            off_cells[band.row, column] = _levels(coarse, 1 - occupied)
             if part is not None:
                 plain[band.row, column] = np.packbits(part)
-                plain_levels[band.row, column] = _levels(green, part & (1 - occupied)) / np.float32(max(part.sum(), 1))
+                plain_levels[band.row, column] = _levels(coarse, part & (1 - occupied)) / np.float32(max(part.sum(), 1))
 
     # Read here and measured there: as many bands at once as OpenCV may use threads, and one more in hand.
     workers = max(1, cv2.getNumThreads())
@@ -200,12 +200,13 @@ class _Band:
     pixels: Pixels
     boxes: FloatArray
 
-    def squares(self, um_per_px: float) -> Iterator[tuple[int, Pixels, Pixels]]:
-        """Column and pixels of each square, and which of its pixels of `GRAIN_UM` lie in a box: 1, else 0."""
-        bottom = self.top + len(self.pixels)
+    def squares(self, um_per_px: float) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
+        """Of each square its column, pixels, green, and which of its pixels of `GRAIN_UM` lie in a box: 1, else 0."""
+        bottom, green = self.top + len(self.pixels), cv2.extractChannel(self.pixels, 1)
         for column, (left, right) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True), self.start):
-            pixels = self.pixels[:, left - self.edges[0] : right - self.edges[0]]
-            yield column, pixels, _occupied(self.boxes, (left, self.top, right, bottom), um_per_px)
+            part = np.s_[:, left - self.edges[0] : right - self.edges[0]]
+            occupied = _occupied(self.boxes, (left, self.top, right, bottom), um_per_px)
+            yield column, self.pixels[part], cast(Pixels, green[part]), occupied
 
 
 def _bands(source: PixelSource, grid: Grid, boxes: FloatArray) -> Iterator[_Band]:

@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "smearcount"
 LAYERS = (
     ("errors", "records"),
     ("geometry", "config", "offline", "lists", "output_names"),
+    ("pairs",),
+    ("suppression",),
     ("taxonomy",),
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy.typing as npt
 import pytest
 import shapely
 
-from smearcount.geometry import MATRIX_BELOW, areas, iou_matrix, overlapping_pairs
 from smearcount.quality import assess, sharpness
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
@@ -32,9 +30,9 @@ def field(scatter_discs: Draw) -> Pixels:
 
 
 def test_sharpness_falls_with_every_step_of_blur(field: Pixels) -> None:
-    values = [sharpness(field, UM_PER_PX)]
+    values = [sharpness(field[..., 1], UM_PER_PX)]
     for sigma in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0, 20.0):
-        values.append(sharpness(cv2.GaussianBlur(field, (0, 0), sigma).astype(np.uint8), UM_PER_PX))
+        values.append(sharpness(cv2.GaussianBlur(field, (0, 0), sigma)[..., 1].astype(np.uint8), UM_PER_PX))
     assert all(b < a for a, b in zip(values[:-1], values[1:], strict=True)), values
     assert values[-1] < values[0] / 5
 
@@ -44,22 +42,22 @@ def test_magnification_has_little_part_in_it(field: Pixels, factor: float) -> No
     size = (round(600 * factor),) * 2
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(field, size, interpolation=method).astype(np.uint8)
-    value = sharpness(resized, UM_PER_PX / factor)
-    assert value == pytest.approx(sharpness(field, UM_PER_PX), rel=0.35)
-    blurred = sharpness(cv2.GaussianBlur(field, (0, 0), 4).astype(np.uint8), UM_PER_PX)
+    value = sharpness(resized[..., 1], UM_PER_PX / factor)
+    assert value == pytest.approx(sharpness(field[..., 1], UM_PER_PX), rel=0.35)
+    blurred = sharpness(cv2.GaussianBlur(field, (0, 0), 4)[..., 1].astype(np.uint8), UM_PER_PX)
     assert value > 1.5 * blurred
 
 
 def test_turning_and_brightness_change_nothing(field: Pixels) -> None:
-    value = sharpness(field, UM_PER_PX)
-    assert sharpness(np.rot90(field).copy(), UM_PER_PX) == pytest.approx(value, rel=1e-3)
-    assert sharpness((field // 2).astype(np.uint8), UM_PER_PX) == pytest.approx(value, rel=0.1)
+    value = sharpness(field[..., 1], UM_PER_PX)
+    assert sharpness(np.rot90(field[..., 1]).copy(), UM_PER_PX) == pytest.approx(value, rel=1e-3)
+    assert sharpness((field[..., 1] // 2).astype(np.uint8), UM_PER_PX) == pytest.approx(value, rel=0.1)
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (3, 200), (64, 64)])
 def test_a_blank_picture_has_no_sharpness(size_hw: tuple[int, int]) -> None:
     for um_per_px in (0.02, 0.2, 2.0):
-        assert sharpness(np.full((*size_hw, 3), 214, np.uint8), um_per_px) == 0
+        assert sharpness(np.full(size_hw, 214, np.uint8), um_per_px) == 0
 
 
 def boxes_in_a_row(n: int, side: float, step: float) -> npt.NDArray[np.float32]:
@@ -181,42 +179,3 @@ def test_advice_goes_by_the_cells_that_count(
     excluded = {"edge": left_out, "outside the region": red}
     quality = assess(draw_discs((900, 200), np.zeros((0, 3)), ()), Scale(0.2, "flag"), found, counted, excluded)
     assert [text for text in quality.warnings if not text.startswith("out of focus")] == expected
-
-
-def random_boxes(n: int, seed: int = 5) -> npt.NDArray[np.float32]:
-    rng = np.random.default_rng(seed)
-    corner = rng.integers(0, 12 * int(np.sqrt(n) + 1), (n, 2))
-    return np.concatenate([corner, corner + rng.integers(0, 25, (n, 2))], axis=1).astype(np.float32)
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 60, MATRIX_BELOW - 1, MATRIX_BELOW, 700])
-def test_pairs_that_share_an_area_are_those_of_the_matrix(n: int) -> None:
-    boxes = random_boxes(n)
-    first, second, common = overlapping_pairs(boxes)
-    shared = iou_matrix(boxes, boxes) > 0
-    np.fill_diagonal(shared, val=False)
-    assert sorted(np.stack([first, second], axis=1).tolist()) == np.argwhere(shared).tolist()
-    union = areas(boxes[first]) + areas(boxes[second]) - common
-    np.testing.assert_allclose(common / union, iou_matrix(boxes, boxes)[first, second], rtol=1e-6)
-
-
-@pytest.mark.parametrize("strip", [7, 199, 700])
-def test_pairs_are_the_same_from_strips_of_any_size(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
-    boxes = random_boxes(700)
-    boxes[3] = (0, 0, 400, 400)
-    whole = overlapping_pairs(boxes)
-    monkeypatch.setattr("smearcount.geometry.STRIP_BOXES", strip)
-    for ours, theirs in zip(overlapping_pairs(boxes), whole, strict=True):
-        assert np.array_equal(ours, theirs)
-
-
-def test_pairs_of_many_boxes_need_little_memory() -> None:
-    overlapping_pairs(random_boxes(500))
-    boxes = random_boxes(8000)
-    tracemalloc.start()
-    pairs = len(overlapping_pairs(boxes)[0])
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert pairs > 8000
-    # The matrix of all pairs takes 256 MB a field.
-    assert peak < 40e6

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from smearcount.geometry import overlapping_discs
 from smearcount.images import ArraySource
+from smearcount.pairs import overlapping_discs
 from smearcount.records import Detections
 from smearcount.squares import LEVELS, measure_squares, square_grid
 

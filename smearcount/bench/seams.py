@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, areas, centres, overlapping_pairs
+from smearcount.geometry import FloatArray, areas, centres
+from smearcount.pairs import overlapping_pairs
 
 __all__ = ["MATCH_IOU", "Origin", "central_counts", "finders", "seam_figures"]
 

@@ -1,0 +1,87 @@
+"""Pairs of boxes against the matrix of all of them."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from smearcount import pairs as module
+from smearcount.geometry import areas, iou_matrix
+from smearcount.pairs import close_pairs, overlapping_pairs
+
+
+def random_boxes(n: int, seed: int = 5) -> npt.NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 12 * int(np.sqrt(n) + 1), (n, 2))
+    return np.concatenate([corner, corner + rng.integers(0, 25, (n, 2))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 60, 199, 700])
+def test_pairs_that_share_an_area_are_those_of_the_matrix(n: int) -> None:
+    boxes = random_boxes(n)
+    first, second, common = overlapping_pairs(boxes)
+    shared = iou_matrix(boxes, boxes) > 0
+    np.fill_diagonal(shared, val=False)
+    assert sorted(np.stack([first, second], axis=1).tolist()) == np.argwhere(shared).tolist()
+    union = areas(boxes[first]) + areas(boxes[second]) - common
+    np.testing.assert_allclose(common / union, iou_matrix(boxes, boxes)[first, second], rtol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [7, 199, 700])
+def test_pairs_are_the_same_however_many_are_sought_together(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    boxes = random_boxes(700)
+    boxes[3] = (0, 0, 400, 400)
+    whole = overlapping_pairs(boxes)
+    monkeypatch.setattr(module, "BOXES_AT_ONCE", at_once)
+    for ours, theirs in zip(overlapping_pairs(boxes), whole, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_pairs_of_many_boxes_need_little_memory() -> None:
+    overlapping_pairs(random_boxes(500))
+    boxes = random_boxes(8000)
+    tracemalloc.start()
+    pairs = len(overlapping_pairs(boxes)[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pairs > 8000
+    # The matrix of all pairs takes 256 MB a field.
+    assert peak < 40e6
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 64, 1024])
+@pytest.mark.parametrize("min_iou", [0.0, 0.3, 0.7])
+def test_close_pairs_are_those_of_the_whole_matrix(
+    at_once: int, min_iou: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BOXES_AT_ONCE", at_once)
+    rng = np.random.default_rng(at_once)
+    corner = rng.uniform(0, 300, (200, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(2, 60, (200, 2))], axis=1).astype(np.float32)
+    boxes[50:80] = boxes[20:50] + rng.normal(0, 2, (30, 4)).astype(np.float32)
+    pairs = close_pairs(boxes, min_iou)
+    iou = iou_matrix(boxes, boxes)
+    expected = {(a, b) for a, b in np.argwhere(iou > min_iou).tolist() if a < b}
+    found = [tuple(sorted(pair)) for pair in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)]
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    np.testing.assert_allclose(pairs.iou, iou[pairs.first, pairs.second], rtol=1e-6)
+    assert len(close_pairs(boxes[:0], min_iou).first) == 0
+
+
+@pytest.mark.parametrize("along", [(40.0, 0.5), (0.5, 40.0)])
+def test_pairs_of_cells_in_one_line_are_sought_among_neighbours_only(along: tuple[float, float]) -> None:
+    """Thousands side by side or above each other, as at the edge of a scan: no band across the picture holds them."""
+    corner = np.arange(6000)[:, None] * np.array([along])
+    boxes = np.concatenate([corner, corner + 45], axis=1).astype(np.float32)
+    close_pairs(boxes[:50], 0.05)
+    tracemalloc.start()
+    found = close_pairs(boxes, 0.05)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert set((found.second - found.first).tolist()) <= {-1, 1}
+    assert len(found.first) == 5999
+    assert peak < 10e6
