@@ -73,11 +73,13 @@ class CountableMap:
         grid: where the squares lie.
         reasons: `(rows, columns) int8`, index into `REASONS`; `COUNTABLE` is 0.
         scanned: what of the picture was scanned; None for all of it.
+        judged: `(rows, columns) bool`, the squares of the region that is counted; None for all. Others are countable.
     """
 
     grid: Grid
     reasons: npt.NDArray[np.int8]
     scanned: Region | None = None
+    judged: Bools | None = None
 
     def __post_init__(self) -> None:
         """Check the shape and the reasons."""
@@ -92,8 +94,9 @@ class CountableMap:
         return math.sqrt(float(self.grid.areas_um2.mean()))
 
     def shares(self) -> dict[str, float]:
-        """Share of the area of the picture by reason; they sum to 1."""
-        area = np.bincount(self.reasons.ravel(), self.grid.areas_um2.ravel(), minlength=len(REASONS))
+        """Share of the area of the judged squares by reason; they sum to 1."""
+        judged = self.grid.areas_um2 * (1 if self.judged is None else self.judged)
+        area = np.bincount(self.reasons.ravel(), judged.ravel(), minlength=len(REASONS))
         return {name: float(part / area.sum()) for name, part in zip(REASONS, area, strict=True)}
 
     def mask(self, points_xy: npt.NDArray[np.floating]) -> Bools:
@@ -118,15 +121,18 @@ class CountableMap:
         return Region(cast("shapely.Polygon | shapely.MultiPolygon", whole))
 
 
-def countable_map(source: PixelSource, um_per_px: float, cells: Detections) -> CountableMap:
+def countable_map(
+    source: PixelSource, um_per_px: float, cells: Detections, region: Region | None = None
+) -> CountableMap:
     """Where a picture can be counted; read once, in parts, so that memory does not depend on its size.
 
     Args:
         source: the picture.
         um_per_px: its scale.
         cells: every cell found in it.
+        region: the part that is counted, if not all of it.
     """
-    return judge_squares(measure_squares(source, um_per_px, cells))
+    return judge_squares(measure_squares(source, um_per_px, cells, region))
 
 
 def judge_squares(measures: SquareMeasures) -> CountableMap:
@@ -145,7 +151,9 @@ def judge_squares(measures: SquareMeasures) -> CountableMap:
     }
     codes = [REASONS.index(name) for name in rules]
     reasons = np.select(list(rules.values()), codes, COUNTABLE).astype(np.int8)
-    return CountableMap(measures.grid, reasons, measures.scanned)
+    if measures.judged is not None:
+        reasons[~measures.judged] = COUNTABLE
+    return CountableMap(measures.grid, reasons, measures.scanned, measures.judged)
 
 
 @dataclass(frozen=True, eq=False)

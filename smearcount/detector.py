@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import tee
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,16 @@ MIN_SIDE_PX = 3.0
 
 Found = tuple[FloatArray, FloatArray, npt.NDArray[np.intp]]
 """Boxes `(N, 4)`, scores and kinds by number `(N,)`."""
+
+NOTHING: Found = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.intp)
+
+
+class Part(Protocol):
+    """A part of a picture in which cells are sought."""
+
+    def touches(self, boxes_xyxy: npt.NDArray[Any], /) -> npt.NDArray[np.bool_]:
+        """Which rectangles `(N, 4)`, in pixels, reach into it."""
+
 
 Look = Callable[[Box], Found]
 """The cells of a view of the picture that is being searched."""
@@ -93,19 +103,20 @@ class Detector:
         """The windows in which a picture of this size at the canonical scale is read."""
         return plan_windows(*canonical_wh, self.card.window_px, self._margin)
 
-    def find(self, source: PixelSource, um_per_px: float) -> Detections:
+    def find(self, source: PixelSource, um_per_px: float, part: Part | None = None) -> Detections:
         """Every cell of a picture.
 
         Args:
             source: the picture.
             um_per_px: its scale in micrometres a pixel.
+            part: where cells are sought: in the windows that answer for some of it; None for all.
 
         Returns:
             Boxes in pixels of the picture, ordered from top to bottom, then from left to right.
         """
         width, height = source.size_wh
         canonical_wh = canonical_size(source.size_wh, um_per_px, self.card)
-        boxes, scores, kinds = self._search(source, canonical_wh)
+        boxes, scores, kinds = self._search(source, canonical_wh, part)
         gain = np.array([width / canonical_wh[0], height / canonical_wh[1]] * 2, np.float32)
         boxes = clip_boxes(boxes * gain, width, height)
         order = np.lexsort((boxes[:, 2], boxes[:, 0], boxes[:, 1]))
@@ -113,11 +124,14 @@ class Detector:
         slack = EDGE_SLACK_PX * max(1.0, self.card.um_per_px / um_per_px)
         return Detections(boxes, scores, self._kinds[kinds], touches_edge(boxes, width, height, slack))
 
-    def _search(self, source: PixelSource, canonical_wh: tuple[int, int]) -> Found:
-        """Cells of all windows in canonical pixels; while the network is at one, others are read and decoded."""
+    def _search(self, source: PixelSource, canonical_wh: tuple[int, int], part: Part | None) -> Found:
+        """Cells of the windows in canonical pixels; while the network is at one, others are read and decoded."""
         if max(canonical_wh) <= self.card.window_px:
             return self._decoded(self._seen(self._read(canonical_wh, (source, (0, 0, *canonical_wh)))))
-        windows, ahead = tee(self.windows(canonical_wh))
+        windows = list(self.windows(canonical_wh))
+        if part is not None:
+            cores = np.array([window.core for window in windows]) * np.divide(source.size_wh * 2, canonical_wh * 2)
+            windows = [window for window, wanted in zip(windows, part.touches(cores), strict=True) if wanted]
         strips = Strips(source, self._tile)
         with InFlight(partial(self._read, canonical_wh), self._seen) as flight:
 
@@ -125,12 +139,12 @@ class Detector:
                 # Not from the strips: what lies elsewhere would take the place of the strip that is still needed.
                 return self._decoded(flight.ask((source, view)).result())
 
-            answers = flight.answers((strips, window.view) for window in ahead)
+            answers = flight.answers((strips, window.view) for window in windows)
             parts = [
                 self._emit(self._decoded(seen), window, canonical_wh, look)
                 for window, seen in zip(windows, answers, strict=True)
             ]
-        boxes, scores, kinds = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        boxes, scores, kinds = (np.concatenate(columns) for columns in zip(NOTHING, *parts, strict=True))
         keep = self._merge_seams(boxes, scores, kinds)
         return boxes[keep], scores[keep], kinds[keep]
 
@@ -146,7 +160,7 @@ class Detector:
     def _decoded(self, seen: Seen) -> Found:
         """Cells of one view in canonical pixels of the whole picture."""
         if seen is None:
-            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.intp)
+            return NOTHING
         output, place = seen
         boxes, scores, kinds = decode(output, self._min_scores, self.card)
         boxes = clip_boxes(boxes, *place.size_wh)

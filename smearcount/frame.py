@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +13,9 @@ from smearcount.geometry import FloatArray
 from smearcount.images import PixelSource
 from smearcount.light.field_stop import counted_in_view
 from smearcount.records import Detections
-from smearcount.region import Region, counted_area_um2, counted_in_region
+from smearcount.region import LARGE_UM2, Region, common_part, counted_area_um2, counted_in_region
 
-__all__ = ["Frame", "MAP_FROM_UM2", "frame_of"]
-
-MAP_FROM_UM2 = 250_000.0
-"""Area from which a picture is judged square by square: smaller ones are fields that a person chose."""
+__all__ = ["Frame", "frame_of"]
 
 SCAN_EDGE_UM = 3.0
 """How far within what was scanned the counts begin: up to there the edge is that of squares of a lossy compression."""
@@ -32,7 +29,7 @@ class Frame:
         counted: `(N,) bool`.
         area_um2: area that the counts refer to.
         excluded: cells left out, by reason.
-        shares: share of the picture by reason, where it was judged square by square; empty elsewhere.
+        shares: share of the picture, or of the squares of the region, by reason; empty where none were judged.
         squares: the map itself.
         notes: what was done to the view and the region.
     """
@@ -68,21 +65,21 @@ def frame_of(
     """
     width, height = source.size_wh
     inside, area_um2 = counted_mask(cells.boxes, source.size_wh, um_per_px, edge_rule)
-    judged = not whole and width * height * um_per_px**2 >= MAP_FROM_UM2
+    judged = not whole and width * height * um_per_px**2 >= LARGE_UM2
     if region is None and view is None and not judged:
         return Frame(inside, area_um2, {"edge": int((~inside).sum())})
-    squares = countable_map(source, um_per_px, cells) if judged else None
+    squares = countable_map(source, um_per_px, cells, region) if judged else None
     limits = [region] * (region is not None) + ([squares.region()] if squares else [])
     counted = inside
     if limits:
-        counted, area_um2 = counted_in_region(cells.boxes, source.size_wh, um_per_px, _common(limits), edge_rule)
+        counted, area_um2 = counted_in_region(cells.boxes, source.size_wh, um_per_px, common_part(limits), edge_rule)
     inset_px, seen_part = EDGE_INSET_PX, view
     if view is None and squares is not None:
         inset_px, seen_part = SCAN_EDGE_UM / um_per_px, squares.scanned
     if seen_part is not None:
         within, seen = counted_in_view(cells.boxes, seen_part, um_per_px, edge_rule, inset_px)
         inside, counted = inside & within, counted & within
-        area_um2 = counted_area_um2(source.size_wh, um_per_px, _common([*limits, seen]), edge_rule)
+        area_um2 = counted_area_um2(source.size_wh, um_per_px, common_part([*limits, seen]), edge_rule)
     excluded = {"edge": int((~inside).sum())}
     left = inside & ~counted
     if region is not None:
@@ -94,14 +91,6 @@ def frame_of(
     shares = squares.shares() if squares else {}
     notes = tuple(note for each in (view, region) if each is not None for note in each.notes)
     return Frame(counted, area_um2, excluded, shares, squares, notes)
-
-
-def _common(regions: Sequence[Region | None]) -> Region | None:
-    """What some regions have in common; None for nothing, as which a region that is None counts."""
-    common, *others = regions
-    for other in others:
-        common = common.intersection(other) if common is not None and other is not None else None
-    return common
 
 
 def _by_reason(squares: CountableMap, corners: FloatArray) -> dict[str, int]:

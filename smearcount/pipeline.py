@@ -23,6 +23,7 @@ from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
+from smearcount.geojson import read_region, region_file, regions_in
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -38,7 +39,7 @@ from smearcount.output_names import stem_in
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
-from smearcount.region import Region, read_region, region_file, regions_in
+from smearcount.region import SOUGHT_UM, Region, common_part, sought_around
 from smearcount.report_json import json_report
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import RedCells, SlideScales
@@ -249,9 +250,10 @@ class Pipeline:
         name = image_id if image_id is not None else lit.source.path.name
         slide = (slide_scales or {}).get(lit.source.size_wh)
         region = self._region_in(lit.source, name)
-        lit, scale, found = find_cells(lit, self.detector, flag, slide)
-        result, squares = self._judge(lit, found, scale, region, (name, slide_id))
+        lit, scale, found = find_cells(lit, self.detector, flag, slide, region)
         limits = tuple(each for each in (lit.view, region) if each is not None)
+        part = common_part(limits) if limits else None
+        result, squares = self._judge(lit, found, scale, region, part, (name, slide_id))
         return Analysis(result, self.taxonomy, lit.source, PATCH_SIDE_UM | self.namer.patch_um, squares, limits)
 
     def measure(self, path: Path) -> RedCells:
@@ -283,7 +285,13 @@ class Pipeline:
             raise ConfigError(f"{name}: {error}") from error
 
     def _judge(
-        self, lit: Lit, found: Detections, scale: Scale, region: Region | None, ids: tuple[str, str]
+        self,
+        lit: Lit,
+        found: Detections,
+        scale: Scale,
+        region: Region | None,
+        part: Region | None,
+        ids: tuple[str, str],
     ) -> tuple[SmearResult, CountableMap | None]:
         """Name the cells, decide which count, and sum them."""
         source = lit.source
@@ -293,7 +301,7 @@ class Pipeline:
         cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
         rule, whole = self.settings.edge_rule, self.settings.countable == "all"
         frame = frame_of(source, cells, scale.um_per_px, rule, region, view=lit.view, whole=whole)
-        quality = assess(source, scale, cells, frame.counted, frame.excluded, lit.view)
+        quality = assess(source, scale, cells, frame.counted, frame.excluded, part)
         result = SmearResult(
             image_id=ids[0],
             slide_id=ids[1],
@@ -309,9 +317,18 @@ class Pipeline:
             quality=replace(quality, shares=frame.shares, warnings=(*quality.warnings, *frame.notes)),
             provenance=self._provenance,
             found_as=None if np.array_equal(found.kinds, kinds) else found.kinds,
-            reading=source.notes,
+            reading=(*source.notes, *_searched(region, source.size_wh, scale.um_per_px)),
         )
         return result, frame.squares
+
+
+def _searched(region: Region | None, size_wh: tuple[int, int], um_per_px: float) -> tuple[str, ...]:
+    """What of a scan was not searched for cells, in words; nothing where all of it was."""
+    part = sought_around(region, size_wh, um_per_px)
+    if part is None:
+        return ()
+    share = part.area_px(size_wh) / (size_wh[0] * size_wh[1])
+    return (f"cells sought only in the region and {SOUGHT_UM:.0f} um around it, {share:.2g} of the picture",)
 
 
 def _held(pixels: Pixels) -> ArraySource:

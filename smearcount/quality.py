@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.counting import kind_total, kind_totals, names_kind
-from smearcount.geometry import areas, resize_rgb
+from smearcount.geometry import areas, centres, resize_rgb
 from smearcount.images import PixelSource
 from smearcount.light.glass import CLIPPED
 from smearcount.pairs import overlapping_discs
@@ -70,16 +70,43 @@ def sharpness(green: npt.NDArray[np.uint8], um_per_px: float) -> float:
     return detail / structure if structure > 1 else 0.0
 
 
-def _clipped(source: PixelSource, view: Region | None) -> float:
-    """Share of the pixels of some rows of the view whose green is as light as can be."""
-    width, height = source.size_wh
-    wide = min(width, _ROW_PX)
-    left, tops = (width - wide) // 2, [(height - 1) * eighth // 8 for eighth in range(1, 8)]
-    green = np.concatenate([source.read(left, top, wide, 1)[0, :, 1] for top in tops])
-    if view is not None:
+def _clipped(source: PixelSource, part: Region | None) -> float:
+    """Share of the pixels of some rows of a part of a picture whose green is as light as can be."""
+    left, top, right, bottom = _bounds(source, part)
+    wide = min(right - left, _ROW_PX)
+    left, tops = left + (right - left - wide) // 2, [top + (bottom - top - 1) * n // 8 for n in range(1, 8)]
+    green = np.concatenate([source.read(left, row, wide, 1)[0, :, 1] for row in tops])
+    if part is not None:
         x, y = np.meshgrid(left + 0.5 + np.arange(wide), np.array(tops) + 0.5)
-        green = green[view.contains(np.stack([x.ravel(), y.ravel()], axis=1))]
+        green = green[part.contains(np.stack([x.ravel(), y.ravel()], axis=1))]
     return float(np.mean(green >= CLIPPED)) if len(green) else 0.0
+
+
+def _focus(source: PixelSource, um_per_px: float, part: Region | None) -> float:
+    """Sharpness of the middle of a part of a picture, as a share of that of a well focused field."""
+    left, top, right, bottom = _bounds(source, part)
+    side = max(32, round(FOCUS_SIDE_UM / um_per_px))
+    w, h = min(side, source.size_wh[0]), min(side, source.size_wh[1])
+    x, y = ((left + right) / 2, (top + bottom) / 2) if part is None else part.middle
+    left, top = (
+        min(max(math.floor(middle - length / 2), 0), most - length)
+        for middle, length, most in ((x, w, source.size_wh[0]), (y, h, source.size_wh[1]))
+    )
+    return sharpness(source.read(left, top, w, h)[..., 1], um_per_px) / SHARPEST_RATIO
+
+
+def _bounds(source: PixelSource, part: Region | None) -> tuple[int, int, int, int]:
+    """The rectangle around a part of a picture, or all of it."""
+    width, height = source.size_wh
+    if part is None:
+        return 0, 0, width, height
+    left, top, right, bottom = part.outline.bounds
+    return (
+        max(math.floor(left), 0),
+        max(math.floor(top), 0),
+        min(math.ceil(right), width),
+        min(math.ceil(bottom), height),
+    )
 
 
 def assess(
@@ -88,9 +115,9 @@ def assess(
     cells: Detections,
     counted: npt.NDArray[np.bool_],
     excluded: Mapping[str, int],
-    view: Region | None = None,
+    part: Region | None = None,
 ) -> Quality:
-    """Focus from the centre of the picture, crowding from the boxes of all cells found, numbers from those counted.
+    """Focus from the middle, crowding from the boxes of all cells found there, numbers from those counted.
 
     Args:
         source: the picture.
@@ -98,29 +125,26 @@ def assess(
         cells: every cell found.
         counted: `(N,) bool`, the cell enters the counts.
         excluded: cells that do not, by reason.
-        view: the part of the picture that the field stop leaves to see; None for all of it.
+        part: what of the picture is looked at: the field of view, the region; None for all of it.
     """
-    width, height = source.size_wh
-    side = max(32, round(FOCUS_SIDE_UM / scale.um_per_px))
-    w, h = min(side, width), min(side, height)
-    centre = source.read((width - w) // 2, (height - h) // 2, w, h)
-    focus = sharpness(centre[..., 1], scale.um_per_px) / SHARPEST_RATIO
+    focus = _focus(source, scale.um_per_px, part)
     is_red = cells.kinds == "rbc"
-    red = cells.boxes[is_red]
-    seen_px = width * height if view is None else view.area_px((width, height))
-    cover = float(areas(red).sum()) * np.pi / 4 / seen_px
-    overlapping = float(overlapping_discs(red).mean()) if len(red) else 0.0
+    within = np.ones(len(cells), np.bool_) if part is None else part.contains(centres(cells.boxes))
+    red, red_within = cells.boxes[is_red], within[is_red]
+    seen_px = math.prod(source.size_wh) if part is None else part.area_px(source.size_wh)
+    cover = float(areas(red[red_within]).sum()) * np.pi / 4 / seen_px
+    overlapping = float(overlapping_discs(red)[red_within].mean()) if red_within.any() else 0.0
     warnings = []
     if focus < BLURRED:
         warnings.append(f"out of focus (sharpness {focus:.2f} of 1): names and small cells can't be trusted")
     if cover > CROWDED_COVER or overlapping > CROWDED_OVERLAP:
         warnings.append(f"too dense ({overlapping:.0%} of the red cells overlap): choose a thinner region")
-    if (clipped := _clipped(source, view)) > OVEREXPOSED:
+    if (clipped := _clipped(source, part)) > OVEREXPOSED:
         warnings.append(f"over-exposed ({clipped:.0%} of the picture is pure white): faint cells may be lost in it")
     for kind, (share, fewest, name) in ODD_SHARES.items():
-        n = int((cells.kinds == kind).sum())
-        if n >= fewest and n > share * len(red):
-            warnings.append(f"{n} {name} for {_red_cells(len(red))}: see on the overlay whether all of them are such")
+        n, n_red = int((within & (cells.kinds == kind)).sum()), int(red_within.sum())
+        if n >= fewest and n > share * n_red:
+            warnings.append(f"{n} {name} for {_red_cells(n_red)}: see on the overlay whether all of them are such")
     red_counted, at_edge = int((counted & is_red).sum()), excluded.get("edge", 0)
     if red_counted < SPARSE_RED:
         warnings.append(f"too sparse ({_red_cells(red_counted)} counted): count more fields")

@@ -190,7 +190,7 @@ class Quality:
         red_cell_cover: area of the red cells, as discs in their boxes, over that of the view; what overlaps is double.
         overlapping: share of the red cells whose disc has more than a tenth in common with another one's.
         warnings: sentences for the reader, empty for a good field.
-        shares: of a large picture, the share of its area by what can be counted and why the rest can't.
+        shares: of a large picture, or of its region, the share that can be counted, and of the rest by reason.
     """
 
     sharpness: float

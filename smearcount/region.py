@@ -1,15 +1,12 @@
-"""A region of interest drawn by a person: GeoJSON in, which points lie in it, and the area that counts refer to.
+"""A region of interest drawn by a person: which points lie in it, and the area that counts refer to.
 
-Coordinates are pixels of the picture at full resolution, x to the right and y downwards, as QuPath exports them.
-Source: RFC 7946 (GeoJSON), sections 3.1 to 3.3.
+Coordinates are pixels of the picture, x to the right and y downwards.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -23,17 +20,8 @@ from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray
 from smearcount.records import Detections
 
-__all__ = [
-    "Region",
-    "counted_area_um2",
-    "counted_in_region",
-    "parse_region",
-    "polygons",
-    "read_region",
-    "region_file",
-    "regions_in",
-    "with_edge_of",
-]
+__all__ = ["LARGE_UM2", "REMEDY", "SOUGHT_UM", "Region", "counted_area_um2", "counted_in_region", "polygons"]
+__all__ += ["common_part", "sought_around", "with_edge_of"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -41,14 +29,16 @@ _NUDGE_XY = (2.0**-20, 2.0**-21)
 """Pixels a point is moved to the right and down: one on an outline belongs to the region right of or below it, and a
 point on the common edge of two regions to one of them. Far below the steps of `float32` in a picture."""
 
-_REMEDY = "export the outline as GeoJSON polygons, as QuPath does, in pixels at full resolution"
-_POINTS_AND_LINES = ("Point", "MultiPoint", "LineString", "MultiLineString")
+REMEDY = "export the outline as GeoJSON polygons, as QuPath does, in pixels at full resolution"
 _LEAST_PX = 64.0
 """Square pixels of a region: the smallest cell that is found has more."""
 
-_MOST_BYTES = 200_000_000
-_FARTHEST_PX = 1e9
-"""No picture is that large; what is no number at all is not below it either."""
+LARGE_UM2 = 250_000.0
+"""Area from which a picture is a scan: judged square by square, and searched only around its region. Smaller ones are
+fields that a person chose."""
+
+SOUGHT_UM = 210.0
+"""Around the region of a scan, where cells are sought too: its squares are judged together with those beside them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +74,21 @@ class Region:
         x, y = (points_xy.astype(np.float64) + _NUDGE_XY).T
         return cast(Bools, shapely.contains_xy(self.outline, x, y))
 
+    def touches(self, boxes_xyxy: npt.NDArray[Any]) -> Bools:
+        """Which of the rectangles `(N, 4)`, in pixels, have a point in common with the region, `(N,)`."""
+        return cast(Bools, shapely.intersects(self.outline, shapely.box(*boxes_xyxy.astype(np.float64).T)))
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Its centre of mass, x and y, or a point of it where that lies outside."""
+        centre = self.outline.centroid
+        point = centre if self.outline.contains(centre) else self.outline.representative_point()
+        return point.x, point.y
+
+    def grown(self, px: float) -> Region:
+        """The region and what lies up to so many pixels around it."""
+        return Region(cast("shapely.Polygon | shapely.MultiPolygon", self.outline.buffer(px)), name=self.name)
+
     def mask(self, shape_wh: tuple[int, int], size_wh: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
         """One inside, zero outside, `(h, w)`: of a picture of `size_wh` shown at another size, if that is given."""
         inside = np.zeros(shape_wh[::-1], np.uint8)
@@ -118,12 +123,12 @@ class Region:
         if inside is not None and inside.area < _LEAST_PX:
             raise ConfigError(
                 f"{self.name} covers {inside.area:.3g} square pixels of a picture of {size_wh[0]} x {size_wh[1]} px, "
-                f"less than a cell: are its coordinates in another unit? {_REMEDY}"
+                f"less than a cell: are its coordinates in another unit? {REMEDY}"
             )
         if inside is None:
             bounds = " ".join(f"{value:.0f}" for value in self.outline.bounds)
             raise ConfigError(
-                f"{self.name} ({bounds}) lies outside the picture of {size_wh[0]} x {size_wh[1]} px; {_REMEDY}"
+                f"{self.name} ({bounds}) lies outside the picture of {size_wh[0]} x {size_wh[1]} px; {REMEDY}"
             )
         lost = 1 - inside.area / self.outline.area
         if lost < 1e-9:
@@ -177,6 +182,22 @@ def counted_area_um2(size_wh: tuple[int, int], um_per_px: float, region: Region 
     return float(frame.intersection(region.outline).area) * um_per_px**2
 
 
+def common_part(regions: Sequence[Region | None]) -> Region | None:
+    """What some regions have in common; None for nothing, as which a region that is None counts."""
+    common, *others = regions
+    for other in others:
+        common = common.intersection(other) if common is not None and other is not None else None
+    return common
+
+
+def sought_around(region: Region | None, size_wh: tuple[int, int], um_per_px: float) -> Region | None:
+    """The part of a scan in which cells are sought for a region of it; None for all of it, as of every field."""
+    if region is None or size_wh[0] * size_wh[1] * um_per_px**2 < LARGE_UM2:
+        return None
+    sought = region.grown(SOUGHT_UM / um_per_px)
+    return None if sought.outline.covers(shapely.box(0, 0, *size_wh)) else sought
+
+
 def with_edge_of(cells: Detections, view: Region | None) -> Detections:
     """The cells of a picture, those that reach the edge of a part of it marked as lying at the edge."""
     if view is None or not len(cells):
@@ -187,181 +208,6 @@ def with_edge_of(cells: Detections, view: Region | None) -> Detections:
     sides = ((x_min, y), (x_max, y), (x, y_min), (x, y_max))
     reached = ~np.logical_and.reduce([shapely.contains_xy(inner, *side) for side in sides])
     return Detections(cells.boxes, cells.scores, cells.kinds, cells.at_edge | reached)
-
-
-def regions_in(folder: Path) -> list[Path]:
-    """The files of a folder of regions and its sub-folders, sorted.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = sorted(folder.rglob("*.geojson"))
-    if not found:
-        raise ConfigError(f"{folder}: holds no region; give a folder with NAME.geojson for each picture")
-    return found
-
-
-def region_file(folder: Path, name: str) -> Path:
-    """The file with the region of a picture: `<stem>.geojson` or `<full name>.geojson`, below the same sub-folders.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    places = (Path(f"{name}.geojson"), Path(name).with_suffix(".geojson"))
-    found = next((folder / place for place in places if (folder / place).is_file()), None)
-    if found is None:
-        raise ConfigError(
-            f"{name}: has no region: expected {places[1].as_posix()} or {places[0].as_posix()} in the folder of "
-            "regions; draw one, or leave the picture out"
-        )
-    return found
-
-
-def read_region(path: Path, called: str = "") -> Region:
-    """The region of a GeoJSON file.
-
-    Args:
-        path: of the file.
-        called: what errors call it instead of its path.
-
-    Raises:
-        ConfigError: the file is missing, no GeoJSON, or holds no polygon with an area; names the file.
-    """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{called or path}: {path.stat().st_size / 1e6:.0f} MB are no outline; {_REMEDY}")
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{called or path}: can't be read ({error.strerror}); check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{called or path}: no GeoJSON ({error}); {_REMEDY}") from error
-    return parse_region(content, called or str(path))
-
-
-def parse_region(content: Any, name: str) -> Region:
-    """The region of parsed GeoJSON: the union of every polygon in it; points and lines beside them are left out.
-
-    What QuPath is told to ignore, annotations of a class such as `Ignore*`, is cut out of it.
-
-    Args:
-        content: a Polygon, MultiPolygon, GeometryCollection, Feature or FeatureCollection, or a list of them.
-        name: of the file, for the errors.
-
-    Raises:
-        ConfigError: it is something else, or has no area.
-    """
-    try:
-        ignored: list[dict[str, Any]] = []
-        geometries = list(_geometries(content, name, ignored))
-    except RecursionError as error:
-        raise ConfigError(f"{name}: no GeoJSON (nested too deeply); {_REMEDY}") from error
-    others = [each for each in geometries if each["type"] in _POINTS_AND_LINES]
-    areal = [each for each in geometries if each["type"] not in _POINTS_AND_LINES]
-    drawn = [polygon for each in areal for polygon in _drawn(each, name)]
-    if others and not drawn:
-        raise _no_region(others[0], name)
-    cut = [polygon for each in ignored if each["type"] not in _POINTS_AND_LINES for polygon in _drawn(each, name)]
-    crossing = sum(not each.is_valid for each in (*drawn, *cut))
-    inner, outer = (shapely.union_all([_mended(each) for each in some]) for some in (cut, drawn))
-    whole = polygons(outer.difference(inner))
-    if whole is None:
-        raise ConfigError(f"{name}: the region has no area; {_REMEDY}")
-    words = "outlines that cross themselves" if crossing > 1 else "outline that crosses itself"
-    notes = [f"{crossing} {words} mended"] if crossing else []
-    if others:
-        notes.append(f"{len(others)} {'points or lines' if len(others) > 1 else 'point or line'} left out")
-    if cut:
-        notes.append(f"{len(cut)} {'outlines' if len(cut) > 1 else 'outline'} of a class to ignore cut out")
-    return Region(whole, tuple(notes), f"the region of {Path(name).name}")
-
-
-def _geometries(content: Any, name: str, ignored: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Every geometry that holds no others; a feature may be without one (RFC 7946, 3.2).
-
-    Those of features to ignore are put into `ignored` instead.
-    """
-    if isinstance(content, list):
-        for each in content:
-            yield from _geometries(each, name, ignored)
-        return
-    kind = content.get("type") if isinstance(content, dict) else None
-    if kind == "Feature":
-        if content.get("geometry") is not None:
-            found = _geometries(content["geometry"], name, ignored)
-            if _is_ignored(content):
-                ignored.extend(found)
-            else:
-                yield from found
-    elif kind in ("FeatureCollection", "GeometryCollection"):
-        members = content.get("features" if kind == "FeatureCollection" else "geometries")
-        if not isinstance(members, list):
-            raise ConfigError(f"{name}: a {kind} without a list of members; {_REMEDY}")
-        yield from _geometries(members, name, ignored)
-    elif kind in ("Polygon", "MultiPolygon", *_POINTS_AND_LINES):
-        yield content
-    else:
-        raise _no_region(content, name)
-
-
-def _is_ignored(feature: dict[str, Any]) -> bool:
-    """Whether QuPath gives a feature a class that it ignores, as a name or as a list of them."""
-    properties = feature.get("properties")
-    given = properties.get("classification") if isinstance(properties, dict) else None
-    known = [given.get("name"), given.get("names")] if isinstance(given, dict) else [given]
-    names = [name for each in known for name in (each if isinstance(each, list) else [each])]
-    return any(isinstance(name, str) and name.startswith("Ignore") for name in names)
-
-
-def _no_region(content: Any, name: str) -> ConfigError:
-    kind = content.get("type") if isinstance(content, dict) else None
-    found = f"a {kind}" if isinstance(kind, str) else f"{json.dumps(content, default=str)[:40]}"
-    return ConfigError(
-        f"{name}: expected a Polygon, MultiPolygon, Feature or FeatureCollection, got {found}; {_REMEDY}"
-    )
-
-
-def _drawn(geometry: dict[str, Any], name: str) -> list[shapely.Polygon]:
-    """The polygons of a Polygon or MultiPolygon as they were drawn."""
-    polygons = geometry.get("coordinates")
-    if geometry["type"] == "Polygon":
-        return [_polygon(polygons, name)]
-    if not isinstance(polygons, list):
-        raise ConfigError(f"{name}: a MultiPolygon without coordinates; {_REMEDY}")
-    return [_polygon(rings, name) for rings in polygons]
-
-
-def _mended(drawn: shapely.Polygon) -> shapely.Geometry:
-    """A polygon without crossings; outline and holes are mended apart, or a hole outside would become an area."""
-    if drawn.is_valid:
-        return drawn
-    rings = [shapely.Polygon(ring) for ring in (drawn.exterior, *drawn.interiors)]
-    outer, *holes = shapely.make_valid(rings, method="structure", keep_collapsed=False)
-    return cast(shapely.Geometry, outer.difference(shapely.union_all(holes)))
-
-
-def _polygon(rings: Any, name: str) -> shapely.Polygon:
-    if not isinstance(rings, list) or not rings:
-        raise ConfigError(f"{name}: a Polygon without coordinates; {_REMEDY}")
-    outer, *holes = (_ring(ring, name) for ring in rings)
-    return shapely.Polygon(outer, holes)
-
-
-def _ring(points: Any, name: str) -> list[tuple[float, float]]:
-    if not isinstance(points, list) or not all(_is_point(point) for point in points):
-        raise ConfigError(f"{name}: a ring that is no list of points of two finite numbers; {_REMEDY}")
-    ring = [(float(point[0]), float(point[1])) for point in points]
-    if len(set(ring)) < 3:
-        raise ConfigError(f"{name}: a ring of {len(set(ring))} different points, expected at least 3; {_REMEDY}")
-    return ring
-
-
-def _is_point(point: Any) -> bool:
-    return (
-        isinstance(point, Sequence)
-        and len(point) >= 2
-        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in point[:2])
-        and all(abs(value) < _FARTHEST_PX for value in point[:2])
-    )
 
 
 def polygons(shape: shapely.Geometry) -> shapely.Polygon | shapely.MultiPolygon | None:

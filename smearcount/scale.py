@@ -20,7 +20,7 @@ from smearcount.geometry import FloatArray, areas, diameters
 from smearcount.images import PixelSource
 from smearcount.pairs import overlapping_pairs
 from smearcount.records import RED_CELL_UM, Detections, Scale
-from smearcount.region import Region, with_edge_of
+from smearcount.region import Region, sought_around, with_edge_of
 
 __all__ = ["ScaledCells", "check_scale", "find_at_scale", "isolated_red_diameters", "settle_scale", "spread_estimate"]
 
@@ -274,11 +274,13 @@ def find_at_scale(
     metadata: float | None = None,
     slide: Scale | None = None,
     view: Region | None = None,
+    region: Region | None = None,
 ) -> tuple[Scale, Detections]:
     """The scale of a picture and all its cells; what the search for the scale has found is not sought again.
 
     An estimate from a part of the picture becomes that of all its red cells, since one crop of a slide may lie where
-    they are larger or smaller; the cells are sought again where both differ by more than `REUSE_WITHIN`.
+    they are larger or smaller; the cells are sought again where both differ by more than `REUSE_WITHIN`. Of a scan that
+    is searched around a region only, it becomes that of five places: a slide has one scale, wherever it is counted.
 
     Args:
         source: the picture.
@@ -287,16 +289,22 @@ def find_at_scale(
         metadata: what the file says.
         slide: estimated from several pictures of its slide.
         view: the part of the picture that the field stop leaves to see; None for all of it.
+        region: the part that is counted; of a scan, what is far from it is not searched.
     """
 
+    def part_at(um_per_px: float) -> Region | None:
+        return sought_around(region, source.size_wh, um_per_px)
+
     def search(um_per_px: float) -> Detections:
-        return with_edge_of(detector.find(source, um_per_px), view)
+        return with_edge_of(detector.find(source, um_per_px, part_at(um_per_px)), view)
 
     settled = settle_scale(source, detector, flag, metadata, slide, view)
+    if settled.cells is None and part_at(settled.scale.um_per_px):
+        settled = spread_estimate(source, detector, settled, view)
     scale, cells = settled.scale, settled.cells
     if cells is None:
         cells = search(scale.um_per_px)
-        if len(settled.red_px):
+        if len(settled.red_px) and not part_at(scale.um_per_px):
             sought_at, scale = scale.um_per_px, _of(scale, isolated_red_diameters(cells))
             if abs(sought_at / scale.um_per_px - 1) > REUSE_WITHIN:
                 cells = search(scale.um_per_px)

@@ -34,7 +34,12 @@ LEVELS = 64
 """Bins of the grey levels of a square."""
 
 _SQUARES_AT_ONCE = 8
+_RING = 2
+"""Squares around those of a region that are measured too: at the border of a picture a square is judged with those up
+to two away."""
+
 Pixels = npt.NDArray[np.uint8]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +65,17 @@ class Grid:
     def size_wh(self) -> tuple[int, int]:
         """Width and height of the picture in pixels."""
         return int(self.x_edges[-1]), int(self.y_edges[-1])
+
+    @property
+    def boxes(self) -> npt.NDArray[np.intp]:
+        """Each square in pixels, `(rows, columns, 4)`."""
+        left, top = np.meshgrid(self.x_edges[:-1], self.y_edges[:-1])
+        right, bottom = np.meshgrid(self.x_edges[1:], self.y_edges[1:])
+        return np.stack([left, top, right, bottom], axis=-1)
+
+    def touching(self, region: Region) -> Bools:
+        """Which squares have a point in common with a region, `(rows, columns)`."""
+        return region.touches(self.boxes.reshape(-1, 4)).reshape(self.shape)
 
     @property
     def areas_um2(self) -> npt.NDArray[np.float64]:
@@ -95,6 +111,8 @@ class SquareMeasures:
         off_cells: likewise outside every box, of what was scanned.
         scanned: what of the picture was scanned; None for all of it.
         scanned_um2: area of the square that was scanned; None for all of it.
+        judged: `(rows, columns) bool`, the squares of the region that is counted, which with two around them are the
+            only ones that were measured; None for all.
     """
 
     grid: Grid
@@ -106,6 +124,7 @@ class SquareMeasures:
     off_cells: npt.NDArray[np.uint16]
     scanned: Region | None = None
     scanned_um2: FloatArray | None = None
+    judged: Bools | None = None
 
 
 def square_grid(size_wh: tuple[int, int], um_per_px: float, side_um: float = SQUARE_UM) -> Grid:
@@ -117,15 +136,20 @@ def square_grid(size_wh: tuple[int, int], um_per_px: float, side_um: float = SQU
     return Grid(edges[0], edges[1], um_per_px)
 
 
-def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) -> SquareMeasures:
+def measure_squares(
+    source: PixelSource, um_per_px: float, cells: Detections, region: Region | None = None
+) -> SquareMeasures:
     """Measure each square of a picture.
 
     Args:
         source: the picture.
         um_per_px: its scale.
         cells: every cell found in it.
+        region: the part that is counted, if not all of it.
     """
     grid = square_grid(source.size_wh, um_per_px)
+    judged = grid.touching(region) if region else None
+    wanted = grid.touching(region.grown(_RING * SQUARE_UM / um_per_px)) if region else np.ones(grid.shape, np.bool_)
     red = cells.take(cells.kinds == "rbc")
     at = centres(red.boxes)
     focus = np.zeros(grid.shape, np.float32)
@@ -149,7 +173,7 @@ def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) ->
     workers = max(1, cv2.getNumThreads())
     with ThreadPoolExecutor(workers, "smearcount-squares") as threads:
         under_way: deque[Future[None]] = deque()
-        for band in _bands(source, grid, cells.boxes):
+        for band in _bands(source, grid, wanted, cells.boxes):
             under_way.append(threads.submit(measure, band))
             if len(under_way) > workers:
                 under_way.popleft().result()
@@ -172,6 +196,7 @@ def measure_squares(source: PixelSource, um_per_px: float, cells: Detections) ->
         off_cells=off_cells,
         scanned=scanned,
         scanned_um2=scanned_um2,
+        judged=judged,
     )
 
 
@@ -209,16 +234,23 @@ class _Band:
             yield column, self.pixels[part], cast(Pixels, green[part]), occupied
 
 
-def _bands(source: PixelSource, grid: Grid, boxes: FloatArray) -> Iterator[_Band]:
-    rows, columns = grid.shape
+def _bands(source: PixelSource, grid: Grid, wanted: Bools, boxes: FloatArray) -> Iterator[_Band]:
     boxes = boxes[np.argsort(boxes[:, 1], kind="stable")]
     tallest = float((boxes[:, 3] - boxes[:, 1]).max(initial=0)) + 2 * BOX_MARGIN_UM / grid.um_per_px
-    for row in range(rows):
+    for row, columns in enumerate(wanted):
         top, bottom = grid.y_edges[row : row + 2].tolist()
         near = boxes[slice(*np.searchsorted(boxes[:, 1], (top - tallest, bottom + tallest)))]
-        for start in range(0, columns, _SQUARES_AT_ONCE):
-            edges = grid.x_edges[start : start + _SQUARES_AT_ONCE + 1].tolist()
+        for start, end in _runs(columns):
+            edges = grid.x_edges[start : end + 1].tolist()
             yield _Band(row, start, edges, top, source.read(edges[0], top, edges[-1] - edges[0], bottom - top), near)
+
+
+def _runs(wanted: Bools) -> Iterator[tuple[int, int]]:
+    """Where neighbours that are wanted begin and end in a row of squares, at most so many at once."""
+    turns = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8))).tolist()
+    for first, end in zip(turns[::2], turns[1::2], strict=True):
+        for start in range(first, end, _SQUARES_AT_ONCE):
+            yield start, min(start + _SQUARES_AT_ONCE, end)
 
 
 def _reduced_side(side_px: int, um_per_px: float) -> int:

@@ -10,14 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import shapely
 
 from smearcount import detector
 from smearcount.cards import DetectorCard, find_model
 from smearcount.config import Settings
 from smearcount.detector import Detector, decode
 from smearcount.errors import ImageError, ModelError
-from smearcount.geometry import FloatArray, diameters, iou_matrix
+from smearcount.geometry import FloatArray, centres, diameters, iou_matrix
 from smearcount.records import Detections
+from smearcount.region import Region
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import Window, plan_windows, to_planes, to_tensor
 
@@ -110,6 +112,22 @@ def test_the_order_of_the_windows_is_without_influence(
     assert same(first, disc_detector().find(smear, UM_PER_PX))
     top_down = np.lexsort((first.boxes[:, 0], first.boxes[:, 1]))
     assert top_down.tolist() == list(range(len(first)))
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (300, 250), (800, 600)])
+def test_in_a_part_the_same_cells_are_found_in_fewer_windows(
+    scatter_discs: Draw, disc_detector: Make, corner: tuple[int, int]
+) -> None:
+    smear, network = scatter_discs((900, 700), 47, 5, mixed=True), disc_detector()
+    everything = network.find(smear, UM_PER_PX)
+    windows = len(network._run.shapes)  # type: ignore[attr-defined]
+    left, top = corner
+    some = network.find(smear, UM_PER_PX, Region(shapely.box(left, top, left + 80, top + 60)))
+    assert len(network._run.shapes) - windows < windows / 2  # type: ignore[attr-defined]
+    middles = [centres(each.boxes) for each in (some, everything)]
+    near = [np.all((at >= corner) & (at < (left + 80, top + 60)), axis=1) for at in middles]
+    assert near[0].any()
+    assert same(some.take(near[0]), everything.take(near[1]))
 
 
 class OneByOne:

@@ -10,10 +10,11 @@ from smearcount import Pipeline
 from smearcount.config import Settings
 from smearcount.counting import counted_mask
 from smearcount.errors import ConfigError
-from smearcount.frame import MAP_FROM_UM2, frame_of
+from smearcount.frame import frame_of
+from smearcount.geojson import parse_region
 from smearcount.images import ArraySource
 from smearcount.records import Detections
-from smearcount.region import parse_region
+from smearcount.region import LARGE_UM2
 
 UM = 0.2
 
@@ -86,7 +87,7 @@ def test_a_region_beside_the_picture_is_refused_before_any_cell_is_looked_for(
 def large() -> tuple[ArraySource, Detections]:
     """More than a quarter of a square millimetre, whose right half is empty glass."""
     side = 3000
-    assert (side * UM) ** 2 > MAP_FROM_UM2
+    assert (side * UM) ** 2 > LARGE_UM2
     cells, source = grid(side, side), smear(side, side)
     source.pixels[:, side // 2 :] = 226
     return source, cells.take(cells.boxes[:, 2] < side // 2)

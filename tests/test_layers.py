@@ -20,6 +20,7 @@ LAYERS = (
     ("windows",),
     ("detector",),
     ("patches", "region"),
+    ("geojson",),
     ("scale", "slide_scale"),
     ("light",),
     ("unscanned",),

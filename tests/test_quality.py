@@ -129,6 +129,22 @@ def test_a_picture_that_is_mostly_white_is_over_exposed(
     assert any("over-exposed" in warning for warning in quality.warnings) is told
 
 
+def test_a_region_is_judged_by_itself(scatter_discs: Draw, cells: Cells) -> None:
+    """Sharp, and of single cells, in a picture that is blurred and crowded everywhere else."""
+    smear = scatter_discs((1600, 1200), 40, 2)
+    region = Region(shapely.box(1200, 800, 1500, 1100))
+    pixels = cv2.GaussianBlur(smear.pixels, (0, 0), 6)
+    pixels[700:, 1100:] = smear.pixels[700:, 1100:]
+    far = smear.boxes[smear.discs[:, 0] < 1000]
+    found = cells(np.concatenate([smear.boxes, far + 4, far - 4]), "rbc")
+    shown, counted = type(smear)(pixels, smear.discs, smear.kinds), np.ones(len(found), np.bool_)
+    whole, part = (assess(shown, Scale(0.2, "flag"), found, counted, {}, seen) for seen in (None, region))
+    assert part.sharpness > 3 * whole.sharpness
+    assert (whole.overlapping > 0.6, part.overlapping) == (True, 0)
+    inside = region.contains(smear.discs[:, :2]).sum()
+    assert part.red_cell_cover == pytest.approx(inside * np.pi * 20**2 / 300**2, rel=0.01)
+
+
 def test_only_the_view_is_looked_at_for_over_exposure(scatter_discs: Draw, cells: Cells) -> None:
     smear = scatter_discs((900, 800), 40, 2)
     pixels = smear.pixels.copy()

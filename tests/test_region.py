@@ -14,7 +14,8 @@ import shapely
 
 from smearcount.counting import counted_mask
 from smearcount.errors import ConfigError
-from smearcount.region import Region, counted_area_um2, counted_in_region, parse_region, read_region, region_file
+from smearcount.geojson import parse_region, read_region, region_file
+from smearcount.region import Region, counted_area_um2, counted_in_region
 
 Points = npt.NDArray[np.float64]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 
 import smearcount.scale as scale_module
 from smearcount.detector import Detector
-from smearcount.geometry import diameters, iou_matrix
+from smearcount.geometry import centres, diameters, iou_matrix
 from smearcount.images import ArraySource
 from smearcount.records import RED_CELL_UM, Detections, Scale
+from smearcount.region import LARGE_UM2, Region
 from smearcount.scale import (
     _Crop,
     _explained,
@@ -90,9 +93,9 @@ def test_the_estimate_is_that_of_all_red_cells(
     assert settle_scale(smear, network).scale.red_cell_px == pytest.approx(60, rel=0.02)
     whole, find = [], network.find
 
-    def watched(seen: Any, um_per_px: float) -> Detections:
+    def watched(seen: Any, um_per_px: float, part: Any = None) -> Detections:
         whole.extend([um_per_px] if seen is smear else [])
-        return find(seen, um_per_px)
+        return find(seen, um_per_px, part)
 
     monkeypatch.setattr(network, "find", watched)
     scale, cells = find_at_scale(smear, network)
@@ -105,6 +108,26 @@ def test_the_estimate_is_that_of_all_red_cells(
     # What was given is not estimated.
     assert find_at_scale(smear, network, metadata=0.12)[0].um_per_px == 0.12
     assert find_at_scale(smear, network, slide=slide(55))[0].um_per_px == RED_CELL_UM / 55
+
+
+def test_a_region_of_a_scan_has_the_scale_of_the_scan(draw_discs: Draw, disc_detector: Make) -> None:
+    """Its red cells, in the middle, are larger than those of most of the scan; only windows near it are searched."""
+    size_wh = (5600, 4400)
+    discs = larger_in_the_middle(size_wh, 52)
+    smear, network = draw_discs(size_wh, discs, ("rbc",) * len(discs)), disc_detector(**WINDOW)
+    region = Region(shapely.box(2700, 2100, 2900, 2300))
+    whole, everything = find_at_scale(smear, network)
+    scale, found = find_at_scale(smear, network, region=region)
+    assert math.prod(size_wh) * scale.um_per_px**2 > LARGE_UM2
+    assert scale.um_per_px == pytest.approx(whole.um_per_px, rel=0.02)
+    near = isolated_red_diameters(found.take(region.contains(centres(found.boxes))))
+    assert float(np.median(near)) > 1.1 * scale.red_cell_px
+    assert 1 < len(near) < len(found) < 0.6 * len(everything)
+    # Of a field, all is searched.
+    field = larger_in_the_middle((1400, 1100), 62)
+    small = draw_discs((1400, 1100), field, ("rbc",) * len(field))
+    corner = Region(shapely.box(0, 0, 100, 100))
+    assert len(find_at_scale(small, network, region=corner)[1]) == len(find_at_scale(small, network)[1])
 
 
 def test_a_picture_of_one_crop_keeps_its_estimate(scatter_discs: Draw, disc_detector: Make) -> None:

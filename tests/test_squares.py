@@ -9,11 +9,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import shapely
 
+from smearcount.countable import judge_squares
+from smearcount.geometry import centres
 from smearcount.images import ArraySource
 from smearcount.pairs import overlapping_discs
 from smearcount.records import Detections
-from smearcount.squares import LEVELS, measure_squares, square_grid
+from smearcount.region import SOUGHT_UM, Region
+from smearcount.squares import _RING, LEVELS, SQUARE_UM, measure_squares, square_grid
 
 Draw = Callable[..., Any]
 Cells = Callable[..., Detections]
@@ -167,3 +171,37 @@ def test_each_pixel_is_read_once_in_small_parts(scatter_discs: Draw, cells: Cell
     whole = measure_squares(Source(), UM_PER_PX, cells(drawn.boxes))
     assert (seen == 1).all()
     assert whole.grid.shape == (3, 11)
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (1500, 1100), (2640, 2160)])
+def test_a_region_is_judged_as_within_the_whole(scatter_discs: Draw, cells: Cells, corner: tuple[int, int]) -> None:
+    """A crowd at the border, where a square is judged with those up to two away; what is far is not read."""
+    left, top = corner
+    drawn = scatter_discs((2880, 2400), 7.5 / UM_PER_PX, 3)
+    crowd = np.abs(centres(drawn.boxes) - corner).max(axis=1) < 700
+    found = cells(np.concatenate([drawn.boxes, drawn.boxes[crowd] + 3]))
+    region = Region(shapely.box(left, top, left + 230, top + 230))
+    reads: list[int] = []
+
+    class Source:
+        size_wh = drawn.size_wh
+
+        def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+            reads.append(w * h)
+            read: npt.NDArray[np.uint8] = drawn.read(x, y, w, h)
+            return read
+
+    measures = measure_squares(Source(), UM_PER_PX, found, region)
+    assert sum(reads) < 0.5 * 2880 * 2400
+    part, whole = judge_squares(measures), judge_squares(measure_squares(drawn, UM_PER_PX, found))
+    judged = part.grid.touching(region)
+    assert np.array_equal(part.reasons[judged], whole.reasons[judged])
+    assert (part.reasons[judged] > 0).any()
+    assert (part.reasons[~judged] == 0).all()
+    assert sum(part.shares().values()) == pytest.approx(1)
+    assert part.shares()["countable"] == pytest.approx((part.reasons[judged] == 0).mean(), abs=0.01)
+
+
+def test_all_that_a_region_of_a_scan_is_judged_by_is_searched() -> None:
+    # The farthest corner of the squares measured around it, which are up to half as large again on a narrow picture.
+    assert _RING * SQUARE_UM + 1.5 * SQUARE_UM <= SOUGHT_UM

@@ -27,10 +27,10 @@ from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import OverlayFormat, Settings, shipped
 from smearcount.errors import ConfigError, ImageError
+from smearcount.geojson import regions_in
 from smearcount.images import content_sha256, content_state, make_folder, write_overlay
 from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
-from smearcount.region import regions_in
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy

@@ -126,7 +126,11 @@ def _level_of(pixels: Rgb, percent: float = 95.0) -> float:
 
 
 def find_cells(
-    lit: Lit, detector: Detector, um_per_px: float | None = None, slide: Scale | None = None
+    lit: Lit,
+    detector: Detector,
+    um_per_px: float | None = None,
+    slide: Scale | None = None,
+    region: Region | None = None,
 ) -> tuple[Lit, Scale, Detections]:
     """Settle the scale of a picture and find every cell in it.
 
@@ -137,13 +141,14 @@ def find_cells(
         detector: finds the cells.
         um_per_px: the scale, where it was given.
         slide: the scale of the slide, if it is known, for pictures without a scale of their own.
+        region: the part that is counted, if not all of it.
 
     Returns:
         The picture in which they were found, its scale, and the cells.
     """
 
     def search(shown: Lit) -> tuple[Scale, Detections]:
-        return find_at_scale(shown.source, detector, um_per_px, shown.source.um_per_px, slide, shown.view)
+        return find_at_scale(shown.source, detector, um_per_px, shown.source.um_per_px, slide, shown.view, region)
 
     scale, found = search(lit)
     for mended in _MENDED:
