@@ -93,6 +93,9 @@ class DiscMaker:
     def scale_given(self) -> bool:
         return self.um_per_px is not None
 
+    def region_of(self, image_id: str) -> str:
+        return ""
+
     def load(self, threads: int) -> Pipeline:
         cv2.setNumThreads(1)
         with patch.object(detector, "make_runtime", lambda model, choice: (DiscNetwork(), self.runtime)):

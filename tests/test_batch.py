@@ -172,6 +172,9 @@ class Maker:
     def scale_given(self) -> bool:
         return True
 
+    def region_of(self, image_id: str) -> str:
+        return ""
+
     def load(self, threads: int) -> Any:
         return self.pipeline
 

@@ -199,6 +199,8 @@ def test_each_picture_has_the_region_of_its_name(tmp_path: Path) -> None:
     assert "failed" not in whole
     assert json.loads(call(*words).stdout)["from_journal"] == 2
     draw_region("s/b.png.geojson", 20)
+    assert json.loads(call(*words).stdout)["from_journal"] == 1
+    assert json.loads(call(*words).stdout)["from_journal"] == 2
     assert areas()[0] == whole[0]
     assert int(areas()[1]) > int(whole[1])
     (rois / "s" / "b.png.geojson").write_text("[]")

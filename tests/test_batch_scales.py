@@ -298,7 +298,7 @@ def test_the_scale_that_was_offered_is_what_counts(tmp_path: Path) -> None:
     batch(folder, report, log)
     took(log)
     with closing(sqlite3.connect(tmp_path / "r.csv.journal")) as other:
-        other.execute("UPDATE pictures SET scales = '[]' WHERE image = ?", (b"s/b.png",))
+        other.execute("UPDATE pictures SET given = '{}' WHERE image = ?", (b"s/b.png",))
         other.commit()
     assert batch(folder, report, log).reused == 1
     assert took(log) == ([], ["b.png"])

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import cv2
 
-from smearcount.errors import SmearcountError
+from smearcount.errors import ImageError, SmearcountError
 from smearcount.images import NO_MEMORY, is_of_machine, lacks_memory
 from smearcount.pipeline import Analysis, Pipeline
 
@@ -68,7 +68,7 @@ def attempt(
         analysis = analyze(path)
         return finish(path, analysis)
     except Exception as error:
-        at_fault = isinstance(error, SmearcountError | cv2.error) and not is_of_machine(error)
+        at_fault = isinstance(error, ImageError | cv2.error) and not is_of_machine(error)
         return Failure(_reason(path, error), lasting=analysis is None and at_fault)
 
 

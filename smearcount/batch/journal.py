@@ -27,18 +27,18 @@ from smearcount.geometry import FloatArray
 __all__ = ["Journal", "Measure", "Record"]
 
 _APPLICATION = 0x534D4352
-_FORMAT = 2
+_FORMAT = 3
 _SCHEMA = (
     "CREATE TABLE identities (id INTEGER PRIMARY KEY, content TEXT NOT NULL UNIQUE, provenance TEXT NOT NULL)",
     "CREATE TABLE pictures (identity INTEGER NOT NULL, image BLOB NOT NULL, sha256 TEXT NOT NULL, "
     "status TEXT NOT NULL, lasting INTEGER NOT NULL, row TEXT NOT NULL, counts TEXT NOT NULL, cells BLOB, "
-    "files TEXT NOT NULL, seconds REAL NOT NULL, worker TEXT NOT NULL, finished TEXT NOT NULL, scales TEXT NOT NULL, "
+    "files TEXT NOT NULL, seconds REAL NOT NULL, worker TEXT NOT NULL, finished TEXT NOT NULL, given TEXT NOT NULL, "
     "PRIMARY KEY (identity, image)) WITHOUT ROWID",
     "CREATE TABLE measures (identity INTEGER NOT NULL, image BLOB NOT NULL, sha256 TEXT NOT NULL, "
     "width INTEGER NOT NULL, height INTEGER NOT NULL, diameters TEXT NOT NULL, "
     "PRIMARY KEY (identity, image)) WITHOUT ROWID",
 )
-_COLUMNS = "sha256, status, lasting, row, counts, cells, files, seconds, worker, finished, scales"
+_COLUMNS = "sha256, status, lasting, row, counts, cells, files, seconds, worker, finished, given"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Record:
         seconds: that the analysis took.
         worker: machine and process, or how it ended.
         finished: date and time, UTC.
-        scales: of its slide that were offered for it, as JSON.
+        given: the scales of its slide and the region of its own that it was analysed with, as JSON.
         provenance: what made the result, as JSON; empty for a failure. It is the same for all pictures of a report.
     """
 
@@ -70,7 +70,7 @@ class Record:
     seconds: float = 0.0
     worker: str = ""
     finished: str = ""
-    scales: str = "[]"
+    given: str = "{}"
     provenance: str = ""
 
     def content(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -205,7 +205,7 @@ class Journal:
                 self._check_provenance(record.provenance)
                 values = (
                     *(record.sha256, record.status, int(record.lasting), record.row, record.counts, record.cells),
-                    *(record.files, record.seconds, record.worker, record.finished, record.scales),
+                    *(record.files, record.seconds, record.worker, record.finished, record.given),
                 )
                 self._base.execute(
                     f"INSERT OR REPLACE INTO pictures (identity, image, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",

@@ -28,16 +28,7 @@ from smearcount.batch.scales import Measuring
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
-from smearcount.batch.work import (
-    BatchWork,
-    Maker,
-    Task,
-    Wishes,
-    failed_record,
-    file_digest,
-    picture_digest,
-    scales_text,
-)
+from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest, picture_digest
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
 from smearcount.output_names import place_of
@@ -123,10 +114,7 @@ class _Batch:
         """Fill the journal; returns the number of pictures that were in it already."""
         if self.measuring:
             self.scales = self.measuring.scales(self.pictures, engine)
-        tasks = [
-            Task(picture.path.absolute(), picture.image_id, picture.slide_id, self._scales_of(picture))
-            for picture in self._waiting()
-        ]
+        tasks = list(map(self._task, self._waiting()))
         missing = set(range(len(tasks)))
         total = len(self.pictures)
         self.watch(Stage("analysing", self.finished, total))
@@ -140,8 +128,9 @@ class _Batch:
             raise RuntimeError(f"expected a result for each of {len(tasks)} pictures, {len(missing)} had none")
         return total - len(tasks) - sum(bool(picture.fault) for picture in self.pictures)
 
-    def _scales_of(self, picture: Picture) -> SlideScales:
-        return self.scales.get(picture.slide_id, {})
+    def _task(self, picture: Picture) -> Task:
+        scales, region = self.scales.get(picture.slide_id, {}), self.work.maker.region_of(picture.image_id)
+        return Task(picture.path.absolute(), picture.image_id, picture.slide_id, scales, region)
 
     def _waiting(self) -> list[Picture]:
         """The pictures that must be analysed; those that can't be have their row at once."""
@@ -149,8 +138,9 @@ class _Batch:
         for number, picture in enumerate(self.pictures):
             self.watch(Stage("checking", number, len(self.pictures)))
             if picture.fault:
-                task = Task(picture.path.absolute(), picture.image_id, picture.slide_id)
-                record = failed_record(task, Failure(f"{picture.image_id}: {picture.fault}"), self.taxonomy)
+                record = failed_record(
+                    self._task(picture), Failure(f"{picture.image_id}: {picture.fault}"), self.taxonomy
+                )
                 self.journal.add([(picture.image_id, record)])
             elif not self._reusable(picture):
                 waiting.append(picture)
@@ -169,7 +159,7 @@ class _Batch:
             row, _, files = record.content()
             complete = set(row) == set(report.report_columns(self.taxonomy))
             if record.status == "ok":
-                complete &= record.scales == scales_text(self._scales_of(picture))
+                complete &= record.given == self._task(picture).given
                 complete &= not (self.wishes.cells and record.cells is None)
                 complete &= self._has(self.wishes.overlays, files, f".overlay.{self.wishes.overlay_format}")
                 complete &= self._has(self.wishes.galleries, files)

@@ -27,7 +27,7 @@ from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import OverlayFormat, Settings, shipped
 from smearcount.errors import ConfigError, ImageError
-from smearcount.geojson import regions_in
+from smearcount.geojson import region_file, regions_in
 from smearcount.images import content_sha256, content_state, make_folder, write_overlay
 from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
@@ -44,7 +44,6 @@ __all__ = [
     "failed_record",
     "file_digest",
     "picture_digest",
-    "scales_text",
 ]
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
@@ -64,6 +63,9 @@ class Maker(Protocol):
 
     def scale_given(self) -> bool:
         """Whether the user says the scale, so that none is estimated."""
+
+    def region_of(self, image_id: str) -> str:
+        """Checksum of the region that a picture has to itself; empty where it has none."""
 
     def load(self, threads: int) -> Pipeline:
         """The pipeline with this many CPU threads; 0 leaves them to the settings."""
@@ -113,15 +115,33 @@ class PipelineMaker:
             "files": {name: sha256 for model in models for name, sha256 in model.checksums().items()},
             "taxonomy": _digest(taxonomy),
             "settings": {
-                name: _digest(value) if isinstance(value, Path) else settings.model_dump(mode="json")[name]
+                name: self._told(value) if isinstance(value, Path) else settings.model_dump(mode="json")[name]
                 for name, value in settings
                 if name not in _NO_EFFECT
             },
         }
 
+    @staticmethod
+    def _told(path: Path) -> str:
+        """A file that a setting names, by its content; of a folder of regions, each picture's row has its own."""
+        if not path.is_dir():
+            return _digest(path)
+        regions_in(path)  # refused where there is none
+        return "a folder"
+
     def scale_given(self) -> bool:
         """Whether the user says the scale, so that none is estimated."""
         return self.settings.um_per_px is not None
+
+    def region_of(self, image_id: str) -> str:
+        """Checksum of the region that a picture has to itself; empty where it has none."""
+        folder = self.settings.region
+        if folder is None or not folder.is_dir():
+            return ""
+        try:
+            return _digest(region_file(folder, image_id))
+        except ConfigError:
+            return ""  # its row will say why
 
     def load(self, threads: int) -> Pipeline:
         """The pipeline with this many CPU threads; 0 leaves them to the settings."""
@@ -150,10 +170,7 @@ class PipelineMaker:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file that a setting names, or of the names and contents of a folder of regions."""
-    if path.is_dir():
-        told = [(os.fsencode(each.relative_to(path).as_posix()).hex(), _digest(each)) for each in regions_in(path)]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    """SHA-256 of a file that a setting names."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
@@ -186,12 +203,20 @@ class Task:
         image_id: its name in the report.
         slide_id: the slide it belongs to.
         scales: of its slide, by size of picture, where they were estimated from several pictures.
+        region: checksum of the region that it has to itself.
     """
 
     path: Path
     image_id: str
     slide_id: str
     scales: SlideScales = field(default_factory=dict)
+    region: str = ""
+
+    @property
+    def given(self) -> str:
+        """Scales and region in the journal: a picture that was analysed with others is analysed again."""
+        scales = [[*size_wh, scale.um_per_px, scale.note] for size_wh, scale in sorted(self.scales.items())]
+        return json.dumps({"scales": scales, "region": self.region})
 
 
 @dataclass(frozen=True)
@@ -275,14 +300,9 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
         counts=json.dumps(counts_as_json(analysis.result)),
         cells=_cells(analysis) if wishes.cells else None,
         files=json.dumps(files),
-        scales=scales_text(task.scales),
+        given=task.given,
         provenance=json.dumps(vars(analysis.result.provenance), sort_keys=True, default=dict),
     )
-
-
-def scales_text(scales: SlideScales) -> str:
-    """The scales of a slide in the journal: a picture that was analysed with others is analysed again."""
-    return json.dumps([[*size_wh, scale.um_per_px, scale.note] for size_wh, scale in sorted(scales.items())])
 
 
 def _keep(files: dict[str, dict[str, str]], folder: Path, written: list[Path]) -> None:
