@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_model
+from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_model, waiting
 from smearcount.config import Settings
 from smearcount.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from smearcount.probe import ProbeError
+    from smearcount.training.quantising import Agreement
 
 _DETECTOR = Settings().detector
 _LOOKS = "txl_pbc,deepbionet"
@@ -140,14 +141,16 @@ def train_labels(
     ] = None,
     central: Annotated[bool, typer.Option("--central", help="Take only pictures with a cell in the middle.")] = False,
     model: Annotated[str, typer.Option(callback=known_model, help="The teacher: model id or folder.")] = _DETECTOR,
+    quiet: Quiet = False,
 ) -> None:
     """Label pictures with a detector, as a COCO collection for training."""
     from smearcount.images import make_folder
     from smearcount.training.pseudo import LabelJob, label_folder
 
-    with clear_errors():
+    with clear_errors(), waiting(quiet, "labelling"):
         taken, left_out = label_folder(LabelJob(folder, um_per_px, make_folder(out), listing, central, model))
-    typer.echo(f"{taken} pictures labelled, {left_out} left out; collection in {out}")
+    if not quiet:
+        typer.echo(f"{taken} pictures labelled, {left_out} left out; collection in {out}")
 
 
 @evaluate_app.command("detector")
@@ -231,6 +234,7 @@ def export(
             help="Pictures to calibrate INT8 on instead of the collections; single cells for a classifier.",
         ),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a copy of a model with the files of another runtime, checked against the probe; INT8 against counts too."""
     from smearcount.images import make_folder
@@ -238,12 +242,15 @@ def export(
 
     if to not in ("openvino", "onnx", "openvino-int8"):
         raise typer.BadParameter("expected openvino, onnx or openvino-int8", param_hint="--to")
-    with clear_errors():
+    told: tuple[Agreement, ...] = ()
+    with clear_errors(), waiting(quiet, "writing"):
         if to == "openvino-int8":
-            folder = _export_int8(model, calibrate, make_folder(out))
+            folder, told = _export_int8(model, calibrate, make_folder(out))
         else:
             folder = export_model(model, to, make_folder(out))
-    typer.echo(f"model in {folder}; use it with: smearcount {_use_of(folder, to)}")
+    for line in (*told, f"model in {folder}; use it with: smearcount {_use_of(folder, to)}"):
+        if not quiet:
+            typer.echo(str(line))
 
 
 def _use_of(folder: Path, to: str) -> str:
@@ -257,7 +264,8 @@ def _use_of(folder: Path, to: str) -> str:
     return f"analyze --detector {folder}{alone} --runtime {runtime} IMAGE"
 
 
-def _export_int8(model: str, calibrate: Path | None, out: Path) -> Path:
+def _export_int8(model: str, calibrate: Path | None, out: Path) -> tuple[Path, tuple[Agreement, ...]]:
+    """The folder of the INT8 version, and how well it agrees."""
     from smearcount.cards import find_model
     from smearcount.training.quantising import SINGLE_CELLS, quantise, samples_in, samples_of
 
@@ -266,6 +274,4 @@ def _export_int8(model: str, calibrate: Path | None, out: Path) -> Path:
         raise UsageError(f"{model}: give --calibrate a folder of {SINGLE_CELLS:,} or more pictures of single cells")
     samples = samples_in(calibrate) if calibrate else samples_of(tuple(_ALL.split(",")))
     folder, agreements = quantise(found, samples, out)
-    for each in agreements:
-        typer.echo(str(each))
-    return folder
+    return folder, tuple(agreements)

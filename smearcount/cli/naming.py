@@ -26,6 +26,7 @@ from smearcount.cli.common import (
     known_classifier,
     plain,
     settings_from,
+    waiting,
 )
 from smearcount.cli.models import evaluate_app, train_app
 from smearcount.config import Settings, read_model
@@ -288,6 +289,7 @@ def mend_merges(
     model: Classifier = "red-cells",
     clusters: Annotated[str, typer.Option(help="Numbers of clusters to try, from-to.")] = "2-15",
     out: Out = Path("runs/merges"),
+    quiet: Quiet = False,
 ) -> None:
     """Clusters of the embeddings, the codes that share them, and the line that merges these in a recipe."""
     from smearcount.evaluation.mending import propose
@@ -298,8 +300,10 @@ def mend_merges(
         raise typer.BadParameter("expected two numbers such as 2-15", param_hint="--clusters")
     with clear_errors():
         refuse_input(out / "merges.yaml", [recipe])
-        line, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
-    typer.echo(f"{line}\nwritten: {out / 'merges.yaml'}, {plot}")
+        with waiting(quiet, "clustering"):
+            line, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
+    if not quiet:
+        typer.echo(f"{line}\nwritten: {out / 'merges.yaml'}, {plot}")
 
 
 @mend_app.command("experts")
@@ -316,6 +320,6 @@ def mend_experts(
     """
     from smearcount.evaluation.mending import judge_experts
 
-    with clear_errors():
+    with clear_errors(), waiting(False, "judging"):
         found = judge_experts(recipe, model, expert or [])
     typer.echo(json.dumps(found, indent=2))

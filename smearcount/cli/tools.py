@@ -83,6 +83,7 @@ def bench_fields(
     rounds: _Rounds = 15,
     processes: Annotated[bool, typer.Option(help="Time whole processes from the shell too.")] = True,
     out: _File = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time the pipeline against the bare network and against ultralytics' own predict."""
@@ -92,7 +93,7 @@ def bench_fields(
 
         return bench_fields(FieldsJob(tuple(images or ()), um_per_px, threads, rounds, processes))
 
-    _report(run, out, as_json, images or ())
+    _report(run, out, images or (), quiet=quiet, as_json=as_json)
 
 
 @bench_app.command("slides")
@@ -106,6 +107,7 @@ def bench_slides(
     share: Annotated[float, typer.Option(help="Part of the slide to measure.")] = 1.0,
     only: Annotated[str, typer.Option(help="Which parts.")] = "sizes,memory,network,origins,sahi",
     out: _File = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time and memory by size, end to end over the bare network, shifted grids of windows, and SAHI."""
@@ -116,7 +118,7 @@ def bench_slides(
         sizes, parts = tuple(map(float, megapixels.split(","))), tuple(only.split(","))
         return bench_slides(SlidesJob(slide, um_per_px, threads, rounds, sizes, simulated, share, parts))
 
-    _report(run, out, as_json, [slide] if slide else ())
+    _report(run, out, [slide] if slide else (), quiet=quiet, as_json=as_json)
 
 
 @bench_app.command("directories")
@@ -126,6 +128,7 @@ def bench_directories(
     fields: _Fields = 400,
     rounds: _Rounds = 1,
     out: _File = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time a batch by number of workers and threads."""
@@ -135,7 +138,7 @@ def bench_directories(
 
         return bench_directories(DirectoriesJob(folder, um_per_px, fields, rounds))
 
-    _report(run, out, as_json, _pictures_in(folder))
+    _report(run, out, _pictures_in(folder), quiet=quiet, as_json=as_json)
 
 
 @bench_app.command("engines")
@@ -148,6 +151,7 @@ def bench_engines(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
     ray_address: Annotated[str, typer.Option(help="Of a running Ray cluster; else one is started here.")] = "",
     out: _File = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time a batch on local processes and on Ray."""
@@ -159,7 +163,7 @@ def bench_engines(
             EnginesJob(DirectoriesJob(folder, um_per_px, fields, rounds), workers, threads, ray_address)
         )
 
-    _report(run, out, as_json, _pictures_in(folder))
+    _report(run, out, _pictures_in(folder), quiet=quiet, as_json=as_json)
 
 
 @bench_app.command("naming")
@@ -171,6 +175,7 @@ def bench_naming(
     threads: _Threads = 2,
     rounds: _Rounds = 15,
     out: _File = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Time the naming of the cells of a field against the bare network."""
@@ -182,7 +187,7 @@ def bench_naming(
 
         return bench_naming(NamingJob(image, um_per_px, tuple(classifier or ()), cells, threads, rounds))
 
-    _report(run, out, as_json, [image] if image else ())
+    _report(run, out, [image] if image else (), quiet=quiet, as_json=as_json)
 
 
 def _pictures_in(folder: Path | None) -> list[Path]:
@@ -192,21 +197,23 @@ def _pictures_in(folder: Path | None) -> list[Path]:
         return find_images(folder, recursive=True) if folder else []
 
 
-def _report(run: Callable[[], dict[str, Any]], out: Path | None, as_json: bool, inputs: Iterable[Path] = ()) -> None:
+def _report(
+    run: Callable[[], dict[str, Any]], out: Path | None, inputs: Iterable[Path], *, quiet: bool, as_json: bool
+) -> None:
     """Run a benchmark; print its figures, and write them where a file is asked for."""
     from smearcount.images import check_target, write_text_atomic
 
     with clear_errors():
         if out:
             check_target(out, inputs)
-        with waiting(as_json, "measuring"):
+        with waiting(quiet or as_json, "measuring"):
             figures = run()
         text = json.dumps(figures, indent=2)
         if out:
             write_text_atomic(out, text + "\n")
     if as_json:
         typer.echo(text)
-    else:
+    elif not quiet:
         for name, value in _flat(figures):
             typer.echo(f"{name:72} {value}")
 
