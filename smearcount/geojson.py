@@ -6,6 +6,7 @@ Source: RFC 7946 (GeoJSON), sections 3.1 to 3.3.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ import shapely
 from smearcount.errors import ConfigError
 from smearcount.region import REMEDY, Region, polygons
 
-__all__ = ["parse_region", "read_region", "region_file", "regions_in"]
+__all__ = ["check_regions", "parse_region", "read_region", "region_file"]
 
 _POINTS_AND_LINES = ("Point", "MultiPoint", "LineString", "MultiLineString")
 _MOST_BYTES = 200_000_000
@@ -23,16 +24,15 @@ _FARTHEST_PX = 1e9
 """No picture is that large; what is no number at all is not below it either."""
 
 
-def regions_in(folder: Path) -> list[Path]:
-    """The files of a folder of regions and its sub-folders, sorted.
+def check_regions(folder: Path) -> None:
+    """Refuse a folder that holds no region, in sub-folders neither.
 
     Raises:
         ConfigError: there is none.
     """
-    found = sorted(folder.rglob("*.geojson"))
-    if not found:
+    names = (name for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    if not any(name.endswith(".geojson") for name in names):
         raise ConfigError(f"{folder}: holds no region; give a folder with NAME.geojson for each picture")
-    return found
 
 
 def region_file(folder: Path, name: str) -> Path:

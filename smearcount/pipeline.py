@@ -23,7 +23,7 @@ from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
 from smearcount.frame import frame_of
-from smearcount.geojson import read_region, region_file, regions_in
+from smearcount.geojson import check_regions, read_region, region_file
 from smearcount.images import (
     ArraySource,
     ImageSource,
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 __all__ = ["Analysis", "Pipeline"]
 
 Pixels = npt.NDArray[np.uint8]
+
+ONE_EACH = "one for each picture"
+"""Stands in the provenance for a folder of regions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +177,7 @@ class Pipeline:
             self.namer = naming.result()
         self._regions = settings.region if settings.region and settings.region.is_dir() else None
         if self._regions:
-            regions_in(self._regions)  # refused where there is none
+            check_regions(self._regions)
         self.region = read_region(settings.region) if settings.region and not self._regions else None
         cards = (self.detector.card, *self.namer.cards)
         self._provenance = Provenance(
@@ -191,7 +194,7 @@ class Pipeline:
                 "nms_iou": self.detector.card.nms_iou,
                 "um_per_px": settings.um_per_px,
                 "countable": settings.countable,
-                "region": f"{self._regions.name}/" if self._regions else self.region and self.region.outline.wkt,
+                "region": ONE_EACH if self._regions else self.region and self.region.outline.wkt,
             },
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 from smearcount.cards import Card, DetectorCard, Model
 from smearcount.errors import ModelError
 from smearcount.geometry import FloatArray
-from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.runtimes import RuntimeChoice, has_cuda, make_runtime
 
 __all__ = ["PROBE_SCORE", "ProbeError", "measure_probe", "probe_error", "probe_errors"]
 
@@ -46,10 +46,10 @@ def probe_error(card: Card, answer: FloatArray, expected: FloatArray) -> ProbeEr
     return ProbeError(float((apart[:, :4] * confident).max()), float(apart[:, 4:].max()))
 
 
-def measure_probe(model: Model, runtime: str) -> tuple[str, ProbeError]:
-    """The description of a runtime on the CPU, and the largest difference of its answer to the probe of the model."""
+def measure_probe(model: Model, runtime: str, device: str = "cpu") -> tuple[str, ProbeError]:
+    """The description of a runtime, and the largest difference of its answer to the probe of the model."""
     probe = np.load(io.BytesIO(model.read("probe.npz")), allow_pickle=False)
-    choice = RuntimeChoice(runtime, "cpu", "auto" if runtime == "openvino" else "f32")
+    choice = RuntimeChoice(runtime, device)
     run, description = make_runtime(model, choice)
     return description, probe_error(model.card, run(probe["pixels"].astype(np.float32))[0], probe["expected"])
 
@@ -59,14 +59,17 @@ def probe_errors(model: Model, runtimes: tuple[str, ...] | None = None) -> dict[
 
     Args:
         model: a model folder with `probe.npz`.
-        runtimes: which to check; all that the model has files for by default.
+        runtimes: which to check; all that the model has files for by default, PyTorch on a graphics card too.
 
     Raises:
         ModelError: a difference exceeds the tolerance on the card.
     """
     errors = {}
-    for name in runtimes or [name for name in ("openvino", "onnx", "torch") if model.names(name)]:
-        description, worst = measure_probe(model, name)
+    chosen = [(name, "cpu") for name in runtimes or ("openvino", "onnx", "torch") if runtimes or model.names(name)]
+    if ("torch", "cpu") in chosen and has_cuda():
+        chosen.append(("torch", "cuda"))
+    for name, device in chosen:
+        description, worst = measure_probe(model, name, device)
         if not worst.fits(model.card):
             own = not model.is_shipped and name != "torch"
             remedy = f"run `smearcount export {model.folder} --to {name}`" if own else model.remedy

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from ctypes.util import find_library
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino, quiet_ultralytics
 
 __all__ = ["Floats", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime"]
-__all__ += ["has_int8", "make_runtime", "model_for", "openvino_core"]
+__all__ += ["has_cuda", "has_driver", "has_int8", "make_runtime", "model_for", "openvino_core"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -47,6 +48,9 @@ Levels = Literal["", "planes", "views"]
 """Grey levels that a caller can hand over as `uint8`: none, `(B, 3, H, W)`, or pictures as they are, `(B, H, W, 3)`."""
 
 
+PRECISIONS = ("f32", "f16")
+"""Single and half precision."""
+
 AT_ONCE_CPU, AT_ONCE_CUDA = 10, 256
 """Pictures a call, on the processor and on a graphics card."""
 
@@ -61,8 +65,7 @@ class RuntimeChoice:
     Attributes:
         runtime: `auto`, `openvino`, `onnx` or `torch`.
         device: `auto`, `cpu` or `cuda`.
-        precision: `auto` (the card's, see `model_for`), `f32` or `bf16`; OpenVINO only, PyTorch on CUDA takes half
-            precision.
+        precision: `auto` (the card's, see `model_for`; half precision on CUDA), `f32`, or `bf16` with OpenVINO.
         threads: CPU threads; 0 leaves the choice to the library.
         levels: the grey levels 0 to 255 that the caller can hand over instead of normalised numbers.
     """
@@ -108,25 +111,44 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
         raise UsageError(f"precision bf16 is offered with OpenVINO only, not with {name}; leave --precision out")
     if name == "onnx":
         return OnnxRuntime(model, choice.threads), "onnx cpu f32"
-    run = TorchRuntime(model, device, choice.threads, choice.levels)
-    return run, f"torch {device} {'f16' if device == 'cuda' else 'f32'}"
+    half = device == "cuda" and choice.precision == "auto"
+    return TorchRuntime(model, device, choice.threads, choice.levels, half=half), f"torch {device} {PRECISIONS[half]}"
+
+
+_CUDA_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")
+"""What a driver of graphics cards leaves on Linux, on Linux within Windows, and on boards of NVIDIA."""
 
 
 def _device(choice: RuntimeChoice) -> str:
     """CPU unless CUDA is asked for, or nothing is and an installed PyTorch with CUDA sees a card."""
-    if choice.device == "cpu" or (choice.device == "auto" and choice.runtime in ("openvino", "onnx")):
+    if choice.device == "cuda":
+        if not has_cuda():
+            raise RuntimeMissingError("no CUDA device is visible to PyTorch; use --device cpu or install a CUDA build")
+        return "cuda"
+    if choice.device == "cpu" or choice.runtime in ("openvino", "onnx") or not has_driver():
         return "cpu"
-    if choice.device == "auto" and not Path("/dev/nvidiactl").exists():
+    try:
+        return "cuda" if has_cuda() else "cpu"
+    except RuntimeMissingError:
         return "cpu"
+
+
+def has_driver() -> bool:
+    """Whether there may be a graphics card, without loading PyTorch, which takes longer than a field."""
+    return any(Path(place).exists() for place in _CUDA_DRIVERS) or find_library("nvcuda") is not None
+
+
+def has_cuda() -> bool:
+    """Whether PyTorch sees a CUDA device.
+
+    Raises:
+        RuntimeMissingError: PyTorch is not installed.
+    """
     try:
         import torch
     except ImportError as error:
         raise RuntimeMissingError("PyTorch is not installed: pip install torch torchvision ultralytics") from error
-    if torch.cuda.is_available():
-        return "cuda"
-    if choice.device == "cuda":
-        raise RuntimeMissingError("no CUDA device is visible to PyTorch; use --device cpu or install a CUDA build")
-    return "cpu"
+    return bool(torch.cuda.is_available())
 
 
 def _openvino() -> Any:
@@ -288,12 +310,15 @@ class OnnxRuntime:
 
 
 class TorchRuntime:
-    """PyTorch: float32 on the CPU; on CUDA half precision and channels-last.
+    """PyTorch, channels-last; in half precision on CUDA, where the head of a detector stays in float32.
 
-    To a graphics card go grey levels from pinned memory, a quarter of the bytes, and are normalised there.
+    Places beyond 512 px have steps of half a pixel in half precision. To a graphics card go grey levels from pinned
+    memory, a quarter of the bytes, and are normalised there.
     """
 
-    def __init__(self, model: Model, device: str = "cpu", threads: int = 0, levels: Levels = "") -> None:
+    def __init__(
+        self, model: Model, device: str = "cpu", threads: int = 0, levels: Levels = "", *, half: bool = False
+    ) -> None:
         try:
             import torch
         except ImportError as error:
@@ -302,12 +327,15 @@ class TorchRuntime:
             torch.set_num_threads(threads)
         self._torch, self._levels = torch, levels
         self._device, self._on_card = torch.device(device), device == "cuda"
-        self._dtype = torch.float16 if self._on_card else torch.float32
+        self._dtype = torch.float16 if half else torch.float32
         self.input_dtype = np.dtype(np.uint8 if levels else np.float32)
         self.at_once = AT_ONCE_CUDA if self._on_card else AT_ONCE_CPU
         card = model.card
         self._mean, self._std = (torch.tensor(v, device=self._device).view(1, 3, 1, 1) for v in (card.mean, card.std))
         self._net = network_of(model).to(self._device, self._dtype, memory_format=torch.channels_last)
+        if half and card.task == "detector":
+            head = self._net.model[-1].float()
+            head.register_forward_pre_hook(lambda _, given: ([each.float() for each in given[0]],))
 
     def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
         """Run `batch` of the type `input_dtype`; the outputs are copies.

@@ -203,6 +203,14 @@ def test_each_picture_has_the_region_of_its_name(tmp_path: Path) -> None:
     assert json.loads(call(*words).stdout)["from_journal"] == 2
     assert areas()[0] == whole[0]
     assert int(areas()[1]) > int(whole[1])
+    # A folder that was renamed holds the same; one that a link leads to counts as well.
+    (rois / "s").rename(tmp_path / "drawn")
+    (rois / "s").symlink_to(tmp_path / "drawn")
+    words[words.index(rois)] = rois.rename(tmp_path / "regions")
+    rois = tmp_path / "regions"
+    assert json.loads(call(*words).stdout)["from_journal"] == 2
+    draw_region("s/b.png.geojson", 30)
+    assert json.loads(call(*words).stdout)["from_journal"] == 1
     (rois / "s" / "b.png.geojson").write_text("[]")
     call(*words)
     assert rows_of(tmp_path / "r.csv")[1]["error"].startswith("s/b.png: s/b.png.geojson: the region has no area")

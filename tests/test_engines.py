@@ -23,7 +23,7 @@ from toy_work import Squares
 
 from smearcount.batch import BatchJob, run_batch
 from smearcount.engines import LocalPlan, Lost, RayPlan, run_here, run_local, run_ray
-from smearcount.engines.local import usable_cores
+from smearcount.engines.local import WORKER_BYTES, free_memory, usable_cores
 from smearcount.errors import RuntimeMissingError, SmearcountError
 
 PROGRAM = Path(__file__).parent / "fake_batch.py"
@@ -93,21 +93,30 @@ def test_an_engine_that_is_closed_ends_its_workers(tmp_path: Path) -> None:
 
 
 def test_cores_are_shared() -> None:
-    assert LocalPlan().share(100, 8) == (8, 1)
-    assert LocalPlan().share(3, 8) == (3, 2)
-    assert LocalPlan().share(1, 8) == (1, 8)
-    assert LocalPlan(threads=2).share(100, 8) == (4, 2)
-    assert LocalPlan(threads=16).share(100, 8) == (1, 16)
-    assert LocalPlan(workers=2).share(100, 8) == (2, 4)
-    assert LocalPlan(workers=16).share(100, 8) == (16, 1)
+    assert LocalPlan().share(100, 8, 8 * WORKER_BYTES) == (8, 1)
+    assert LocalPlan().share(3, 8, 8 * WORKER_BYTES) == (3, 2)
+    assert LocalPlan().share(1, 8, 8 * WORKER_BYTES) == (1, 8)
+    assert LocalPlan(threads=2).share(100, 8, 8 * WORKER_BYTES) == (4, 2)
+    assert LocalPlan(threads=16).share(100, 8, 8 * WORKER_BYTES) == (1, 16)
+    assert LocalPlan(workers=2).share(100, 8, 8 * WORKER_BYTES) == (2, 4)
+    assert LocalPlan(workers=16).share(100, 8, 8 * WORKER_BYTES) == (16, 1)
 
 
-def test_the_quota_of_a_container_counts(tmp_path: Path) -> None:
-    all_of_them = usable_cores(tmp_path / "absent")
-    assert 1 <= all_of_them <= (os.cpu_count() or 1)
-    for text, expected in (("100000 100000", 1), ("50000 100000", 1), ("max 100000", all_of_them)):
-        (tmp_path / "cpu.max").write_text(text)
-        assert usable_cores(tmp_path / "cpu.max") == expected
+def test_there_are_no_more_workers_than_memory_for() -> None:
+    assert LocalPlan().share(100, 64, 31 * WORKER_BYTES) == (31, 2)
+    assert LocalPlan().share(100, 64, WORKER_BYTES // 2) == (1, 64)
+    assert LocalPlan(workers=5).share(100, 64, WORKER_BYTES) == (5, 12)  # as was asked for
+
+
+def test_the_limits_of_a_container_count(tmp_path: Path) -> None:
+    assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+    everything = free_memory(())
+    assert everything > 1e8
+    limit = tmp_path / "memory.max"
+    assert free_memory([limit]) == pytest.approx(everything, rel=0.2)
+    for text, expected in (("max", everything), (str(2**62), everything), ("70000000", 7e7)):
+        limit.write_text(f"{text}\n")
+        assert free_memory([tmp_path / "absent", limit]) == pytest.approx(expected, rel=0.2)
 
 
 # ---- whole batches ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import re
@@ -58,6 +59,14 @@ def test_a_record_comes_back_as_it_went(tmp_path: Path) -> None:
         light = journal.find("a", cells=False)
         assert light
         assert light.cells == b""
+
+
+def test_of_two_provenances_only_what_differs_is_told(tmp_path: Path) -> None:
+    told = [json.dumps({"settings": {"region": "x" * 300, "min_score": {"rbc": score}}}) for score in (0.5, 0.4)]
+    with closing(Journal(tmp_path / "j", {"v": 1})) as journal:
+        journal.add_measures([("a", Measure("ab", provenance=told[0]))])
+        with pytest.raises(UsageError, match=r"with settings: min_score: rbc 0\.5, this run with 0\.4: one report"):
+            journal.add_measures([("b", Measure("cd", provenance=told[1]))])
 
 
 def test_measurements_are_kept_as_records_are(tmp_path: Path) -> None:

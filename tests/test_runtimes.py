@@ -7,7 +7,10 @@ import sys
 from copy import copy as duplicate
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -17,7 +20,7 @@ from smearcount.config import Settings
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.patches import to_batch
 from smearcount.probe import PROBE_SCORE, probe_error, probe_errors
-from smearcount.runtimes import RuntimeChoice, make_runtime, model_for
+from smearcount.runtimes import RuntimeChoice, TorchRuntime, make_runtime, model_for
 from smearcount.training.packaging import update_card
 
 DETECTOR = Settings().detector
@@ -78,6 +81,26 @@ def test_cuda_with_a_cpu_runtime_is_refused(model: Model) -> None:
         make_runtime(model, RuntimeChoice("openvino", "cuda"))
 
 
+@pytest.mark.parametrize("driver", [True, False])
+@pytest.mark.parametrize("sees", [True, False, None])
+def test_a_graphics_card_is_taken_where_pytorch_sees_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, driver: bool, sees: bool | None
+) -> None:
+    """Without a driver PyTorch is not even loaded; without PyTorch there is still OpenVINO."""
+    (tmp_path / "dxg").touch()
+    place = str(tmp_path / ("dxg" if driver else "none"))
+    monkeypatch.setattr(runtimes, "_CUDA_DRIVERS", (str(tmp_path / "other"), place))
+    torch = None if sees is None else SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: sees))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert runtimes._device(RuntimeChoice()) == ("cuda" if driver and sees else "cpu")
+    assert runtimes._device(RuntimeChoice("openvino")) == runtimes._device(RuntimeChoice(device="cpu")) == "cpu"
+    if sees:
+        assert runtimes._device(RuntimeChoice(device="cuda")) == "cuda"
+    else:
+        with pytest.raises(RuntimeMissingError, match="not installed" if sees is None else "no CUDA device"):
+            runtimes._device(RuntimeChoice(device="cuda"))
+
+
 @pytest.mark.parametrize("runtime", ["onnx", "torch"])
 def test_a_precision_that_a_runtime_lacks_is_wrong_usage(model: Model, runtime: str) -> None:
     with pytest.raises(UsageError, match=f"bf16.*not with {runtime}"):
@@ -121,6 +144,40 @@ def test_views_are_normalised_as_the_card_says(model: Model, name: str) -> None:
     expected = floats(to_batch(list(views), mean, std))[0]
     np.testing.assert_allclose(levels(views)[0], expected, atol=1e-3, rtol=1e-4)
     assert np.abs(floats(to_batch(list(views), (0.0,) * 3, (1.0,) * 3))[0] - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("name", [DETECTOR, "red-cells", "white-cells"])
+def test_half_precision_reproduces_the_probe(name: str) -> None:
+    """What a graphics card computes, here on the processor."""
+    found = find_model(name)
+    probe = np.load(io.BytesIO(found.read("probe.npz")), allow_pickle=False)
+    answer = TorchRuntime(found, threads=1, half=True)(probe["pixels"].astype(np.float32))[0]
+    worst = probe_error(found.card, answer, probe["expected"])
+    assert worst.value > 0
+    assert worst.fits(found.card)
+
+
+def test_half_precision_finds_a_far_cell_where_it_is(model: Model) -> None:
+    """Beyond 512 px half precision has steps of half a pixel, and of a whole one beyond 1024."""
+    sample = Path(__file__).parents[1] / "sample_smears" / "normal.jpg"
+    field = cv2.imread(str(sample))[:352, :352, ::-1]
+    wide = np.full((1, 3, 352, 1408), 214, np.uint8)
+    wide[0, :, :, -352:] = field.transpose(2, 0, 1)
+    exact, half = (TorchRuntime(model, threads=1, levels="planes", half=half)(wide)[0] for half in (False, True))
+    worst = probe_error(model.card, half, exact)
+    assert worst.value < 0.1
+    assert (exact[0, 0, exact[0, 4] > 0.5] > 1056).sum() > 20
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", "f16"), ("f32", "f32")])
+def test_a_graphics_card_takes_half_precision_unless_told(
+    model: Model, monkeypatch: pytest.MonkeyPatch, precision: str, expected: str
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(runtimes, "_device", lambda _: "cuda")
+    monkeypatch.setattr(runtimes, "TorchRuntime", lambda *_, **words: made.append(words))
+    assert make_runtime(model, RuntimeChoice(precision=precision))[1] == f"torch cuda {expected}"
+    assert made == [{"half": expected == "f16"}]
 
 
 @pytest.mark.parametrize("name", ["openvino", "torch"])

@@ -327,7 +327,16 @@ def _remove(path: Path) -> None:
 
 
 def _difference(before: str, now: str) -> str:
-    """In what two provenances differ."""
-    old, new = json.loads(before), json.loads(now)
+    """In what two provenances differ: the innermost values that are not the same."""
+    old, new = (dict(_flat(json.loads(each))) for each in (before, now))
     keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
     return ", ".join(f"{key} {str(old.get(key))[:200]}, this run with {str(new.get(key))[:200]}" for key in keys)
+
+
+def _flat(values: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
+    """Values within values by their names, with colons between."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{under}{key}: ")
+        else:
+            yield f"{under}{key}", value

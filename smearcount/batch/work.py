@@ -27,7 +27,7 @@ from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import OverlayFormat, Settings, shipped
 from smearcount.errors import ConfigError, ImageError
-from smearcount.geojson import region_file, regions_in
+from smearcount.geojson import check_regions, region_file
 from smearcount.images import content_sha256, content_state, make_folder, write_overlay
 from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
@@ -126,7 +126,7 @@ class PipelineMaker:
         """A file that a setting names, by its content; of a folder of regions, each picture's row has its own."""
         if not path.is_dir():
             return _digest(path)
-        regions_in(path)  # refused where there is none
+        check_regions(path)
         return "a folder"
 
     def scale_given(self) -> bool:

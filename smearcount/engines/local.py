@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -34,37 +34,50 @@ _STARTS = 3
 
 _PATIENCE_S = 5.0
 
+WORKER_BYTES = 600_000_000
+"""Memory of a worker that finds and names the cells of fields: 485 MB at its peak."""
+
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
 
 @dataclass(frozen=True)
 class LocalPlan:
     """How many processes there are, and how many threads each has.
 
     Attributes:
-        workers: processes; 0 for as many as there are cores, or tasks.
+        workers: processes; 0 for as many as there are cores, or tasks, or memory for.
         threads: of each process; 0 for an equal share of the cores.
     """
 
     workers: int = 0
     threads: int = 0
 
-    def share(self, tasks: int, cores: int) -> tuple[int, int]:
-        """Number of processes and threads of each for so many tasks.
+    def share(self, tasks: int, cores: int, memory: int) -> tuple[int, int]:
+        """Number of processes and threads of each for so many tasks, with so many bytes of memory.
 
         One thread a process wins over many threads in few processes: decoding and post-processing have no threads.
         """
-        workers = self.workers or max(1, cores // (self.threads or 1))
+        workers = self.workers or min(max(1, cores // (self.threads or 1)), memory // WORKER_BYTES)
         workers = max(1, min(workers, tasks))
         return workers, self.threads or max(1, cores // workers)
 
 
-def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+def usable_cores() -> int:
     """Cores that this process may use: those of its affinity, and no more than the quota of its container allows."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    try:
-        allowed, period = quota.read_text().split()
-        return max(1, min(cores, int(allowed) // int(period)))
-    except (OSError, ValueError):  # no such quota, or the word "max"
-        return cores
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def free_memory(limits: Sequence[Path] = _MEMORY_LIMITS) -> int:
+    """Bytes of memory that are free here, and no more than the limit of the container."""
+    import psutil
+
+    allowed = [int(psutil.virtual_memory().available)]
+    for limit in limits:
+        with suppress(OSError, ValueError):  # no such limit, or the word "max"
+            allowed.append(int(limit.read_text()))
+    return min(allowed)
 
 
 def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Generator[Results, None, None]:
@@ -77,7 +90,7 @@ def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Generator[Re
     """
     if not tasks:
         return
-    pool = _Pool(work, tasks, *plan.share(len(tasks), usable_cores()))
+    pool = _Pool(work, tasks, *plan.share(len(tasks), usable_cores(), free_memory()))
     try:
         yield from pool.results()
     finally:
