@@ -1,7 +1,7 @@
 """Where the view of the microscope ends within a picture: the surround is filled, and left out of counts and areas.
 
-It ends at the black of a field stop, or at a plain border of any colour that a slide show, a figure, a screenshot or a
-turned picture has around the photograph.
+It ends at the black of a field stop, at the even grey that stray light makes of it, or at a plain border of any colour
+that a slide show, a figure, a screenshot or a turned picture has around the photograph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from smearcount.geometry import FloatArray
 from smearcount.light.glass import lightest, thinned
 from smearcount.region import Region, polygons
 
-__all__ = ["BLACK", "counted_in_view", "field_of_view", "filled", "is_plain"]
+__all__ = ["BLACK", "counted_in_view", "field_of_view", "filled", "is_dim", "is_plain"]
 
 Rgb = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -33,11 +33,18 @@ BLACK = 0.25
 _NEARLY = 6
 """Grey levels by which a plain border may differ, beside a photograph, from its corners, where it is all the same."""
 
+_DIM, _STEP = 0.7, 0.25
+"""Of the level of the glass: a grey surround is no lighter, and the glass at the rim of the view is lighter by this
+much. Where light falls slowly towards the corners it is not."""
+
+_EVEN, _NEAR = 4.0, 12
+"""Grey levels: standard deviation among parts of a corner of a grey surround, and how far all of it may be from one."""
+
 _SIDE_PX = 512
 """Longest side of the reduced picture in which the view is sought."""
 
-_LEAST_SHARE = 0.01
-"""Of the picture: a smaller surround is none."""
+_LEAST_SHARE, _LEAST_GREY = 0.01, 0.05
+"""Of the picture: a smaller surround is none; a smaller grey one is a cell in a corner, or light that falls there."""
 
 _CONVEX, _MOST_OF_LIGHT = 0.95, 0.8
 """A view has this share of its convex hull, and of all that is lit: the black between glowing cells is no surround."""
@@ -56,16 +63,18 @@ def is_plain(corner: Rgb) -> bool:
 
 
 def field_of_view(pixels: Rgb, level: float) -> Region | None:
-    """The convex part of a picture within a black or plain surround, in pixels; None where there is no surround."""
+    """The convex part of a picture within a black, grey or plain surround, in pixels; None where there is none."""
     height, width = pixels.shape[:2]
     factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
     small_wh = (-(-width // factor), -(-height // factor))
     colours = cast(Rgb, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA))
     small = lightest(colours)
     outside, least = small < BLACK * level, 0.0
-    plain = not outside[[0, 0, -1, -1], [0, -1, 0, -1]].any()
-    if plain:
+    black, grey = bool(outside[[0, 0, -1, -1], [0, -1, 0, -1]].any()), False
+    if not black:
         outside, least = _plain_border(colours), _LEAST_FRAMED
+        if grey := not outside.any():
+            outside = _grey_surround(colours, level)
     _, parts = cv2.connectedComponents(outside.astype(np.uint8), connectivity=4)
     corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
     light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
@@ -76,11 +85,11 @@ def field_of_view(pixels: Rgb, level: float) -> Region | None:
     largest = max(contours, key=cv2.contourArea)
     hull = cv2.convexHull(largest)
     least_area = max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum(), least * opened.size)
-    if cv2.contourArea(largest) <= least_area:
-        return None
     within = np.zeros((small.shape[0] + 2, small.shape[1] + 2), np.uint8)
     cv2.fillConvexPoly(within, hull + 1, 1)
-    if plain and outside[within[1:-1, 1:-1] != 0].mean() > _MOST_ALIKE:
+    seen = within[1:-1, 1:-1]
+    mistaken = not black and outside[seen != 0].mean() > _MOST_ALIKE
+    if cv2.contourArea(largest) <= least_area or mistaken or (grey and not _ends_in_a_step(small, seen, level)):
         return None
     kept = cv2.findNonZero(_without_rim(colours, within))
     if kept is None or len(inner := cv2.convexHull(kept)) < 3:
@@ -88,12 +97,12 @@ def field_of_view(pixels: Rgb, level: float) -> Region | None:
     # A contour runs through the middle of the outermost pixels.
     outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
     enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
-    seen = enlarged.intersection(shapely.box(0, 0, width, height))
-    lost = 1 - seen.area / (width * height)
-    if not isinstance(seen, shapely.Polygon) or not _LEAST_SHARE < lost < 1:
+    view = enlarged.intersection(shapely.box(0, 0, width, height))
+    lost = 1 - view.area / (width * height)
+    if not isinstance(view, shapely.Polygon) or not (_LEAST_GREY if grey else _LEAST_SHARE) < lost < 1:
         return None
     told = f"{lost:.0%} of the picture lies outside the field of view and is left out"
-    return Region(seen, (told,), "the field of view")
+    return Region(view, (told,), "the field of view")
 
 
 def _plain_border(colours: Rgb) -> Bools:
@@ -104,6 +113,32 @@ def _plain_border(colours: Rgb) -> Bools:
     for corner in corners if len(corners) > 1 else []:
         outside |= np.abs(colours - corner[0, 0].astype(np.int16)).max(axis=2) <= _NEARLY
     return outside
+
+
+def _grey_surround(colours: Rgb, level: float) -> Bools:
+    """Where a picture has the colours of its even and dim corners; nowhere if it has only one."""
+    ends = (slice(0, _CORNER_PX), slice(-_CORNER_PX, None))
+    corners = [corner for y, x in product(ends, ends) if is_dim(corner := colours[y, x], level)]
+    outside = np.zeros(colours.shape[:2], np.bool_)
+    for corner in corners if len(corners) > 1 else []:
+        outside |= np.abs(colours - np.median(corner, axis=(0, 1))).max(axis=2) <= _NEAR
+    return outside
+
+
+def is_dim(corner: Rgb, level: float) -> bool:
+    """Whether a part of a picture `(h, w, 3)` is even and darker than glass of this level ever is beside its light."""
+    if max(cv2.mean(corner)[:3]) >= _DIM * level:
+        return False
+    blocks = cv2.resize(corner, (4, 4), interpolation=cv2.INTER_AREA)
+    return max(cv2.meanStdDev(blocks)[1].ravel().tolist()) <= _EVEN
+
+
+def _ends_in_a_step(light: Rgb, within: Rgb, level: float) -> bool:
+    """Whether the glass just inside a mask is much lighter than what lies outside."""
+    depth = cv2.distanceTransform(within, cv2.DIST_L2, 5)
+    ring = (depth > 0) & (depth <= _RIM_SHARE * max(light.shape))
+    beside = np.percentile(light[ring], 80) - np.median(light[within == 0])
+    return bool(beside >= _STEP * level)
 
 
 def _without_rim(colours: Rgb, within: Rgb) -> Rgb:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from smearcount.detector import Detector
 from smearcount.images import ArraySource, ImageSource
-from smearcount.light.field_stop import BLACK, field_of_view, filled, is_plain
+from smearcount.light.field_stop import BLACK, field_of_view, filled, is_dim, is_plain
 from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
@@ -232,6 +232,7 @@ def _glance(source: ImageSource) -> _Glance:
     level = float(np.sort(light, axis=None)[int(0.95 * light.size)])
     corners = [part for band in (bands[0], bands[-1]) for part in (band[:, :side], band[:, -side:])]
     odd = any(max(cv2.mean(corner)[:3]) < BLACK * level or is_plain(corner) for corner in corners)
+    odd |= sum(is_dim(corner, level) for corner in corners) > 1
     fifth = light.shape[2] // 5
     ends = [part for band in light[[0, -1]] for part in (band[:, :fifth], band[:, -fifth:])]
     dim = min(int(np.sort(end, axis=None)[int(0.9 * end.size)]) for end in ends) < _DIM * level
