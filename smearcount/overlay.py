@@ -54,13 +54,14 @@ _BLOCK_ROWS = (8, 30)
 
 @dataclass(frozen=True)
 class _Entry:
-    """A line of the legend: name and figures of a type, and a tint, or kind and name of cells for their outline."""
+    """A line of the legend: name and figures of a type of a kind, and a tint, or the cells that have an outline."""
 
     name: str
     count: str
     share: str
     nested: bool = False
     key: tuple[str, str] | None = None
+    kind: str = ""
     pen: Pen | None = None
     tint: tuple[int, ...] | None = None
 
@@ -74,12 +75,12 @@ def _counted_entries(result: SmearResult, taxonomy: Taxonomy, present: Collectio
         only = taxonomy.codes_of(kind)[:1] if len(taxonomy.codes_of(kind)) == 1 else ()
         names = (line.key,) if line.level else () if after and after.level else (*only, UNCLASSIFIED)
         key = next(((kind, name) for name in names if (kind, name) in present), None)
-        entries.append(_Entry(line.name, f"{line.count:,}", percent_text(line.share), line.level > 0, key))
+        entries.append(_Entry(line.name, f"{line.count:,}", percent_text(line.share), line.level > 0, key, kind))
     return entries
 
 
 def _entries(result: SmearResult, taxonomy: Taxonomy, line_px: float) -> list[_Entry]:
-    """The lines of the legend: those of the counts, then types of which no cell counts, then what a dashed line is."""
+    """The lines of the legend: those of the counts, types of a kind of which no cell counts, what a dashed line is."""
     keys = label_keys(result)
     present, counts = set(keys), Counter(key for key, counts in zip(keys, result.counted, strict=True) if counts)
     entries = _counted_entries(result, taxonomy, present)
@@ -88,14 +89,15 @@ def _entries(result: SmearResult, taxonomy: Taxonomy, line_px: float) -> list[_E
     for key in product(kinds, (*taxonomy.codes, UNCLASSIFIED)):
         if key in present and all(entry.key != key for entry in entries):
             name = f"{kinds[key[0]]}, unclassified" if key[1] == UNCLASSIFIED else taxonomy.codes[key[1]].name
-            entries.append(_Entry(name, f"{counts[key]:,}", "", nested, key))
+            place = max((n for n, entry in enumerate(entries, 1) if entry.kind == key[0]), default=len(entries))
+            entries.insert(place, _Entry(name, f"{counts[key]:,}", "", nested, key, key[0]))
     for n, entry in enumerate(entries):
         if entry.key:
             line = line_px * WEIGHTS[entry.key[0]]
             entries[n] = replace(entry, pen=Pen(colour_of(entry.key, taxonomy), line, line_px / 2, False))
     if not result.counted.all():
         dashed = Pen(FAINT, line_px, line_px / 2, True)
-        entries.append(_Entry("not counted (dashed)", f"{int((~result.counted).sum()):,}", "", nested, None, dashed))
+        entries.append(_Entry("not counted (dashed)", f"{int((~result.counted).sum()):,}", "", nested, pen=dashed))
     return entries + _tint_entries(result)
 
 

@@ -104,11 +104,11 @@ def test_a_legend_with_names_shows_sample_count_and_share_of_each_type(named):
         (None, "Red blood cells", "5"),
         (colours["normocyte"], "Normocyte", "4"),
         (colours["rbc"], "Unclassified", "1"),
+        (colours["sickle_cell"], "Sickle cell", "0"),
         (colours["wbc"], "White blood cells", "1"),
         (colours["erythroblast"], "Nucleated red cells", "1"),
-        (None, "Platelets", "0"),
-        (colours["sickle_cell"], "Sickle cell", "0"),
         (colours["nrbc"], "Nucleated red cells, unclassified", "0"),
+        (None, "Platelets", "0"),
         ((panel.FAINT, True), "not counted (dashed)", "2"),
     ]
     assert rows[1][3] == "100 (39.8 - 100)"
