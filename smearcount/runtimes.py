@@ -312,7 +312,8 @@ class OnnxRuntime:
 class TorchRuntime:
     """PyTorch, channels-last; in half precision on CUDA, where the head of a detector stays in float32.
 
-    Places beyond 512 px have steps of half a pixel in half precision. To a graphics card go grey levels from pinned
+    Places beyond 512 px have steps of half a pixel in half precision. Calls from several threads wait for each other: a
+    detector keeps the anchors of an input in itself while it decodes. To a graphics card go grey levels from pinned
     memory, a quarter of the bytes, and are normalised there.
     """
 
@@ -336,6 +337,7 @@ class TorchRuntime:
         if half and card.task == "detector":
             head = self._net.model[-1].float()
             head.register_forward_pre_hook(lambda _, given: ([each.float() for each in given[0]],))
+        self._alone = Lock()
 
     def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
         """Run `batch` of the type `input_dtype`; the outputs are copies.
@@ -346,7 +348,7 @@ class TorchRuntime:
         _check_type(batch, self.input_dtype)
         torch = self._torch
         host = torch.from_numpy(np.ascontiguousarray(batch))
-        with torch.inference_mode():
+        with self._alone, torch.inference_mode():
             given = (host.pin_memory() if self._on_card else host).to(self._device, non_blocking=True)
             if self._levels == "views":
                 given = given.permute(0, 3, 1, 2)

@@ -4,6 +4,7 @@ import io
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy as duplicate
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,18 @@ def test_a_batch_of_another_type_is_refused(model: Model, name: str) -> None:
     floats, _ = make_runtime(model, RuntimeChoice(name, "cpu"))
     with pytest.raises(ValueError, match="expected float32, got uint8"):
         floats(np.zeros((1, 3, 64, 64), np.uint8))
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_threads_that_share_a_runtime_get_the_answers_to_their_own_input(model: Model, name: str) -> None:
+    """Of two shapes with the same number of places, so that nothing fails where they are exchanged."""
+    run, _ = make_runtime(model, RuntimeChoice(name, "cpu", "f32", 1))
+    wide = np.random.default_rng(0).random((1, 3, 48, 96), np.float32)
+    inputs = [wide, np.ascontiguousarray(wide.swapaxes(2, 3))] * 40
+    expected = [run(each)[0] for each in inputs[:2]] * 40
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(run, inputs))
+    assert [np.array_equal(one[0], other) for one, other in zip(found, expected, strict=True)] == [True] * 80
 
 
 def copy(model: Model, target: Path) -> Path:
