@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -447,3 +448,57 @@ def test_pages_lost_with_the_end_of_a_file_are_told(tmp_path: Path, layout: dict
     told = f"the file is truncated or corrupt behind page {left}: further pages can't be read"
     assert source.notes == (*[f"page 1 of {left} read"] * (left > 1), told)
     assert np.array_equal(whole(source), pages[0])
+
+
+# Threads
+
+
+def without_tag(path: Path, number: int, **more: Any) -> Path:
+    """A TIFF of which the values of a tag lie beyond the end of the file."""
+    tifffile.imwrite(path, scene(), photometric="rgb", metadata=None, **more)
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        at = file.pages[0].tags[number].offset
+    data[at + 8 : at + 12] = struct.pack("<I", len(data) + 1000)
+    path.write_bytes(data)
+    return path
+
+
+def test_what_tifffile_says_of_a_file_is_told_of_no_other_that_is_opened_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = tmp_path / "good.tif"
+    tifffile.imwrite(good, scene(), photometric="rgb", metadata=None)
+    broken = without_tag(tmp_path / "broken.tif", 258)
+    noted = without_tag(tmp_path / "noted.tif", 306, datetime="2020:01:01 10:00:00")
+    pages_of, others = tiff._pages_of, []
+
+    def pages_while_others_are_read(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+        pages = pages_of(file)
+        monkeypatch.setattr(tiff, "_pages_of", pages_of)
+        with ThreadPoolExecutor(1) as other:
+            others.extend([other.submit(open_image, path) for path in (broken, noted)])
+            other.submit(tifffile.tifffile.logger().warning, "a word to somebody else")
+        return pages
+
+    monkeypatch.setattr(tiff, "_pages_of", pages_while_others_are_read)
+    assert open_image(good).notes == ()
+    with pytest.raises(ImageError, match=r"broken\.tif: is truncated or corrupt: its tag 258 can't be read"):
+        others[0].result()
+    assert others[1].result().notes == ("TIFF tag 306 can't be read and was left out",)
+    assert caplog.messages == ["a word to somebody else"]
+
+
+def test_files_that_threads_open_at_once_are_told_apart(tmp_path: Path) -> None:
+    good = tmp_path / "good.tif"
+    tifffile.imwrite(good, scene(), photometric="rgb", metadata=None)
+    broken = without_tag(tmp_path / "broken.tif", 258)
+
+    def is_read(path: Path) -> bool:
+        try:
+            return bool(open_image(path).size_wh)
+        except ImageError:
+            return False
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(is_read, [good, broken] * 100)) == [True, False] * 100

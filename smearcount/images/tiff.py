@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -201,21 +202,29 @@ def _named(path: Path, error: DamagedError | UnsupportedError) -> ImageError:
     return ImageError(f"{path}: {error}; {_AGAIN}" if isinstance(error, DamagedError) else f"{path}: {error}")
 
 
+_HEARD: ContextVar[list[str] | None] = ContextVar("what tifffile says in this thread", default=None)
+
+
 @contextmanager
 def _heard() -> Iterator[list[str]]:
-    """Collect the log of tifffile instead of printing it: what matters of it is raised or noted here."""
+    """Collect what tifffile logs in this thread instead of printing it: what matters of it is raised or noted here."""
     messages: list[str] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        messages.append(record.getMessage())
-        return False
-
-    logger = logging.getLogger("tifffile")
-    logger.addFilter(keep)
+    # Never removed: a thread that goes through the filters meanwhile would miss one.
+    logging.getLogger("tifffile").addFilter(_passed_on)
+    before = _HEARD.set(messages)
     try:
         yield messages
     finally:
-        logger.removeFilter(keep)
+        _HEARD.reset(before)
+
+
+def _passed_on(record: logging.LogRecord) -> bool:
+    """Keep a message where this thread listens, and say whether it goes on to the log."""
+    messages = _HEARD.get()
+    if messages is None:
+        return True
+    messages.append(record.getMessage())
+    return False
 
 
 def _unread_tags(messages: list[str]) -> tuple[str, ...]:
