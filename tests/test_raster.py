@@ -1,4 +1,4 @@
-"""What the decoders say is heard with and without files in memory, nobody else's words are lost, and damage is found.
+"""What the decoders say is heard on every system, nobody else's words are lost, and damage is found.
 
 Of damage the whole data is known: whatever looks like it in whole data is read to the last bit.
 """
@@ -26,13 +26,14 @@ Pixels = npt.NDArray[np.uint8]
 Damage = Callable[[bytes], bytes]
 
 
-@pytest.fixture(params=["memory", "disk"])
-def _scratch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "disk":
-        monkeypatch.delattr(os, "memfd_create", raising=False)
+@pytest.fixture(params=["as it is", "without files in memory", "as on Windows"])
+def _system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacking = {"without files in memory": ("memfd_create",), "as on Windows": ("memfd_create", "pread")}
+    for name in lacking.get(request.param, ()):
+        monkeypatch.delattr(os, name, raising=False)
 
 
-@pytest.mark.usefixtures("_scratch")
+@pytest.mark.usefixtures("_system")
 def test_a_damaged_jpeg_is_refused_and_a_whole_one_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pixels = np.random.default_rng(0).integers(90, 200, (128, 96, 3)).astype(np.uint8)
     data = cv2.imencode(".jpg", pixels)[1].tobytes()
@@ -45,7 +46,7 @@ def test_a_damaged_jpeg_is_refused_and_a_whole_one_read(tmp_path: Path, capfd: p
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("_scratch")
+@pytest.mark.usefixtures("_system")
 def test_words_of_others_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
     open_before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     for _ in range(3):

@@ -159,7 +159,9 @@ def decoders_heard() -> Iterator[list[str]]:
                 os.dup2(stderr, 2)
             else:
                 os.close(2)
-            said = os.pread(kept, os.lseek(kept, 0, os.SEEK_END), 0)
+            length = os.lseek(kept, 0, os.SEEK_END)
+            os.lseek(kept, 0, os.SEEK_SET)
+            said = os.read(kept, length)
             os.close(kept)
             if said:
                 text = said.decode("utf-8", "replace")
