@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from smearcount.config import OverlayFormat
+from smearcount.errors import ImageError
 from smearcount.records import SmearResult
 
 __all__ = ["OVERLAYS", "numbered", "place_of", "shortened", "stem_in", "unique_stems"]
@@ -61,17 +62,27 @@ def numbered(wanted: str) -> Iterator[str]:
 
 
 def stem_in(folder: Path, wanted: str, result: SmearResult) -> str:
-    """`wanted`, with a number behind it where the folder holds the report of another picture under that name."""
+    """`wanted`, with a number behind it where the folder holds the report of another picture under that name.
+
+    Raises:
+        ImageError: what the folder holds under that name can't be looked at.
+    """
     return next(stem for stem in numbered(wanted) if _is_ours(folder / f"{stem}.json", result))
 
 
 def _is_ours(path: Path, result: SmearResult) -> bool:
     """Whether a report is of the picture of a result, or is not there yet."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         return True
-    except (OSError, ValueError):
+    except OSError as error:
+        if isinstance(error, PermissionError | IsADirectoryError) and os.path.lexists(path):
+            return False
+        raise ImageError(f"{path}: can't be read ({error.strerror}); check the disk, or give another folder") from error
+    try:
+        content = json.loads(data)
+    except ValueError:
         return False
     ours = {"image": result.image_id, "image_sha256": result.image_sha256}
     return isinstance(content, dict) and any(ours.values()) and all(content.get(k) == v for k, v in ours.items())

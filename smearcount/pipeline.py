@@ -35,7 +35,7 @@ from smearcount.images import (
 )
 from smearcount.light.illumination import Lit, even_light, find_cells, settle_lit
 from smearcount.naming import Namer
-from smearcount.output_names import stem_in
+from smearcount.output_names import shortened, stem_in
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
@@ -144,10 +144,10 @@ class Analysis:
 
         Raises:
             ValueError: there is no such format.
-            ImageError: the folder can't be written.
+            ImageError: the folder can't be read or written.
         """
         folder = make_folder(Path(folder))
-        stem = stem or stem_in(folder, Path(self.result.image_id).stem or "smear", self.result)
+        stem = stem or stem_in(folder, shortened(Path(self.result.image_id).stem) or "smear", self.result)
         summary, cells = folder / f"{stem}.json", folder / f"{stem}.cells.csv"
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
         overlay = write_overlay(folder / stem, self.overlay(), overlay_format)

@@ -1,5 +1,6 @@
 """From picture to counts with the shipped model, against the exact truth of rendered smears."""
 
+import errno
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from smearcount import Pipeline, Settings
 from smearcount.config import shipped
 from smearcount.errors import ConfigError, ImageError
 from smearcount.images import open_image
+from smearcount.output_names import shortened
 from smearcount.pipeline import Analysis
 from smearcount.report import CELL_COLUMNS
 from smearcount.simulate import SmearRecipe, read_truth, render
@@ -255,6 +257,29 @@ def test_a_report_of_another_picture_is_not_replaced(pipeline: Pipeline, tmp_pat
     assert second.save(tmp_path, "f")[0].name == "f.json"
     (tmp_path / "g.json").write_text("[]")
     assert pipeline.analyze(arrays[0].source.pixels, image_id="g.png").save(tmp_path)[0].name == "g-2.json"
+
+
+def test_a_long_name_is_shortened_and_a_folder_that_can_not_be_read_is_told(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.full((60, 60, 3), 220, np.uint8)
+    long, other = (pipeline.analyze(pixels, image_id=f"{'x' * 250}{letter}.png") for letter in "ab")
+    stems = [each.save(tmp_path)[0].stem for each in (long, other, long)]
+    assert stems == [shortened(f"{'x' * 250}{letter}") for letter in "aba"]
+    assert all((tmp_path / f"{stem}.overlay.jpg").is_file() for stem in stems)
+    with pytest.raises(ImageError, match="can't be written"):
+        long.save(tmp_path, "x" * 255)
+    (tmp_path / "f.json").mkdir()
+    named = pipeline.analyze(pixels, image_id="f.png")
+    assert named.save(tmp_path)[0].name == "f-2.json"
+
+    def fail(path: Path) -> bytes:
+        error = PermissionError if path.name == "f.json" else OSError
+        raise error(errno.EACCES if path.name == "f.json" else errno.EIO, "in the way")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(ImageError, match=r"f-2\.json: can't be read \(in the way\)"):
+        named.save(tmp_path)
 
 
 def test_a_pipeline_loads_a_settings_file_and_refuses_what_is_none(tmp_path: Path) -> None:
