@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import re
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -520,6 +522,22 @@ def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"
+
+
+def test_a_disk_that_syncs_no_folders_takes_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, synced = os.fsync, list[bool]()
+
+    def files_only(handle: int) -> None:
+        synced.append(stat.S_ISREG(os.fstat(handle).st_mode))
+        if not synced[-1]:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    with replacing(tmp_path / "r.csv") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "r.csv").read_text() == "new"
+    assert synced == [True, False]
 
 
 # ---- two at once ----

@@ -111,7 +111,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _to_disk(temporary)
         os.replace(temporary, path)
-        _to_disk(path.parent)
+        with contextlib.suppress(OSError):  # some file systems can't do this with folders; the file is in its place
+            _to_disk(path.parent)
     except OSError as error:
         raise ImageError(
             f"{path}: can't be written ({error.strerror or error}); free some space or check the permissions, and run "
