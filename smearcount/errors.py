@@ -2,6 +2,7 @@
 
 SmearcountError
 |-- ImageError          a picture can't be used: names the file and the remedy
+|   `-- ChangedError    it changed while it was read, and may be whole the next time
 |-- ModelError          weights, card or probe are missing, damaged or of another kind
 |-- RuntimeMissingError a runtime was asked for that is not installed
 |-- ConfigError         a configuration or taxonomy file is wrong
@@ -10,6 +11,7 @@ SmearcountError
 """
 
 __all__ = [
+    "ChangedError",
     "ConfigError",
     "DatasetError",
     "ImageError",
@@ -26,6 +28,10 @@ class SmearcountError(Exception):
 
 class ImageError(SmearcountError):
     """A picture can't be read or analysed."""
+
+
+class ChangedError(ImageError):
+    """A picture changed while it was read."""
 
 
 class ModelError(SmearcountError):

@@ -30,6 +30,7 @@ from smearcount.images import (
     ReadLimits,
     make_folder,
     open_image,
+    unchanged,
     write_overlay,
     write_text_atomic,
 )
@@ -243,15 +244,25 @@ class Pipeline:
             slide_scales: of the slide by size of picture, taken instead of an estimate from this picture alone.
 
         Raises:
-            ImageError: the picture can't be read; names the file and the remedy.
+            ImageError: the picture can't be read, or changes meanwhile; names the file and the remedy.
             ConfigError: the region lies outside the picture, or the folder of regions has none of it.
             TypeError: the image is something else.
             ValueError: the scale is not within 0.02 to 2, or the pixels are of another shape or number type.
         """
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
-        lit = even_light(_held(image) if isinstance(image, np.ndarray) else self._opened(image, flag))
+        if isinstance(image, np.ndarray):
+            return self._analyzed(_held(image), flag, image_id, slide_id, slide_scales)
+        if not isinstance(image, os.PathLike | str):
+            raise TypeError(f"image: expected a file or (H, W, 3) uint8 RGB pixels, got {type(image).__name__}")
+        with unchanged(Path(image)):
+            return self._analyzed(self._opened(Path(image), flag), flag, image_id, slide_id, slide_scales)
+
+    def _analyzed(
+        self, source: ImageSource, flag: float | None, image_id: str | None, slide_id: str, scales: SlideScales | None
+    ) -> Analysis:
+        lit = even_light(source)
         name = image_id if image_id is not None else lit.source.path.name
-        slide = (slide_scales or {}).get(lit.source.size_wh)
+        slide = (scales or {}).get(lit.source.size_wh)
         region = self._region_in(lit.source, name)
         lit, scale, found = find_cells(lit, self.detector, flag, slide, region)
         limits = tuple(each for each in (lit.view, region) if each is not None)
@@ -269,12 +280,10 @@ class Pipeline:
         settled = settle_lit(even_light(source), self.detector, self.settings.um_per_px)
         return RedCells(source.size_wh, settled.red_px, source.sha256, self._provenance)
 
-    def _opened(self, image: os.PathLike[str] | str, um_per_px: float | None) -> ImageSource:
-        if not isinstance(image, os.PathLike | str):
-            raise TypeError(f"image: expected a file or (H, W, 3) uint8 RGB pixels, got {type(image).__name__}")
+    def _opened(self, path: Path, um_per_px: float | None) -> ImageSource:
         asked = self.settings
         limits = ReadLimits(asked.max_megapixels, scale_given=um_per_px is not None)
-        return open_image(Path(image), limits, asked.page, level=asked.level, channel=asked.channel)
+        return open_image(path, limits, asked.page, level=asked.level, channel=asked.channel)
 
     def _region_in(self, source: ImageSource, name: str) -> Region | None:
         """The part of the region of interest that lies in a picture, at the level of a pyramid that is read."""

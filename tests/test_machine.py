@@ -18,7 +18,7 @@ from fake_batch import DiscMaker, smears
 
 from smearcount.batch import BatchJob, Failure, run_batch
 from smearcount.batch.attempts import attempt
-from smearcount.errors import ImageError
+from smearcount.errors import ChangedError, ImageError
 from smearcount.images import is_of_machine, machine, open_image, tiff
 
 SVS = "Aperio Image Library v11.2.1\r\n96x96 [0,0 96x96] (48x48) JPEG/RGB Q=70|AppMag = 40|MPP = 0.2498"
@@ -145,6 +145,7 @@ def test_any_cause_decides() -> None:
     assert is_of_machine(chain(ImageError("a"), ValueError("b"), OSError(errno.EIO, "c")))
     assert is_of_machine(chain(ImageError("a"), ImportError("b")))
     assert is_of_machine(chain(ImageError("a"), no_memory()))
+    assert is_of_machine(chain(ChangedError("a"), ValueError("b")))
     assert not is_of_machine(chain(ImageError("a: Too many open files"), ValueError("out of memory")))
     assert not is_of_machine(OSError(errno.EINVAL, "a seek to nowhere"))
     assert not is_of_machine(cv2.error("a fault of another kind"))

@@ -5,6 +5,7 @@ import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,8 +15,9 @@ import tifffile
 
 from smearcount import Pipeline, Settings
 from smearcount.config import shipped
-from smearcount.errors import ConfigError, ImageError
+from smearcount.errors import ChangedError, ConfigError, ImageError
 from smearcount.images import open_image
+from smearcount.light import illumination
 from smearcount.output_names import shortened
 from smearcount.pipeline import Analysis
 from smearcount.report import CELL_COLUMNS
@@ -155,6 +157,40 @@ def test_an_analysis_is_complete(pipeline: Pipeline, tmp_path: Path) -> None:
     assert report["counts"]["found"] == len(cells)
     assert report["provenance"]["models"] == [pipeline.detector.card.id, *pipeline.settings.classifiers]
     assert len(pd.read_csv(written[1])) == len(cells)
+
+
+def test_a_picture_that_is_replaced_while_it_is_read_has_no_result(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = open_image(SAMPLES / "sparse.jpg").read(0, 0, 300, 400)
+    slide, later, cut = tmp_path / "slide.tif", tmp_path / "later.tif", tmp_path / "cut.tif"
+    for path, shown in ((slide, pixels), (later, pixels[::-1])):
+        tifffile.imwrite(path, shown, photometric="rgb", tile=(64, 64))
+    cut.write_bytes(slide.read_bytes()[:9000])
+    find, opened = illumination.find_cells, open_image
+
+    def replaced(*given: Any) -> Any:
+        found = find(*given)
+        later.replace(slide)
+        return found
+
+    def completed(path: Path, *given: Any, **more: Any) -> Any:
+        try:
+            return opened(path, *given, **more)
+        finally:
+            path.write_bytes(slide.read_bytes())
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("smearcount.pipeline.find_cells", replaced)
+        with pytest.raises(ChangedError, match=r"slide\.tif: changed while it was read; run it again once it is comp"):
+            pipeline.analyze(slide, um_per_px=0.12)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("smearcount.pipeline.open_image", completed)
+        with pytest.raises(ChangedError, match=r"cut\.tif: changed while it was read"):
+            pipeline.analyze(cut, um_per_px=0.12)
+    found = [pipeline.analyze(path, um_per_px=0.12).cells for path in (slide, cut)]
+    assert len(found[0])
+    pd.testing.assert_frame_equal(found[0].drop(columns="image"), found[1].drop(columns="image"))
 
 
 def test_the_same_picture_gives_the_same_bytes(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from smearcount.batch.journal import Journal, Measure
 from smearcount.batch.listing import Picture
 from smearcount.batch.work import Maker, picture_digest
 from smearcount.engines import Engine
+from smearcount.errors import ChangedError
 from smearcount.geometry import FloatArray
-from smearcount.images import content_state
+from smearcount.images import unchanged
 from smearcount.pipeline import Pipeline
 from smearcount.slide_scale import RedCells, Size, SlideScales, pooled_scales, spread_rows
 
@@ -44,11 +45,11 @@ class _MeasureWork:
 
 def measure_one(pipeline: Pipeline, path: Path) -> Measure | None:
     """What a picture tells of the scale of its slide; None where it may tell more the next time."""
-    before = content_state(path)
-    found = attempt(path, pipeline.measure, _plain)
     # The analysis of the same picture says what is wrong with it.
-    measure = _nothing(path, found) if isinstance(found, Failure) else found
-    return measure if content_state(path) == before else None
+    with contextlib.suppress(ChangedError), unchanged(path):
+        found = attempt(path, pipeline.measure, _plain)
+        return _nothing(path, found) if isinstance(found, Failure) else found
+    return None
 
 
 def _nothing(path: Path, failure: Failure) -> Measure | None:

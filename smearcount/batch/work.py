@@ -26,9 +26,9 @@ from smearcount.batch.journal import Record
 from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import OverlayFormat, Settings, shipped
-from smearcount.errors import ConfigError, ImageError
+from smearcount.errors import ChangedError, ConfigError, ImageError
 from smearcount.geojson import check_regions, region_file
-from smearcount.images import content_sha256, content_state, make_folder, write_overlay
+from smearcount.images import content_sha256, make_folder, unchanged, write_overlay
 from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -48,8 +48,6 @@ __all__ = [
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
-
-_CHANGED = "changed while it was read; run it again once it is complete"
 
 
 class Maker(Protocol):
@@ -236,16 +234,15 @@ class BatchWork:
 def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
     """Everything the journal keeps of one picture; one that fails is a record with the reason.
 
-    A picture that changes meanwhile fails as well: its counts would be of other bytes than its checksum.
+    A picture that changes until all is written of it, or the checksum of one that failed is known, fails as well.
     """
-    start, before = time.perf_counter(), content_state(task.path)
-    analyze = partial(pipeline.analyze, image_id=task.image_id, slide_id=task.slide_id, slide_scales=task.scales)
-    record = attempt(task.path, analyze, partial(_record, wishes, task))
-    if isinstance(record, Failure):
-        record = failed_record(task, record, pipeline.taxonomy, wishes)
-    if content_state(task.path) != before:
+    start, record = time.perf_counter(), None
+    try:
+        with unchanged(task.path):
+            record = _analyzed(pipeline, wishes, task)
+    except ChangedError as error:
         _discard(record)
-        record = failed_record(task, Failure(f"{task.path}: {_CHANGED}"), pipeline.taxonomy)
+        record = failed_record(task, Failure(str(error)), pipeline.taxonomy)
     return replace(
         record,
         seconds=round(time.perf_counter() - start, 4),
@@ -254,9 +251,15 @@ def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
     )
 
 
-def _discard(record: Record) -> None:
+def _analyzed(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
+    analyze = partial(pipeline.analyze, image_id=task.image_id, slide_id=task.slide_id, slide_scales=task.scales)
+    found = attempt(task.path, analyze, partial(_record, wishes, task))
+    return failed_record(task, found, pipeline.taxonomy, wishes) if isinstance(found, Failure) else found
+
+
+def _discard(record: Record | None) -> None:
     """Remove what was written for a picture."""
-    for folder, names in json.loads(record.files).items():
+    for folder, names in json.loads(record.files if record else "{}").items():
         for name in names:
             with contextlib.suppress(OSError):
                 Path(folder, name).unlink()

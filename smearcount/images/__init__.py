@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from smearcount.images.machine import NO_MEMORY, is_of_machine, lacks_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
-from smearcount.images.slides import content_sha256, content_state
+from smearcount.images.slides import content_sha256, unchanged
 from smearcount.images.source import ArraySource, ImageSource, PixelSource, ReadLimits
 from smearcount.images.writing import (
     check_target,
@@ -35,7 +35,6 @@ __all__ = [
     "ReadLimits",
     "check_target",
     "content_sha256",
-    "content_state",
     "find_images",
     "grow_text",
     "is_of_machine",
@@ -48,6 +47,7 @@ __all__ = [
     "refuse_input",
     "refuse_inputs",
     "through_jpeg",
+    "unchanged",
     "write_bytes_atomic",
     "write_overlay",
     "write_picture",

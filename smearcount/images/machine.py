@@ -1,6 +1,7 @@
 """Faults of the machine, not of a picture: full memory, a disk or file server that fails, a library that is missing.
 
-The same bytes may be read the next time, so such a fault is never told, nor kept, as damage.
+The same picture may be read the next time, as may one that changed meanwhile, so that such a fault is never told, nor
+kept, as damage.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from smearcount.errors import ImageError, SmearcountError
+from smearcount.errors import ChangedError, ImageError, SmearcountError
 
 __all__ = ["NO_MEMORY", "check_memory", "faults_named", "is_of_machine", "lacks_memory"]
 
@@ -39,7 +40,7 @@ def is_of_machine(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno not in _OF_CONTENT:
             return True
-        if isinstance(error, ImportError) or lacks_memory(error) or _said(error).endswith(_SYSTEM):
+        if isinstance(error, ImportError | ChangedError) or lacks_memory(error) or _said(error).endswith(_SYSTEM):
             return True
         error = error.__cause__
     return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smearcount.errors import ImageError
+from smearcount.errors import ChangedError, ImageError
 from smearcount.images.choice import PageChoice
 from smearcount.images.machine import faults_named, is_of_machine
 from smearcount.images.pixels import composite_on_white
@@ -28,7 +29,7 @@ from smearcount.images.source import ReadLimits, Rgb, check_region, file_sha256
 if TYPE_CHECKING:
     from openslide import OpenSlide
 
-__all__ = ["SlideSource", "content_sha256", "content_state", "is_mirax", "open_slide", "slide_vendor"]
+__all__ = ["SlideSource", "content_sha256", "is_mirax", "open_slide", "slide_vendor", "unchanged"]
 
 _AGAIN = "copy it again with all its parts, or export it again from the scanner as a tiled TIFF"
 _MAX_TILE_PIXELS = 64_000_000
@@ -126,12 +127,30 @@ def content_sha256(path: Path) -> str:
     return file_sha256(path, _parts(path))
 
 
-def content_state(path: Path) -> tuple[tuple[int, int], ...]:
+def _state(path: Path) -> tuple[tuple[int, int], ...]:
     """Size and time of the last change of all files of a picture; empty where they can't be asked for."""
     try:
         return tuple((each.st_size, each.st_mtime_ns) for each in (part.stat() for part in (path, *_parts(path))))
     except OSError:
         return ()
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[None]:
+    """See that all that is done inside is done with one state of a picture: what changes is no fault of its bytes.
+
+    Raises:
+        ChangedError: a file of it changed meanwhile, whatever else was raised.
+    """
+    before, told = _state(path), f"{path}: changed while it was read; run it again once it is complete"
+    try:
+        yield
+    except Exception as error:
+        if _state(path) != before:
+            raise ChangedError(told) from error
+        raise
+    if _state(path) != before:
+        raise ChangedError(told)
 
 
 def _parts(path: Path) -> list[Path]:
