@@ -92,6 +92,21 @@ def test_full_memory_in_a_tile_is_no_damage(tmp_path: Path, monkeypatch: pytest.
     assert not_of_the_picture(outcome(path), f"{path}: not enough memory for this picture")
 
 
+def test_full_memory_of_a_graphics_card_is_told_as_such(tmp_path: Path) -> None:
+    import torch
+
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ):
+        found = attempt(tmp_path / "a.png", raising(error), lambda *_: None)
+        words = f"{tmp_path / 'a.png'}: out of memory on the graphics card; give fewer --workers, or --device cpu"
+        assert found == Failure(words)
+    other = attempt(tmp_path / "a.png", raising(RuntimeError("a fault")), lambda *_: None)
+    assert "please report it as a fault" in other.reason
+
+
 def test_a_decoder_without_a_word_may_have_lacked_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, tiled = picture(tmp_path / "a.webp"), picture(tmp_path / "a.tif")
     monkeypatch.setattr(cv2, "imdecode", lambda *_: None)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import cv2
 
 from smearcount.errors import ImageError, SmearcountError
-from smearcount.images import NO_MEMORY, is_of_machine, lacks_memory
+from smearcount.images import is_of_machine, lack_of_memory
 from smearcount.pipeline import Analysis, Pipeline
 
 __all__ = ["Failure", "Progress", "analyze_each", "attempt"]
@@ -75,8 +75,8 @@ def attempt(
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, SmearcountError):
         return str(error)
-    if lacks_memory(error):
-        return f"{path}: {NO_MEMORY}"
+    if told := lack_of_memory(error):
+        return f"{path}: {told}"
     if isinstance(error, OSError):
         return f"{path}: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}; check the disk"
     if isinstance(error, cv2.error):

@@ -7,7 +7,7 @@ told apart by their first bytes, never by their names; which library reads which
 
 from __future__ import annotations
 
-from smearcount.images.machine import NO_MEMORY, is_of_machine, lacks_memory
+from smearcount.images.machine import is_of_machine, lack_of_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
 from smearcount.images.slides import content_sha256, unchanged
 from smearcount.images.source import ArraySource, ImageSource, PixelSource, ReadLimits
@@ -27,7 +27,6 @@ from smearcount.images.writing import (
 )
 
 __all__ = [
-    "NO_MEMORY",
     "ArraySource",
     "FolderListing",
     "ImageSource",
@@ -38,7 +37,7 @@ __all__ = [
     "find_images",
     "grow_text",
     "is_of_machine",
-    "lacks_memory",
+    "lack_of_memory",
     "list_folder",
     "make_folder",
     "open_image",

@@ -18,9 +18,10 @@ import numpy as np
 
 from smearcount.errors import ChangedError, ImageError, SmearcountError
 
-__all__ = ["NO_MEMORY", "check_memory", "faults_named", "is_of_machine", "lacks_memory"]
+__all__ = ["check_memory", "faults_named", "is_of_machine", "lack_of_memory"]
 
-NO_MEMORY = "not enough memory for this picture; analyse it on a larger machine or lower its size"
+_NO_MEMORY = "not enough memory for this picture; analyse it on a larger machine or lower its size"
+_NO_CARD_MEMORY = "out of memory on the graphics card; give fewer --workers, or --device cpu"
 
 _OF_CONTENT = frozenset((errno.EINVAL, errno.EOVERFLOW))
 """What the system says of a place that no file can have: a damaged header was believed."""
@@ -29,6 +30,9 @@ _LIBRARIES = frozenset(("imagecodecs", "openslide"))
 """They hand on the words of the C library, and no number."""
 
 _MEMORY = re.compile(r"(insufficient|out of|not enough) memory|MEM_ERROR", re.IGNORECASE)
+_CARD_MEMORY = re.compile(r"CUDA error: out of memory|CU(DNN|BLAS)_STATUS_ALLOC_FAILED")
+"""What PyTorch says besides its `OutOfMemoryError`, where the driver or a library of the card finds none."""
+
 _DECODER_BYTES = 16
 """A pixel, more than any decoder needs: JPEG 2000 holds three samples of four bytes, beside the picture."""
 
@@ -40,16 +44,20 @@ def is_of_machine(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno not in _OF_CONTENT:
             return True
-        if isinstance(error, ImportError | ChangedError) or lacks_memory(error) or _said(error).endswith(_SYSTEM):
+        if isinstance(error, ImportError | ChangedError) or lack_of_memory(error) or _said(error).endswith(_SYSTEM):
             return True
         error = error.__cause__
     return False
 
 
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no more memory."""
+def lack_of_memory(error: BaseException) -> str:
+    """What is wrong, and what to do, where an error says that there is no more memory; empty for other errors."""
+    # Known by its name, since PyTorch need not be installed.
+    of_card = type(error).__name__ == "OutOfMemoryError" or _CARD_MEMORY.search(str(error))
+    if isinstance(error, RuntimeError) and of_card:
+        return _NO_CARD_MEMORY
     no_memory = isinstance(error, MemoryError) or getattr(error, "code", None) == cv2.Error.StsNoMem
-    return no_memory or _MEMORY.search(_said(error)) is not None
+    return _NO_MEMORY if no_memory or _MEMORY.search(_said(error)) else ""
 
 
 def _said(error: BaseException) -> str:
@@ -76,7 +84,7 @@ def faults_named(path: Path) -> Iterator[None]:
     except Exception as error:
         if not is_of_machine(error):
             raise
-        if lacks_memory(error):
-            raise ImageError(f"{path}: {NO_MEMORY}") from error
+        if told := lack_of_memory(error):
+            raise ImageError(f"{path}: {told}") from error
         remedy = "install what is missing" if isinstance(error, ImportError) else "check the disk"
         raise ImageError(f"{path}: can't be read ({getattr(error, 'strerror', None) or error}); {remedy}") from error
