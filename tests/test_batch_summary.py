@@ -18,6 +18,7 @@ from smearcount.batch.funnel import FEWEST_TO_WIDEN, Funnel, fit_funnel, poisson
 from smearcount.batch.summary import SHOWN_FAILED, SHOWN_UNITS, write_summary
 from smearcount.batch.summary_plots import WITH_BARS
 from smearcount.errors import ImageError, UsageError
+from smearcount.images import writing
 from smearcount.report import failure_row, report_columns
 from smearcount.taxonomy import Taxonomy
 
@@ -294,7 +295,7 @@ def test_the_page_is_whole_or_absent(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_to_disk", full)
+    monkeypatch.setattr(writing, "_to_disk", full)
     with pytest.raises(ImageError, match=r"s\.html: can't be written \(No space left on device\)"):
         write(rows * 2, slides=False)
     assert (tmp_path / "s.html").read_text() == before

@@ -24,9 +24,10 @@ import pytest
 from fake_batch import DiscMaker, smear, smears
 
 from smearcount.batch import BatchJob, Outcome, run_batch
-from smearcount.batch.files import locked, replacing, sweep
+from smearcount.batch.files import locked, sweep
 from smearcount.batch.journal import Journal, Measure, Record
 from smearcount.errors import ImageError, UsageError
+from smearcount.images import replacing
 
 PROGRAM = Path(__file__).parent / "fake_batch.py"
 RECORD = Record("ab", "ok", True, '{"image": "a"}')
@@ -513,12 +514,12 @@ def test_a_lock_needs_no_room_on_the_disk(tmp_path: Path) -> None:
 def test_an_output_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "r.csv"
     target.write_text("old")
-    with pytest.raises(ImageError, match="No space left"), replacing(target) as temporary:  # noqa: PT012
+    with pytest.raises(ImageError, match="No space left"), replacing(target, durable=True) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["r.csv"]
     assert target.read_text() == "old"
-    with replacing(target) as temporary:
+    with replacing(target, durable=True) as temporary:
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"
@@ -534,7 +535,7 @@ def test_a_disk_that_syncs_no_folders_takes_tables(tmp_path: Path, monkeypatch: 
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", files_only)
-    with replacing(tmp_path / "r.csv") as temporary:
+    with replacing(tmp_path / "r.csv", durable=True) as temporary:
         temporary.write_text("new")
     assert (tmp_path / "r.csv").read_text() == "new"
     assert synced == [True, False]
@@ -569,10 +570,10 @@ def test_outputs_of_long_names_do_not_lock_each_other_out(tmp_path: Path) -> Non
 
 def test_what_a_killed_run_left_half_written_is_swept_away_and_nothing_of_others(tmp_path: Path) -> None:
     folder = smears(tmp_path / "in", "a.png", "s/b.png", "t/" + "long" * 20 + ".png")
-    own = ("r.csv", "s.csv", "p.html", "o/a.png.overlay", "o/s/b.png.overlay", f"o/t/{'long' * 10}")
-    own += ("g/a.png.gallery/rbc", "g/s/b.png.gallery/rbc.2")
-    others = ("r", "r.parquet", "r.day2.csv", "x", "o/r.csv", "o/x.csv", "o/other.png.overlay", "o/s/a.png.overlay")
-    others += ("o/s/t/b.png.overlay", "g/y.csv", "g/c.png.gallery/rbc", "in/a.png.overlay")
+    own = ("r.csv", "s.csv", "p.html", "o/a.png.overlay.jpg", "o/s/b.png.overlay.tif")
+    own += ("g/a.png.gallery/rbc", "g/s/b.png.gallery/rbc.2", f"o/t/{'long' * 20}.png.overlay.png")
+    others = ("r", "r.parquet", "r.day2.csv", "x", "o/r.csv", "o/x.csv", "o/c.png.overlay.jpg", "o/s/a.png.overlay.jpg")
+    others += ("o/s/t/b.png.overlay.jpg", "g/y.csv", "g/c.png.gallery/rbc", "in/a.png.overlay.jpg")
     for number, name in enumerate((*own, *others)):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -590,10 +591,10 @@ def test_half_written_files_are_known_by_their_whole_names(tmp_path: Path) -> No
     begun = {}
     with ExitStack() as stack:
         for name in ("r.csv", "r.parquet", "r.day2.csv", "x" * 230 + "1.csv", "x" * 230 + "2.csv"):
-            begun[name] = stack.enter_context(replacing(tmp_path / name))
+            begun[name] = stack.enter_context(replacing(tmp_path / name, durable=True))
             begun[name].touch()
         for name, temporary in begun.items():
-            sweep([tmp_path / name], [], [])
+            sweep([tmp_path / name], [])
             assert not temporary.exists()
             temporary.touch()
             assert all(each.exists() for each in begun.values())

@@ -1,4 +1,4 @@
-"""Outputs of a batch on the disk: one run at a time, whole or absent, also when the power goes."""
+"""Outputs of a batch on the disk: one run at a time, and nothing half-written stays."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
-from itertools import chain
 from pathlib import Path
 
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import part_key
-from smearcount.output_names import shortened
 
-__all__ = ["locked", "replacing", "sweep"]
+__all__ = ["locked", "sweep"]
 
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{16}\.part", re.DOTALL)
 
@@ -39,7 +36,7 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    name = f".{_key(target)}.lock"
+    name = f".{part_key(target)}.lock"
     lock = target / ".smearcount.lock" if target.is_dir() else target.with_name(name)
     file = _take(lock, target)
     try:
@@ -99,58 +96,18 @@ def _owner(file: FileIO) -> str:
         return ""
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to; the file takes its place under `path` when the block has ended well, and is on the disk.
-
-    Raises:
-        ImageError: it can't be written; what was under `path` before is still there.
-    """
-    temporary = path.with_name(f".{_key(path)}.{secrets.token_hex(8)}.part")
-    try:
-        yield temporary
-        _to_disk(temporary)
-        os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # some file systems can't do this with folders; the file is in its place
-            _to_disk(path.parent)
-    except OSError as error:
-        raise ImageError(
-            f"{path}: can't be written ({error.strerror or error}); free some space or check the permissions, and run "
-            "it again: what is finished is kept"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _key(path: Path) -> str:
-    """What the lock and the half-written files of an output, and of no other, begin with."""
-    return shortened(path.name)
-
-
-def _to_disk(path: Path) -> None:
-    if sys.platform == "win32" and path.is_dir():
-        return  # folders can't be opened there
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sweep(tables: Iterable[Path], overlays: Iterable[Path], galleries: Iterable[Path]) -> None:
+def sweep(files: Iterable[Path], galleries: Iterable[Path]) -> None:
     """Remove what a run that was killed left half-written of these outputs; only while their locks are held.
 
     What other runs are writing in the same folders stays.
 
     Args:
-        tables: files that `replacing` writes.
-        overlays: pictures that `write_picture` writes.
+        files: tables, pages and overlays.
         galleries: folders of the sheets of one picture each.
     """
     keys: dict[Path, set[str]] = {}
-    for path, key in chain(((path, _key(path)) for path in tables), ((path, part_key(path)) for path in overlays)):
-        keys.setdefault(path.parent, set()).add(key)
+    for path in files:
+        keys.setdefault(path.parent, set()).add(part_key(path))
     for folder, own in keys.items():
         _sweep(folder, own.__contains__)
     for folder in galleries:

@@ -31,7 +31,7 @@ from smearcount.batch.tables import write_table
 from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest, picture_digest
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
-from smearcount.output_names import place_of
+from smearcount.output_names import OVERLAYS, place_of
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales
 
@@ -77,11 +77,10 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
 
 
 def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
-    overlays = (
-        place_of(job.overlays, each.image_id, f".overlay.{job.overlay_format}") for each in pictures if job.overlays
-    )
+    named = product(pictures, OVERLAYS)
+    overlays = (place_of(job.overlays, each.image_id, ending) for each, ending in named if job.overlays)
     galleries = (place_of(job.galleries, each.image_id, ".gallery") for each in pictures if job.galleries)
-    sweep(job.files.values(), overlays, galleries)
+    sweep((*job.files.values(), *overlays), galleries)
 
 
 def _unchanged(path: Path, sha256: str) -> bool:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from smearcount.batch.files import replacing
 from smearcount.batch.funnel import FEWEST, FEWEST_TO_WIDEN, Funnel, fit_funnel
 from smearcount.batch.slides import slide_rows
 from smearcount.batch.summary_plots import WITH_BARS, Panel, Pixels, Point, funnel_plot, level_plot
 from smearcount.counting import NOTHING, Estimate, density_per_mm2, percentage, poisson_limits
+from smearcount.images import replacing
 from smearcount.pages import data_uri, page_of
 from smearcount.quality import ENOUGH_WHITE
 from smearcount.records import KINDS
@@ -153,7 +153,7 @@ def write_summary(
     content = _content(units, tally, taxonomy, "slide" if slides else "picture")
     filters = {"figure": _figure, "percent": percent_number}
     page = page_of(Path(__file__).with_name("summary.html.j2"), filters, **content)
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         temporary.write_bytes(page.encode())
 
 

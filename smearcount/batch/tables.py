@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-from smearcount.batch.files import replacing
 from smearcount.errors import ImageError
+from smearcount.images import replacing
 from smearcount.report import Row, to_csv
 
 __all__ = ["ENDINGS", "number_type", "write_table"]
@@ -50,7 +50,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None
     Raises:
         ImageError: it can't be written, or has more rows than the format takes.
     """
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         try:
             ENDINGS[path.suffix.lower()](temporary, columns, _chunks(rows))
         except _TooLongError as error:

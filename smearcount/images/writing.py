@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import tifffile
 from smearcount.config import OverlayFormat
 from smearcount.errors import ImageError, UsageError
 from smearcount.images.source import Rgb
-from smearcount.output_names import OVERLAYS
+from smearcount.output_names import OVERLAYS, shortened
 
 __all__ = [
     "JPEG_MAX_SIDE_PX",
@@ -28,6 +29,7 @@ __all__ = [
     "partial_path",
     "refuse_input",
     "refuse_inputs",
+    "replacing",
     "through_jpeg",
     "write_bytes_atomic",
     "write_overlay",
@@ -39,6 +41,9 @@ JPEG_MAX_SIDE_PX = 65_500
 """The sides of a JPEG are 16-bit numbers (ITU-T T.81, B.2.2), of which libjpeg leaves the last 35 unused."""
 
 _TILE_PX = 512
+
+_KEPT = "free some space or check the permissions, and run it again: what is finished is kept"
+"""Remedy for the outputs of a long run."""
 
 
 def make_folder(path: Path) -> Path:
@@ -133,16 +138,19 @@ def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
         raise ValueError(f"{path}: expected the suffix .jpg, .png or .tif, got {path.suffix!r}")
     if suffix in (".jpg", ".jpeg") and max(pixels.shape) > JPEG_MAX_SIDE_PX:
         path = path.with_suffix(".tif")
-        return _replace(path, lambda temporary: _write_tiff(temporary, pixels, quality))
+        _write_tiff(path, pixels, quality)
+        return path
     if suffix in (".tif", ".tiff"):
-        return _replace(path, lambda temporary: _write_tiff(temporary, pixels, None))
+        _write_tiff(path, pixels, None)
+        return path
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix != ".png" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     try:
         _, encoded = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     except cv2.error as error:
         size = f"{pixels.shape[1]} x {pixels.shape[0]} px"
         raise ImageError(f"{path}: {size} can't be encoded as {suffix} ({error.err}); use .tif") from error
-    return _replace(path, lambda temporary: temporary.write_bytes(encoded.data))
+    write_bytes_atomic(path, encoded.data)
+    return path
 
 
 def write_overlay(place: Path, pixels: Rgb, overlay_format: OverlayFormat) -> Path:
@@ -170,13 +178,14 @@ def through_jpeg(pixels: Rgb, quality: int) -> Rgb:
     return cast(Rgb, cv2.cvtColor(cast(Rgb, cv2.imdecode(encoded, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB))
 
 
-def write_bytes_atomic(path: Path, data: bytes) -> None:
+def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write a file that is whole or absent.
 
     Raises:
         ImageError: the folder can't be written or is full; nothing is left behind.
     """
-    _replace(path, lambda temporary: temporary.write_bytes(data))
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -235,29 +244,53 @@ def _encode(text: str) -> bytes:
 
 
 def _write_tiff(path: Path, pixels: Rgb, jpeg_quality: int | None) -> None:
-    big = pixels.nbytes > 2**31
+    big = jpeg_quality is not None or pixels.nbytes > 2**31
     lossless = {"compression": "deflate", "predictor": True}
     lossy = {"compression": "jpeg", "compressionargs": {"level": jpeg_quality}}
     options = lossless if jpeg_quality is None else lossy
-    with tifffile.TiffWriter(path, bigtiff=big or jpeg_quality is not None) as writer:
+    with replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=big) as writer:
         writer.write(pixels, photometric="rgb", tile=(_TILE_PX, _TILE_PX), metadata=None, **options)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> Path:
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A name to write to; the file takes its place under `path` when the block has ended well.
+
+    Args:
+        path: of the file.
+        durable: it is on the disk then, also when the power goes: for the outputs of a long run.
+
+    Raises:
+        ImageError: it can't be written; what was under `path` before is still there.
+    """
     temporary = _temporary(path)
     try:
-        with _named(path):
-            write(temporary)
+        with _named(path, _KEPT if durable else ""):
+            yield temporary
+            if durable:
+                _to_disk(temporary)
             os.replace(temporary, path)
+        if durable:
+            with contextlib.suppress(OSError):  # some file systems can't do this with folders
+                _to_disk(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    return path
+
+
+def _to_disk(path: Path) -> None:
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders can't be opened there
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def part_key(path: Path) -> str:
-    """What stands first in the name of a picture or text that is half-written."""
-    return path.stem[:40]
+    """What the name of an output, and of no other in its folder, begins with while it is half-written."""
+    return shortened(path.name)
 
 
 def _temporary(path: Path) -> Path:
@@ -265,12 +298,12 @@ def _temporary(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _named(path: Path, remedy: str = "") -> Iterator[None]:
     """Errors of the file system that name the output and the remedy."""
     try:
         yield
     except OSError as error:
-        raise ImageError(f"{path}: can't be written ({error.strerror or error}); {_remedy(path)}") from error
+        raise ImageError(f"{path}: can't be written ({error.strerror or error}); {remedy or _remedy(path)}") from error
 
 
 def _remedy(path: Path) -> str:
