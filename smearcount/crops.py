@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from smearcount.batch import Failure, Progress, analyze_each
 from smearcount.errors import UsageError
-from smearcount.images import check_target, partial_path, write_picture, write_text_atomic
+from smearcount.images import check_target, partial_path, refuse_inputs, write_picture, write_text_atomic
 from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS, read_manifest
 from smearcount.output_names import numbered, shortened
 from smearcount.pipeline import Analysis, Pipeline
@@ -55,6 +55,7 @@ def check_crops(images: Iterable[Path], out: Path, inputs: Iterable[Path] = ()) 
         for each in (path, Path(os.path.realpath(path))):
             if os.path.realpath(each.parent) == os.path.realpath(out) and own.fullmatch(each.name):
                 raise UsageError(f"{path}: is read by this run, which may write it; give --out another folder")
+    refuse_inputs([out / MANIFEST], (), [*listed, *inputs])
 
 
 def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress: Progress = iter) -> Cropped:

@@ -426,6 +426,45 @@ def test_no_overlay_or_sheet_replaces_what_is_read(tmp_path: Path) -> None:
     assert run_batch(DiscMaker(), job).done == 3
 
 
+def test_outputs_that_are_links_are_written_where_they_lead(tmp_path: Path) -> None:
+    folder, real = smears(tmp_path / "in", "a.png"), tmp_path / "real"
+    (tmp_path / "o").mkdir()
+    real.mkdir()
+    left = real / f".r.csv.{'0' * 16}.part"
+    left.touch()
+    names = ("r.csv", "c.csv", "s.csv", "p.html", "o/a.png.overlay.jpg")
+    for name in names:
+        (tmp_path / name).symlink_to(real / Path(name).name)
+    more = {"slide_report": tmp_path / "s.csv", "summary": tmp_path / "p.html", "overlays": tmp_path / "o"}
+    job = BatchJob(folder, tmp_path / "r.csv", tmp_path / "c.csv", **more)
+    assert [run_batch(DiscMaker(), job).done for _ in range(2)] == [1, 1]
+    assert all((tmp_path / name).is_symlink() for name in names)
+    assert {path.name for path in real.iterdir()} == {Path(name).name for name in names}
+    assert (real / "r.csv").read_text().count("a.png") == 1
+
+
+def test_a_link_replaces_no_more_than_the_name_it_leads_to(tmp_path: Path, pipeline: Any) -> None:
+    folder, out = pictures(tmp_path / "in", "a.jpg"), tmp_path / "o"
+    write_crops(pipeline, [folder / "a.jpg"], folder / "crops")
+    link = tmp_path / "link.csv"
+    for target, words in (
+        (folder / "crops" / "manifest.csv", "lists patches"),
+        (tmp_path / "r.csv.journal", "the journal of --out and --cells are one file"),
+    ):
+        link.symlink_to(target)
+        with pytest.raises(UsageError, match=words):
+            run(pipeline, BatchJob(folder, tmp_path / "r.csv", link))
+        link.unlink()
+    (out / "a.jpg.gallery").mkdir(parents=True)
+    (out / "a.jpg.gallery" / "neutrophil.jpg").symlink_to(folder / "a.jpg")
+    with pytest.raises(UsageError, match="holds what is read by this run; give --gallery another folder"):
+        run(pipeline, BatchJob(folder, tmp_path / "r.csv", galleries=out))
+    (out / "manifest.csv").symlink_to(folder / "a.jpg")
+    with pytest.raises(UsageError, match="is read by this run; give --out another folder"):
+        check_crops([folder / "a.jpg"], out)
+    assert not list(tmp_path.glob("r.csv*"))
+
+
 def test_no_table_replaces_the_list_of_patches_of_crop(tmp_path: Path, pipeline: Any) -> None:
     folder = pictures(tmp_path / "in", "a.jpg")
     write_crops(pipeline, [folder / "a.jpg"], folder / "crops")

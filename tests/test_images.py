@@ -1255,6 +1255,48 @@ def test_targets_are_checked_before_the_work(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "taken"]
 
 
+def linked(folder: Path, name: str, target: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).symlink_to(target)
+    return folder / name
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["old", "new"])
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path, *, there: bool) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    for name, write in (
+        ("a.csv", lambda path: images.write_text_atomic(path, "new")),
+        ("a.png", lambda path: write_picture(path, scene())),
+        ("a.tif", lambda path: write_picture(path, scene())),
+    ):
+        if there:
+            (real / name).write_text("old")
+        link = linked(tmp_path / "links", name, real / name)
+        write(images.check_target(link))
+        assert link.is_symlink()
+        assert (real / name).read_bytes() not in (b"", b"old")
+    with images.replacing(link, durable=True) as temporary:
+        assert temporary.parent == real
+        temporary.touch()
+    assert {path.name for path in real.iterdir()} == {"a.csv", "a.png", "a.tif"}
+    loop = linked(tmp_path, "loop.csv", tmp_path / "loop.csv")
+    images.write_text_atomic(loop, "new")
+    assert loop.read_text() == "new"
+
+
+def test_a_growing_file_goes_where_a_link_leads(tmp_path: Path) -> None:
+    link = linked(tmp_path, "report.csv", tmp_path / "new" / "real.csv")
+    with pytest.raises(KeyboardInterrupt):
+        grow_half(link, KeyboardInterrupt())
+    assert (tmp_path / "new" / "real.partial.csv").read_text() == "half"
+    with images.grow_text(link) as add:
+        add("whole")
+    assert link.is_symlink()
+    assert (tmp_path / "new" / "real.csv").read_text() == "whole"
+    assert {path.name for path in tmp_path.iterdir()} == {"report.csv", "new"}
+
+
 def test_a_jpeg_round_trip_is_that_of_the_file_that_would_be_written(tmp_path: Path) -> None:
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, ::2, 0], pixels[::2, :, 2] = 255, 128

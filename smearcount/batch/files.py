@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 
 from smearcount.errors import ImageError, UsageError
-from smearcount.images import part_key
+from smearcount.images import part_key, real_path
 
 __all__ = ["locked", "sweep"]
 
@@ -106,7 +106,7 @@ def sweep(files: Iterable[Path], galleries: Iterable[Path]) -> None:
         galleries: folders of the sheets of one picture each.
     """
     keys: dict[Path, set[str]] = {}
-    for path in files:
+    for path in map(real_path, files):
         keys.setdefault(path.parent, set()).add(part_key(path))
     for folder, own in keys.items():
         _sweep(folder, own.__contains__)

@@ -163,7 +163,7 @@ def check_job(job: BatchJob, pictures: Mapping[str, Path]) -> None:
             ending of another kind of file.
         ImageError: an output can't be written.
     """
-    taken: dict[str, str] = {}
+    taken = {os.path.realpath(job.journal): "the journal of --out"}
     inputs = [*job.inputs, *([job.listed] if job.listed else [])]
     real_pictures = {os.path.realpath(path) for path in pictures.values()}
     for flag, path in job.files.items():
@@ -179,7 +179,7 @@ def check_job(job: BatchJob, pictures: Mapping[str, Path]) -> None:
         if real in real_pictures:
             raise UsageError(f"{path}: is one of the pictures to analyse; give {flag} another name")
         refuse_input(path, inputs, flag)
-        if path.name == MANIFEST and names_listed(path.parent):
+        if any(each.name == MANIFEST and names_listed(each.parent) for each in (path, Path(real))):
             raise UsageError(f"{path}: lists patches of `smearcount crop`; give {flag} another name")
     _check_folders(job, pictures, [*inputs, *pictures.values()])
     for path in job.files.values():

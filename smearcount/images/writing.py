@@ -27,6 +27,7 @@ __all__ = [
     "make_folder",
     "part_key",
     "partial_path",
+    "real_path",
     "refuse_input",
     "refuse_inputs",
     "replacing",
@@ -73,7 +74,6 @@ def refuse_input(path: Path, inputs: Iterable[Path], flag: str = "--out") -> Non
     Raises:
         UsageError: it is one of them, under this or another name.
     """
-    # Unlike Path.resolve, os.path.realpath takes links to themselves for names.
     if os.path.realpath(path) in {os.path.realpath(each) for each in inputs}:
         raise UsageError(f"{path}: is read by this run; give {flag} another name")
 
@@ -83,7 +83,8 @@ def refuse_inputs(files: Iterable[Path], folders: Iterable[Path], inputs: Iterab
 
     Args:
         files: the outputs.
-        folders: of outputs, in which nothing may be read: what an earlier run left there is removed.
+        folders: of outputs, in which nothing may be read, nor by a link in them: what an earlier run left there is
+            removed or written over.
         inputs: every file that the run reads.
         flag: that says where the outputs go, for the error.
 
@@ -97,8 +98,15 @@ def refuse_inputs(files: Iterable[Path], folders: Iterable[Path], inputs: Iterab
         if os.path.realpath(path) in read:
             raise UsageError(f"{path}: is read by this run; give {flag} another folder")
     for folder in folders:
-        if os.path.realpath(folder) in held:
+        if os.path.realpath(folder) in held or not read.isdisjoint(_linked_from(folder)):
             raise UsageError(f"{folder}: holds what is read by this run; give {flag} another folder")
+
+
+def _linked_from(folder: Path) -> set[str]:
+    """What links in a folder lead to."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return {os.path.realpath(entry.path) for entry in entries if entry.is_symlink()}
+    return set()
 
 
 def check_target(path: Path, inputs: Iterable[Path] = ()) -> Path:
@@ -113,7 +121,7 @@ def check_target(path: Path, inputs: Iterable[Path] = ()) -> Path:
         ImageError: a folder has this name, or its folder can't be written.
     """
     refuse_input(path, inputs)
-    make_folder(path.parent)
+    make_folder(real_path(path).parent)
     if os.path.isdir(path):
         raise ImageError(f"{path}: can't be written (Is a directory); {_remedy(path)}")
     return path
@@ -206,12 +214,14 @@ def partial_path(path: Path) -> Path:
 def grow_text(path: Path) -> Iterator[Callable[[str], None]]:
     """A function that adds UTF-8 text to a file, which appears under its name when the block has ended well.
 
-    After a `KeyboardInterrupt` the text so far is kept as `partial_path(path)`; after any other exception nothing is.
+    After a `KeyboardInterrupt` the text so far is kept as `partial_path` of it; after any other exception nothing is. A
+    link stays, and what it leads to is replaced.
 
     Raises:
         ImageError: the file can't be written; at once where that can be known.
     """
-    temporary = _temporary(check_target(path))
+    target, place = real_path(check_target(path)), None
+    temporary = _temporary(target)
     with _named(path):
         stream = temporary.open("xb")
 
@@ -220,19 +230,18 @@ def grow_text(path: Path) -> Iterator[Callable[[str], None]]:
             stream.write(_encode(text))
             stream.flush()
 
-    target = None
     try:
         try:
             yield add
-            target = path
+            place = target
         except KeyboardInterrupt:
-            target = partial_path(path)
+            place = partial_path(target)
             raise
         finally:
             with _named(path):
                 stream.close()
-                if target:
-                    os.replace(temporary, target)
+                if place:
+                    os.replace(temporary, place)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -257,22 +266,23 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A name to write to; the file takes its place under `path` when the block has ended well.
 
     Args:
-        path: of the file.
+        path: of the file; a link stays, and what it leads to is replaced.
         durable: it is on the disk then, also when the power goes: for the outputs of a long run.
 
     Raises:
         ImageError: it can't be written; what was under `path` before is still there.
     """
-    temporary = _temporary(path)
+    target = real_path(path)
+    temporary = _temporary(target)
     try:
         with _named(path, _KEPT if durable else ""):
             yield temporary
             if durable:
                 _to_disk(temporary)
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         if durable:
             with contextlib.suppress(OSError):  # some file systems can't do this with folders
-                _to_disk(path.parent)
+                _to_disk(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -286,6 +296,12 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def real_path(path: Path) -> Path:
+    """Where an output of this name is written: a link is followed, to where there is nothing yet as well."""
+    # Unlike Path.resolve, os.path.realpath takes links to themselves for names.
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
 def part_key(path: Path) -> str:
