@@ -187,12 +187,6 @@ class Journal:
         """Bring everything into the one file."""
         self._base.close()
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def add(self, records: Iterable[tuple[str, Record]]) -> None:
         """Keep the records of pictures; when this returns they are on the disk, all of them or, if it raises, none.
 
