@@ -32,7 +32,7 @@ class Header:
         size_wh: stored width and height in pixels.
         orientation: 1 to 8, as in TIFF and Exif.
         pixel_size: from the density of the file, where plausible.
-        channels: stored colour channels where the header says so, else 0.
+        channels: stored colour channels of a JPEG, else 0.
         inverted: a CMYK JPEG by Adobe, which stores paper and not ink.
         animated: the first of several frames is read.
     """
@@ -113,12 +113,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _png(data: bytes) -> Header:
-    size_wh, channels, orientation, animated = (0, 0), 0, 1, False
+    size_wh, orientation, animated = (0, 0), 1, False
     pixel_size = PixelSize()
     for name, body in _png_chunks(data):
         if name == b"IHDR":
-            width, height, _, colour = struct.unpack(">IIBB", body[:10])
-            size_wh, channels = ((width, height), {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(colour, 0))
+            width, height = struct.unpack(">II", body[:8])
+            size_wh = (width, height)
         elif name == b"pHYs":
             x, y, unit = struct.unpack(">IIB", body[:9])
             pixel_size = from_density(x, y, "m" if unit == 1 else "", "PNG pHYs")
@@ -128,7 +128,7 @@ def _png(data: bytes) -> Header:
             animated = True
     if 0 in size_wh:
         raise DamagedError("is corrupt: the PNG has no header")
-    return Header(size_wh, orientation, pixel_size, channels, animated=animated)
+    return Header(size_wh, orientation, pixel_size, animated=animated)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview]]:
