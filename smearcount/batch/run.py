@@ -28,7 +28,7 @@ from smearcount.batch.scales import Measuring
 from smearcount.batch.slides import slide_columns, slide_rows
 from smearcount.batch.summary import write_summary
 from smearcount.batch.tables import write_table
-from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, file_digest, picture_digest
+from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, picture_digest
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
 from smearcount.output_names import OVERLAYS, place_of
@@ -81,10 +81,6 @@ def _sweep(job: BatchJob, pictures: Sequence[Picture]) -> None:
     overlays = (place_of(job.overlays, each.image_id, ending) for each, ending in named if job.overlays)
     galleries = (place_of(job.galleries, each.image_id, ".gallery") for each in pictures if job.galleries)
     sweep((*job.files.values(), *overlays), galleries)
-
-
-def _unchanged(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_digest(path) == sha256
 
 
 def _as_copy(counts: Mapping[str, Any], first: str) -> dict[str, Any]:
@@ -176,7 +172,7 @@ class _Batch:
         written = files.get(str(wanted))
         if written is None or (ending and not any(name.endswith(ending) for name in written)):
             return False
-        return all(_unchanged(wanted / name, sha256) for name, sha256 in written.items())
+        return all(picture_digest(wanted / name) == sha256 for name, sha256 in written.items())
 
     def _named(self, tasks: Sequence[Task], found: Sequence[tuple[int, Any]]) -> Iterator[tuple[str, Record]]:
         for number, result in found:
@@ -193,7 +189,7 @@ class _Batch:
             for files, folder in product(map(json.loads, self.journal.files_of(image_id)), folders):
                 for name, sha256 in files.get(str(folder), {}).items():
                     with contextlib.suppress(OSError):
-                        if _unchanged(folder / name, sha256):
+                        if picture_digest(folder / name) == sha256:
                             (folder / name).unlink()
             if self.wishes.galleries:
                 place_of(self.wishes.galleries, image_id, ".gallery").rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -28,23 +27,14 @@ from smearcount.cards import find_model
 from smearcount.config import OverlayFormat, Settings, shipped
 from smearcount.errors import ChangedError, ConfigError, ImageError
 from smearcount.geojson import check_regions, region_file
-from smearcount.images import content_sha256, make_folder, unchanged, write_overlay
+from smearcount.images import content_sha256, file_sha256, make_folder, unchanged, write_overlay
 from smearcount.output_names import place_of
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = [
-    "BatchWork",
-    "PipelineMaker",
-    "Task",
-    "Wishes",
-    "analyze_one",
-    "failed_record",
-    "file_digest",
-    "picture_digest",
-]
+__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "picture_digest"]
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
@@ -170,9 +160,9 @@ class PipelineMaker:
 def _digest(path: Path) -> str:
     """SHA-256 of a file that a setting names."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror}); check the path") from error
+        return file_sha256(path)
+    except ImageError as error:
+        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -309,14 +299,8 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
 
 
 def _keep(files: dict[str, dict[str, str]], folder: Path, written: list[Path]) -> None:
-    digests = {path.relative_to(folder).as_posix(): file_digest(path) for path in written}
+    digests = {path.relative_to(folder).as_posix(): file_sha256(path) for path in written}
     files.setdefault(str(folder), {}).update(digests)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file that was written for a picture."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cells(analysis: Analysis) -> bytes:

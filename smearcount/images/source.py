@@ -188,5 +188,5 @@ def file_sha256(path: Path, parts: Iterable[Path] = ()) -> str:
             with part.open("rb") as file:
                 whole.update(part.name.encode(errors="surrogateescape") + hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
-        raise ImageError(f"{path}: can't be read ({error.strerror}); check the disk") from error
+        raise ImageError(f"{path}: can't be read ({error.strerror}); check the path and the disk") from error
     return whole.hexdigest()
