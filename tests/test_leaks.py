@@ -26,8 +26,8 @@ def shrunk(pixels: np.ndarray) -> np.ndarray:
     return cv2.resize(pixels, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
 
 
-def compressed(pixels: np.ndarray) -> np.ndarray:
-    return cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR)
+def compressed(pixels: np.ndarray, quality: int = 40) -> np.ndarray:
+    return cv2.imdecode(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
 
 
 def darker(pixels: np.ndarray) -> np.ndarray:
@@ -88,6 +88,15 @@ def test_turned_and_mirrored_copies_are_found(quarters: int, mirrored: bool) -> 
 
 def test_other_cells_are_never_the_same_in_any_way() -> None:
     assert same_cells(windows(0.16, 34, 0.0), [turned(each, 1, True) for each in windows(0.16, 34, 0.0, 2)]).size == 0
+
+
+def test_all_copies_of_a_cell_are_found_however_many_there_are() -> None:
+    """Saved again and again at falling quality, upright or turned, among cells that look like it."""
+    cell, *others = windows(0.16, 34, 0.0)
+    copies = [compressed(cell, 95 - 3 * number) for number in range(13)]
+    assert same_cells([*others, *copies], [cell]).tolist() == [[len(others) + row, 0] for row in range(13)]
+    copies = [turned(each, 1, True) for each in copies]
+    assert same_cells([*copies, *others], [cell]).tolist() == [[row, 0] for row in range(13)]
 
 
 def turned(pixels: np.ndarray, quarters: int, mirrored: bool) -> np.ndarray:

@@ -50,7 +50,7 @@ red cells of Chula.
 """
 
 _TURNS = tuple((quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
-_RIVALS = 5
+_AT_ONCE = 5
 _BLOCK = 512
 _THUMB_PX, _VIEW_PX, _TEMPLATE = 96, 64, 0.65
 _ZOOMS = (0.9, 0.95, 1.0, 1.05, 1.1)
@@ -112,7 +112,7 @@ def same_cells(first: Sequence[Pixels], second: Sequence[Pixels]) -> Indices:
 
     The cell may be shifted by a fifth of the window, larger or smaller, shrunk, recompressed or lit otherwise. A window
     that was turned by quarters or mirrored as a whole is found as well. Each cell of `second` is compared in detail
-    with the few of `first` that look most like it.
+    with the few of `first` that look most like it, and with further ones as long as one of them is the same.
 
     Args:
         first: windows `(S, S, 3) uint8 RGB` around a cell, each of its own side S.
@@ -143,23 +143,30 @@ def _turned(thumbs: Pixels, quarters: int, mirrored: bool) -> Pixels:
 
 
 def _alike(ours: _Bodies, theirs: _Bodies, *, itself: bool) -> Iterator[tuple[int, int]]:
-    """Rows of `ours` and of `theirs` that are alike also in their detail."""
+    """Rows of `ours` and of `theirs` that are alike also in their detail.
+
+    Rivals are compared a few at a time, the most alike first, for as long as there is the same cell among them.
+    """
     alike, least = (SAME, SAME_SQUARE) if ours.whole else (ALIKE, SAME_DETAIL)
     for b, rivals in _rivals(ours.signatures, theirs.signatures, alike, itself=itself):
-        likeness = _detail_likeness(ours, theirs, b, rivals)
-        yield from ((a, b) for a, each in zip(rivals, likeness, strict=True) if each > least)
+        for start in range(0, len(rivals), _AT_ONCE):
+            some = rivals[start : start + _AT_ONCE]
+            likeness = _detail_likeness(ours, theirs, b, some)
+            same = [a for a, each in zip(some, likeness, strict=True) if each > least]
+            yield from ((a, b) for a in same)
+            if not same:
+                break
 
 
 def _rivals(ours: Floats, theirs: Floats, alike: float, *, itself: bool) -> Iterator[tuple[int, list[int]]]:
-    """For each row of `theirs` the rows of `ours` that are most alike, by more than `alike`."""
+    """For each row of `theirs` the rows of `ours` that are alike by more than `alike`, the most alike first."""
     for start in range(0, len(theirs) if len(ours) else 0, _BLOCK):
         likeness = theirs[start : start + _BLOCK] @ ours.T
         if itself:
             likeness[np.arange(len(likeness)), start + np.arange(len(likeness))] = -1
-        kept = min(_RIVALS, len(ours))
-        best = np.argpartition(-likeness, kept - 1, axis=1)[:, :kept]
-        for row, columns in enumerate(best):
-            yield start + row, [int(column) for column in columns if likeness[row, column] > alike]
+        for row, each in enumerate(likeness):
+            found = np.flatnonzero(each > alike)
+            yield start + row, found[np.argsort(-each[found], kind="stable")].tolist()
 
 
 class _Bodies:

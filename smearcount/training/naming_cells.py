@@ -201,7 +201,8 @@ def refuse_untrained_codes(cells: CellSet, data: CellData) -> None:
     folders = [name for name in source.classes if source.codes_of(name) & meant] if source else []
     without = f"leave these classes out with `{_left_out_classes(folders)}`"
     remedy = without if folders else "list the others under `data: codes:`"
-    raise ConfigError(f"no training cell of {', '.join(idle)}; add some, or {remedy}")
+    copies = "copies of validation cells are left out (leaks.txt): put all copies of a cell into one group"
+    raise ConfigError(f"no training cell of {', '.join(idle)}; add some, or {remedy}; {copies}")
 
 
 def cells_of(recipe: ClassifierRecipe, *, whole: bool = False, seen_by: Iterable[ClassifierCard] = ()) -> CellSet:
