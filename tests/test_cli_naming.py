@@ -212,7 +212,7 @@ def test_cells_that_a_model_was_trained_on_are_not_judged(own: Path) -> None:
     }
     assert [row["split"] for row in rows].count("train") == 24
     # What goes out with the model names no picture.
-    assert set(rows_of(run / "model" / "split.csv")[0]) == {"split", "picture_sha256", "group_sha256"}
+    assert set(rows_of(run / "model" / "split.csv")[0]) == {"split", "pixels_sha256", "group_sha256"}
     for number in range(32, 36):
         write_picture(own / "cells" / "Normal" / f"0_{number}.png", drawn_cell(number, "Normal"))
     for number, path in enumerate(sorted((own / "cells" / "Esferocito").iterdir())):
@@ -230,9 +230,11 @@ def test_cells_that_a_model_was_trained_on_are_not_judged(own: Path) -> None:
         assert left_out > 0
         assert found["n"] == n_val - left_out
         assert f"{left_out} cells left out: {model} was trained on them" in result.output
-    known = {row["picture_sha256"] for row in rows if row["split"] == "train"}
-    judged = [own / "cells" / row["origin"] for row in rows_of(own / "judged" / "predictions.csv")]
-    assert not known & {hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in judged}
+    known = {row["pixels_sha256"] for row in rows if row["split"] == "train"}
+    judged = [cv2.imread(str(own / "cells" / row["origin"])) for row in rows_of(own / "judged" / "predictions.csv")]
+    shown = {hashlib.sha256(b"80x80" + pixels[..., ::-1].tobytes()).hexdigest()[:16] for pixels in judged}
+    assert len(known) == 24
+    assert not known & shown
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -220,7 +221,7 @@ def patients(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str,
 
 
 def listed(model: str, patients: Mapping[int, bytes]) -> None:
-    """The list of a training on one picture of each of some patients."""
+    """The list of a training on one picture of each of some patients, as models of version 0.11 have it."""
     ids = {hashlib.sha256(f"patient{number}".encode()).hexdigest()[:16]: each for number, each in patients.items()}
     rows = "".join(f"train,{hashlib.sha256(each).hexdigest()[:16]},{name}\n" for name, each in ids.items())
     (Path(model) / "split.csv").write_text("split,picture_sha256,group_sha256\n" + rows)
@@ -254,8 +255,31 @@ def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str,
     with pytest.raises(UsageError, match="trained on all 8 cells that are now for validation; label new ones"):
         run_judging(job)
     (Path(patients["model"]) / "split.csv").write_text("cell,side\n")
-    with pytest.raises(ModelError, match=r"split\.csv: expected the columns split, picture_sha256, group_sha256"):
+    with pytest.raises(ModelError, match=r"split\.csv: expected the columns split, pixels_sha256, group_sha256"):
         run_judging(job)
+
+
+@pytest.mark.parametrize(("quality", "known"), [(0, True), (90, False)])
+def test_a_training_picture_is_known_by_its_pixels(patients: dict[str, Any], quality: int, known: bool) -> None:
+    """Also saved again without loss, in a file of other bytes; with loss it is another one, as the guide says."""
+    folder = patients["recipe"].parent / "cells"
+    paths = sorted(folder.glob("*/*/*.png"))
+    shown = {path: hashlib.sha256(b"75x75" + cv2.imread(str(path))[..., ::-1].tobytes()).hexdigest() for path in paths}
+    rows = "".join(f"train,{each[:16]},\n" for each in shown.values())
+    (Path(patients["model"]) / "split.csv").write_text("split,pixels_sha256,group_sha256\n" + rows)
+    for path in paths:
+        pixels = cv2.imread(str(path))
+        path.unlink()
+        if quality:
+            cv2.imwrite(str(path.with_suffix(".jpg")), pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        else:
+            cv2.imwrite(str(path.with_suffix(".bmp")), pixels)
+    job = Judging(**patients, split="val", sources=(), on_card=False)
+    if known:
+        with pytest.raises(UsageError, match="trained on all 8 cells"):
+            run_judging(job)
+    else:
+        assert run_judging(job)["left_out"] == 0
 
 
 def test_without_the_card_flag_the_model_stays_as_it_is(asked: dict[str, Any]) -> None:

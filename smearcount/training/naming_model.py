@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +18,24 @@ import yaml
 from smearcount.cards import TrainingData
 from smearcount.cellsets import CellSet
 from smearcount.errors import ModelError
-from smearcount.images import write_text_atomic
-from smearcount.report import Row, to_csv
+from smearcount.images import ReadLimits, open_image, write_text_atomic
+from smearcount.report import to_csv
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.naming_cells import CellData, asked_kinds, data_of, picture_um, pictures_of
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import SPLIT_FILE, TAXONOMY_FILE, package_naming_run
+from smearcount.training.survey import pixels_sum
 
 __all__ = ["finish_run", "trained_on"]
 
 _PRIVATE = ("source", "cell", "group")
-_PUBLIC = ("split", "picture_sha256", "group_sha256")
+_PUBLIC = ("split", "pixels_sha256", "group_sha256")
+_OF_FILES = ("split", "picture_sha256", "group_sha256")
+"""Columns of lists that know pictures by the bytes of their files, as models up to version 0.11 have them."""
+
 _DIGITS = 16
+
+Sums = list[tuple[str, str]]
 
 
 def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, about: Path | None = None) -> Path:
@@ -44,10 +50,17 @@ def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, a
     if data.merge:
         merged = load_taxonomy(data.taxonomy).merged(data.merge).model_dump(mode="json", exclude_defaults=True)
         write_text_atomic(folder / TAXONOMY_FILE, yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
-    rows = _split_rows(recipe, cells)
-    write_text_atomic(run / SPLIT_FILE, to_csv((*_PUBLIC[:1], *_PRIVATE, *_PUBLIC[1:]), rows))
-    write_text_atomic(folder / SPLIT_FILE, to_csv(_PUBLIC, [{key: row[key] for key in _PUBLIC} for row in rows]))
+    _write_split(run, folder, recipe, cells)
     return folder
+
+
+def _write_split(run: Path, folder: Path, recipe: ClassifierRecipe, cells: CellSet) -> None:
+    words = zip(*(each.tolist() for each in (cells.sources, cells.origins, cells.groups)), strict=True)
+    each_cell = zip(cells.splits.tolist(), words, _sums(recipe, cells, _of_pixels), strict=True)
+    columns = (*_PUBLIC[:1], *_PRIVATE, *_PUBLIC[1:])
+    rows = [dict(zip(columns, (side, *told, *sums), strict=True)) for side, told, sums in each_cell]
+    write_text_atomic(run / SPLIT_FILE, to_csv(columns, rows))
+    write_text_atomic(folder / SPLIT_FILE, to_csv(_PUBLIC, [{key: row[key] for key in _PUBLIC} for row in rows]))
 
 
 def _training_data(recipe: ClassifierRecipe, data: CellData, cells: CellSet) -> list[TrainingData]:
@@ -68,9 +81,10 @@ def _training_data(recipe: ClassifierRecipe, data: CellData, cells: CellSet) -> 
 def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str = "train") -> npt.NDArray[np.bool_]:
     """Which cells `(N,)` a classifier was trained on: the picture itself, or another one of its group.
 
-    A group is known by its name together with one of its pictures, as many laboratories have a `patient1`; that of a
-    field, whose cells have no picture of their own, by its name. None of them where the model has no list, as the
-    shipped ones, whose collections have fixed lists of their own.
+    A picture is known by its pixels, whatever the file is called or how it was saved without loss. A group is known by
+    its name together with one of its pictures, as many laboratories have a `patient1`; that of a field, whose cells
+    have no picture of their own, by its name. None of them where the model has no list, as the shipped ones, whose
+    collections have fixed lists of their own.
 
     Args:
         model: its folder.
@@ -83,39 +97,45 @@ def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str 
     """
     if not (model / SPLIT_FILE).is_file():
         return np.zeros(len(cells), np.bool_)
-    seen = {_sums(row) for row in _read_rows(model / SPLIT_FILE) if row["split"] == side}
-    here = [_sums(row) for row in _split_rows(recipe, cells)]
+    columns, rows = _read_rows(model / SPLIT_FILE)
+    seen = {(picture, group) for split, picture, group in rows if split == side}
+    here = _sums(recipe, cells, _of_pixels if columns == _PUBLIC else _of_file)
     pictures = {picture for picture, _ in seen} - {""}
     groups = {group for _, group in seen.intersection(here)} - {""}
     return np.array([picture in pictures or group in groups for picture, group in here], np.bool_)
 
 
-def _sums(row: Mapping[str, object]) -> tuple[str, str]:
-    """Checksums of the picture and of the group; each may be empty."""
-    return str(row["picture_sha256"]), str(row["group_sha256"])
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns of a list, which tell what its pictures are known by, and its rows."""
     with path.open(newline="", encoding="utf-8") as stream:
-        table = csv.DictReader(stream)
-        if tuple(table.fieldnames or ()) != _PUBLIC:
-            raise ModelError(f"{path}: expected the columns {', '.join(_PUBLIC)}; run the training once more")
-        return list(table)
+        columns, *rows = [tuple(row) for row in csv.reader(stream) if row] or [()]
+    if columns not in (_PUBLIC, _OF_FILES) or any(len(row) != len(columns) for row in rows):
+        raise ModelError(f"{path}: expected the columns {', '.join(_PUBLIC)}; run the training once more")
+    return columns, rows
 
 
-def _split_rows(recipe: ClassifierRecipe, cells: CellSet) -> list[Row]:
-    """A row for each cell. The checksum of a group that is nothing but the cell itself is left empty."""
-    words = (cells.splits, cells.sources, cells.origins, cells.groups)
-    rows = zip(*(each.tolist() for each in words), pictures_of(recipe, cells), strict=True)
+def _sums(recipe: ClassifierRecipe, cells: CellSet, of_picture: Callable[[Path], str]) -> Sums:
+    """Checksums of the picture and of the group of each cell.
+
+    That of the picture is empty for cells of a field, that of a group that is nothing but the cell itself as well.
+    """
+    pictures = pictures_of(recipe, cells)
+    known = {picture: of_picture(picture)[:_DIGITS] for picture in set(pictures) if picture}
+    own = zip(pictures, cells.groups.tolist(), cells.origins.tolist(), strict=True)
     return [
-        {
-            **{"split": split, "source": source, "cell": origin, "group": group},
-            "picture_sha256": _digest(picture.read_bytes()) if picture else "",
-            "group_sha256": "" if group == origin else _digest(group.encode()),
-        }
-        for split, source, origin, group, picture in rows
+        (known[picture] if picture else "", "" if group == origin else _sha256(group.encode())[:_DIGITS])
+        for picture, group, origin in own
     ]
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+def _of_pixels(picture: Path) -> str:
+    source = open_image(picture, ReadLimits(min_side_px=1))
+    return pixels_sum(source.read(0, 0, *source.size_wh))
+
+
+def _of_file(picture: Path) -> str:
+    return _sha256(picture.read_bytes())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -33,6 +33,7 @@ __all__ = [
     "check_pictures",
     "faults_csv",
     "folder_classes",
+    "pixels_sum",
     "sample_sheet",
     "summary",
 ]
@@ -165,8 +166,13 @@ def _check(path: Path, label: str) -> tuple[list[PictureFault], _Checked | None]
     if path.suffix.lower() not in _SUFFIXES[kind]:
         faults.append(PictureFault(path, "wrong suffix", "reported", f"named {path.suffix or 'without'}, is a {kind}"))
     chroma = sampled.max(axis=2) - sampled.min(axis=2)
-    digest = hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
-    return faults, _Checked(path, label, digest, bool(np.percentile(chroma, 99) <= GREY_CHROMA))
+    return faults, _Checked(path, label, pixels_sum(pixels), bool(np.percentile(chroma, 99) <= GREY_CHROMA))
+
+
+def pixels_sum(pixels: Pixels) -> str:
+    """SHA-256 of what a picture `(H, W, 3) uint8 RGB` shows, in whatever file it is kept."""
+    height, width = pixels.shape[:2]
+    return hashlib.sha256(f"{width}x{height}".encode() + pixels.tobytes()).hexdigest()
 
 
 def _copies(read: list[_Checked], meant: Classes) -> list[PictureFault]:
