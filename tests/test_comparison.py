@@ -91,6 +91,8 @@ def test_a_comparison_ends_in_a_table_and_a_failure_is_a_row(tmp_path: Path) -> 
     assert all(line.startswith("alexnet") for line in lines)
     assert len(lines) == 6
     assert again[4:] == rows[2:]
+    # What had no pretrained weights was never frozen, and the table says so.
+    assert [row["body"] for row in again] == ["frozen", "trained"] * 2 + ["from nothing"] * 4
     assert not any(row["error"] for row in again)
 
 

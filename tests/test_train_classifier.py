@@ -149,13 +149,22 @@ def test_cells_are_judged_in_the_window_of_the_finished_classifier(tmp_path: Pat
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def eventful(**changes: Any) -> ClassifierRecipe:
+@pytest.fixture(scope="module")
+def body(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a body of LeNet-5, to start from."""
+    file = tmp_path_factory.mktemp("weights") / "lenet5.safetensors"
+    save_file(build_net(NetSpec(backbone="lenet5", codes=2, input_px=32)).body.state_dict(), file)
+    return file
+
+
+def eventful(body: Path, **changes: Any) -> ClassifierRecipe:
     """Everything that has a state or chance of its own: dropout, BatchNorm, momentum, averages, mixing, turning."""
     frozen = phase(name="frozen", body="frozen", epochs=2, find_rate=True)
     trained = phase(epochs=3, learning_rate=0.02, body_rate_first=1e-4, body_rate_last=1e-2)
     return recipe(
         net={"backbone": "lenet5", "input_px": 32, "head": "thesis"},
         phases=[frozen, trained],
+        pretrained=str(body),
         **{"optimiser": {"kind": "adamw"}, "balance": {"kind": "undersample"}, "mixup": 0.3, "ema": 0.8},
         **{"early_stopping": {"monitor": "valid_loss", "patience": 9}, "cells_per_epoch": 21},
         **{"augmentation": {"flip": 0.5, "rotate": 1.0, "light_share": 1.0, "brightness": 0.2, "noise_share": 0.5}},
@@ -167,7 +176,7 @@ class Interrupted(Exception):
     """Stands for a power cut."""
 
 
-def test_a_run_interrupted_in_every_epoch_gives_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_interrupted_in_every_epoch_gives_the_same_weights(body: Path, tmp_path: Path) -> None:
     cells, seen = rendered_cells(), set()
 
     def cut_once(line: str) -> None:
@@ -177,17 +186,17 @@ def test_a_run_interrupted_in_every_epoch_gives_the_same_weights(tmp_path: Path)
 
     for _ in range(5):
         with pytest.raises(Interrupted):
-            train_classifier(eventful(), cells, tmp_path / "cut", report=cut_once)
+            train_classifier(eventful(body), cells, tmp_path / "cut", report=cut_once)
         assert not (tmp_path / "cut" / "summary.json").exists()
-    train_classifier(eventful(), cells, tmp_path / "cut", report=cut_once)
-    train_classifier(eventful(), cells, tmp_path / "whole")
+    train_classifier(eventful(body), cells, tmp_path / "cut", report=cut_once)
+    train_classifier(eventful(body), cells, tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert {path.name for path in (tmp_path / "cut").iterdir()} == LEFT | {"lr_find.png"}
     for row, other in zip(history(tmp_path / "cut"), history(tmp_path / "whole"), strict=True):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
     assert "resumed after epoch 2" in (tmp_path / "cut" / "train.log").read_text()
-    again = train_classifier(eventful(seed=4), cells, tmp_path / "other")
+    again = train_classifier(eventful(body, seed=4), cells, tmp_path / "other")
     assert not torch.equal(load_file(again / "model.safetensors")["head.decide.2.weight"], ours["head.decide.2.weight"])
 
 
@@ -291,6 +300,24 @@ def test_a_frozen_body_keeps_the_pretrained_weights(tmp_path: Path) -> None:
     assert all(body[key].ndim == 1 for key in changed)
     with pytest.raises(ModelError, match=r"missing\.safetensors"):
         train_classifier(recipe(name, pretrained="missing.safetensors"), rendered_cells(), tmp_path / "missing")
+
+
+def test_a_body_that_starts_from_nothing_learns_in_every_phase_at_the_rate_of_the_head(tmp_path: Path) -> None:
+    """Whatever the phases say, which were written for pretrained weights."""
+    frozen = phase(name="frozen", body="frozen", epochs=2, schedule="constant")
+    tuned = phase(body_rate_first=1e-6, body_rate_last=1e-5, schedule="constant")
+    run = train_classifier(recipe(phases=[frozen, tuned]), rendered_cells(), tmp_path / "run")
+    assert {(row["body_rate"], row["learning_rate"]) for row in history(run)} == {(0.01, 0.01)}
+    plain = [phase(name=name, epochs=n, schedule="constant") for name, n in (("frozen", 2), ("all", 1))]
+    same = train_classifier(recipe(phases=plain), rendered_cells(), tmp_path / "same")
+    ours, theirs = (load_file(each / "model.safetensors") for each in (run, same))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    torch.manual_seed(3)
+    before = build_net(NetSpec(backbone="lenet5", codes=3, input_px=32)).state_dict()
+    assert not any(torch.equal(ours[key], before[key]) for key in ours)
+    told = "no pretrained weights: all layers learn in every phase, at the rate of the head"
+    assert (run / "train.log").read_text().splitlines()[0] == told
+    assert [each["body"] for each in summary(run)["recipe"]["phases"]] == ["trained", "trained"]
 
 
 def test_early_stopping_stops_and_keeps_the_best_epoch(tmp_path: Path) -> None:
@@ -530,11 +557,12 @@ def test_the_curve_of_a_level_loss_is_level(tmp_path: Path) -> None:
     assert found["losses"] == pytest.approx([2.0] * len(found["losses"]), abs=1e-6)
 
 
-def test_a_found_rate_is_used_for_all_layers(tmp_path: Path) -> None:
+def test_a_found_rate_is_used_for_all_layers(body: Path, tmp_path: Path) -> None:
     searching = recipe(
+        pretrained=str(body),
         phases=[
             phase(find_rate=True, schedule="constant", learning_rate=1e-3, body_rate_first=1e-5, body_rate_last=1e-4)
-        ]
+        ],
     )
     killed = tmp_path / "run" / ".lr_find_of-a-search-that-was-killed.ckpt"
     killed.parent.mkdir()

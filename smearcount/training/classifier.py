@@ -47,6 +47,8 @@ Report = Callable[[str], None]
 def train_classifier(recipe: ClassifierRecipe, cells: CellSet, out: Path, *, report: Report | None = None) -> Path:
     """Train a classifier, or go on with an interrupted training; returns the folder of the run.
 
+    Without pretrained weights all layers learn in every phase, at the head's rate, whatever the phases say.
+
     Args:
         recipe: all that decides on the training.
         cells: with both splits set; their codes are those of the classifier.
@@ -60,6 +62,7 @@ def train_classifier(recipe: ClassifierRecipe, cells: CellSet, out: Path, *, rep
         ModelError: the pretrained weights can't be had or don't fit.
         KeyboardInterrupt: it was stopped, by Ctrl-C or SIGTERM; called again, it goes on.
     """
+    recipe = recipe.as_run()
     check_training(recipe, cells)
     identity = _identity(recipe, cells)
     if (out / "summary.json").is_file():
@@ -169,6 +172,8 @@ class _Run:
     def train(self) -> None:
         """All phases that are still to be done."""
         first = self.phase + self.phase_done
+        if not self.saved and not self.recipe.pretrained:
+            self._log("no pretrained weights: all layers learn in every phase, at the rate of the head")
         for number in range(first, len(self.recipe.phases)):
             resumes = bool(self.saved) and number == self.phase and not self.phase_done
             self.phase, self.phase_done = number, False

@@ -24,10 +24,10 @@ from smearcount.training.naming_setting import plot_losses
 __all__ = ["COLUMNS", "BackboneChoice", "ComparisonRecipe", "OptimiserChoice", "run_comparison"]
 
 COLUMNS = (
-    *("model", "optimiser", "phase", "train_loss", "valid_loss", "accuracy", "macro_f1", "epochs", "seconds_per_cell"),
-    "error",
+    *("model", "optimiser", "phase", "body", "train_loss", "valid_loss", "accuracy", "macro_f1", "epochs"),
+    *("seconds_per_cell", "error"),
 )
-"""Columns of `comparison.csv`."""
+"""Columns of `comparison.csv`. `body` is `frozen` or `trained`, or `from nothing` without pretrained weights."""
 
 Row = dict[str, Any]
 Finish = Callable[[Path, ClassifierRecipe, str], object]
@@ -225,10 +225,12 @@ def _rows(combination: _Combination, folder: Path) -> list[Row]:
     """One row for each phase, as in the thesis, which shows the frozen and the fine-tuned network."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     figures = ("phase", "train_loss", "valid_loss", "accuracy", "macro_f1", "epochs")
-    return [
-        _row(combination, seconds_per_cell=summary["seconds_per_cell"], **{key: phase[key] for key in figures})
-        for phase in summary["phases"]
-    ]
+    rows = []
+    for found, asked in zip(summary["phases"], summary["recipe"]["phases"], strict=True):
+        body = asked["body"] if summary["recipe"]["pretrained"] else "from nothing"
+        told = {"body": body, "seconds_per_cell": summary["seconds_per_cell"]}
+        rows.append(_row(combination, **told, **{key: found[key] for key in figures}))
+    return rows
 
 
 def _write(out: Path, rows: list[Row], histories: dict[str, list[dict[str, str]]]) -> None:

@@ -63,7 +63,7 @@ class Phase(Strict):
 
     Attributes:
         name: of the log and the tables.
-        body: `frozen` trains the head alone, and the body's BatchNorm keeps its statistics.
+        body: `frozen` trains the head alone, and the body's BatchNorm keeps its statistics; see `as_run` of the recipe.
         epochs: how many, unless it stops early.
         input_px: side of the network input in this phase, where it is another than the network's own.
         learning_rate: of the head; the highest one of a one-cycle or cosine schedule.
@@ -101,6 +101,10 @@ class Phase(Strict):
             if (value := getattr(self, key)) is not None
         }
         return self.model_copy(update=rates)
+
+    def from_nothing(self) -> Phase:
+        """The same phase for a body without pretrained weights, which learns at the head's rate."""
+        return self.model_copy(update={"body": "trained", "body_rate_first": None, "body_rate_last": None})
 
 
 class Balance(Strict):
@@ -219,6 +223,15 @@ class ClassifierRecipe(Strict):
     def window_um(self) -> float:
         """Side of the window in which the finished classifier sees a cell."""
         return self.named_um or self.patch_um
+
+    def as_run(self) -> ClassifierRecipe:
+        """The recipe as it is trained: a body without pretrained weights learns in every phase, at the head's rate.
+
+        Frozen, or at the rates of fine-tuning, it would stay what chance made it.
+        """
+        if self.pretrained:
+            return self
+        return self.model_copy(update={"phases": tuple(phase.from_nothing() for phase in self.phases)})
 
     def check_pretrained(self) -> None:
         """See whether the file of the pretrained weights is there, before cells are read for minutes.
