@@ -382,6 +382,9 @@ def test_merges_and_confused_pairs_are_proposed(model: Path, place: Path, tmp_pa
     merges = call("mend", "merges", place / "my cells.yaml", "--model", model, "--clusters", "2-3", "--out", out)
     assert merges.exit_code == 0, merges.output
     assert sorted(path.name for path in out.iterdir()) == ["merges.png", "merges.yaml"]
+    assert merges.output.startswith((out / "merges.yaml").read_text() + "written: ")
+    # Four validation cells of either code are none to merge them on.
+    assert merges.output.startswith("merge: {}\n# ")
     pairs = call("mend", "experts", place / "my cells.yaml", "--model", model)
     assert pairs.exit_code == 0, pairs.output
     assert json.loads(pairs.output)["cells"] == 8

@@ -301,9 +301,9 @@ def mend_merges(
     with clear_errors():
         refuse_input(out / "merges.yaml", [recipe])
         with waiting(quiet, "clustering"):
-            line, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
+            text, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
     if not quiet:
-        typer.echo(f"{line}\nwritten: {out / 'merges.yaml'}, {plot}")
+        typer.echo(f"{text}\nwritten: {out / 'merges.yaml'}, {plot}")
 
 
 @mend_app.command("experts")

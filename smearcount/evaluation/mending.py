@@ -61,9 +61,10 @@ def _hear(model: Model, cells: CellSet) -> _Heard:
 
 
 def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tuple[str, Path]:
-    """Clusters of the embeddings of validation cells; the line for a recipe and the plot beside `merges.yaml`.
+    """Clusters of the embeddings of validation cells; the content of `merges.yaml` and the plot beside it.
 
-    Only codes of one kind are proposed, as a training merges no others.
+    That is the line for a recipe, then what it rests on, as comments. Only codes of one kind are proposed, as a
+    training merges no others.
 
     Raises:
         UsageError: there are too few cells.
@@ -75,11 +76,12 @@ def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tup
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     named = _hear(found, cells).named
     data = data_of(read_model(ClassifierRecipe, recipe))
-    kind_of = load_taxonomy(data.taxonomy).merged(data.merge).kind_of
-    proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs).within_kinds(kind_of)
-    line = proposal.as_yaml(data.merge)
-    write_text_atomic(make_folder(out) / "merges.yaml", line + "\n")
-    return line, write_picture(out / "merges.png", plot_merges(proposal))
+    taxonomy = load_taxonomy(data.taxonomy).merged(data.merge)
+    proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs).within_kinds(taxonomy.kind_of)
+    text = "\n".join((proposal.as_yaml(data.merge), *(f"# {reason}" for reason in proposal.reasons())))
+    write_text_atomic(make_folder(out) / "merges.yaml", text + "\n")
+    colours = {code: entry.colour for code, entry in taxonomy.codes.items()}
+    return text, write_picture(out / "merges.png", plot_merges(proposal, colours))
 
 
 def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict[str, Any]:

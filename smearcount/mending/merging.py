@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from math import nan
+from math import isnan, nan
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,9 @@ MIN_OVERLAP = 0.5
 MIN_CONFUSION = 0.05
 """A classifier that confuses two codes less than this tells them apart, whatever the clusters say."""
 
+MIN_CELLS = 5
+"""Cells of either code that a merge is proposed on: overlap and confusion of fewer are chance."""
+
 MIN_SILHOUETTE = 0.25
 """No substantial structure below (Kaufman and Rousseeuw 1990, Finding Groups in Data, table 2.4): nothing to go by."""
 
@@ -55,6 +58,7 @@ class CodePair:
     Attributes:
         first: the code that comes first among the codes.
         second: the other one.
+        cells: of either code.
         overlap: sum over the clusters of the smaller of the two shares of cells, from 0 to 1 (histogram intersection,
             Swain and Ballard 1991, 10.1007/BF00130487); the numbers of cells of the codes have no influence.
         confusion: mean of the shares of each code's cells that were given the other one; NaN without probabilities.
@@ -62,8 +66,31 @@ class CodePair:
 
     first: str
     second: str
+    cells: tuple[int, int]
     overlap: float
     confusion: float
+
+    @property
+    def alike(self) -> bool:
+        """Whether the codes share their clusters, are confused (where that is known), and have cells enough to say so.
+
+        Two that are confused less are told apart, whatever the clusters say.
+        """
+        confused = not self.confusion < MIN_CONFUSION
+        return self.overlap >= MIN_OVERLAP and confused and min(self.cells) >= MIN_CELLS
+
+    @property
+    def told(self) -> str:
+        """The pair in one line, with the reason where it is not proposed."""
+        line = f"{self.first} and {self.second}: {self.cells[0]} and {self.cells[1]} cells, overlap {self.overlap:.2f}"
+        line += "" if isnan(self.confusion) else f", confusion {self.confusion:.2f}"
+        if self.alike:
+            return line
+        if self.overlap < MIN_OVERLAP:
+            return f"{line}; not proposed, as they lie in different clusters"
+        if min(self.cells) < MIN_CELLS:
+            return f"{line}; not proposed on fewer than {MIN_CELLS} cells of either"
+        return f"{line}; not proposed, as the classifier tells them apart"
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +126,13 @@ class MergeProposal:
         pairs = tuple(pair for pair in self.pairs if kind_of[pair.first] == kind_of[pair.second])
         return replace(self, pairs=pairs)
 
-    def merges(
-        self, min_overlap: float = MIN_OVERLAP, min_confusion: float = MIN_CONFUSION
-    ) -> dict[str, tuple[str, ...]]:
+    def merges(self) -> dict[str, tuple[str, ...]]:
         """Codes to be made one, by the name of the new one: `{"ovalocyte_or_elliptocyte": ("ovalocyte", ...)}`.
 
-        Each two codes of a group overlap enough and, where probabilities were given, are confused often enough; none
-        unless `clustered`. A proposal for an expert, who alone knows which difference matters.
+        Each two codes of a group are `alike`; none unless `clustered`. A proposal for an expert, who alone knows which
+        difference matters.
         """
-        alike = [pair for pair in self.pairs if pair.overlap >= min_overlap and not pair.confusion < min_confusion]
-        alike = alike if self.clustered else []
+        alike = [pair for pair in self.pairs if pair.alike] if self.clustered else []
         allowed = {frozenset((pair.first, pair.second)) for pair in alike}
         group_of: dict[str, tuple[str, ...]] = {code: (code,) for code in self.codes}
         for pair in alike:
@@ -120,25 +144,29 @@ class MergeProposal:
         groups = dict.fromkeys(group for group in group_of.values() if len(group) > 1)
         return {"_or_".join(group): group for group in groups}
 
-    def as_yaml(
-        self,
-        before: Mapping[str, Sequence[str]] = MappingProxyType({}),
-        min_overlap: float = MIN_OVERLAP,
-        min_confusion: float = MIN_CONFUSION,
-    ) -> str:
+    def as_yaml(self, before: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
         """The line for a training recipe: `merge: {new_code: [old, old]}`.
 
         Args:
             before: what the recipe merges already; the line takes its place, in the codes of the cells themselves.
-            min_overlap: as for `merges`.
-            min_confusion: as for `merges`.
         """
-        merges = self.merges(min_overlap, min_confusion)
+        merges = self.merges()
         joined = {code for group in merges.values() for code in group}
         groups = {new: list(olds) for new, olds in before.items() if new not in joined}
         groups |= {new: [old for code in group for old in before.get(code, (code,))] for new, group in merges.items()}
         flow = yaml.safe_dump(groups, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize)
         return f"merge: {flow.strip()}"
+
+    def reasons(self) -> list[str]:
+        """What the proposal rests on: a line for each pair of codes that share their clusters, one pair at least.
+
+        Pairs of which each is alike may stay apart where a third code is like only one of them.
+        """
+        if not self.clustered:
+            best = self.silhouettes[self.best_k]
+            return [f"no clusters: the best mean silhouette is {best:.2f}, below {MIN_SILHOUETTE}"]
+        sharing = [pair for pair in self.pairs if pair.overlap >= MIN_OVERLAP]
+        return [pair.told for pair in sharing or self.pairs[:1]]
 
 
 def propose_merges(
@@ -179,7 +207,8 @@ def propose_merges(
     # Clusters come without an order: by the code that is most common in them the table can be read.
     table = table[:, np.lexsort((-table.max(axis=0), table.argmax(axis=0)))]
     scatter = np.pad(points, ((0, 0), (0, 2)))[:, :2].astype(np.float32)
-    pairs = _pairs(codes, table, None if probs is None else confusion_counts(labels, probs.argmax(axis=1), len(codes)))
+    confusion = None if probs is None else confusion_counts(labels, probs.argmax(axis=1), len(codes))
+    pairs = _pairs(codes, np.bincount(labels, minlength=len(codes)), table, confusion)
     return MergeProposal(codes, silhouettes, best_k, table, pairs, scatter, own)
 
 
@@ -221,12 +250,12 @@ def merge_targets(
     return merged, after
 
 
-def plot_merges(proposal: MergeProposal, colours: Mapping[str, str] | None = None) -> npt.NDArray[np.uint8]:
+def plot_merges(proposal: MergeProposal, colours: Mapping[str, str]) -> npt.NDArray[np.uint8]:
     """The cells in two principal components by code, and the silhouette of each number of clusters.
 
     Args:
         proposal: what is drawn.
-        colours: `#rrggbb` of each code, from a taxonomy; a code without one gets a colour of its own.
+        colours: `#rrggbb` of each code, from a taxonomy.
 
     Returns:
         `(600, 1300, 3) uint8 RGB`.
@@ -235,7 +264,7 @@ def plot_merges(proposal: MergeProposal, colours: Mapping[str, str] | None = Non
 
     figure = Figure(figsize=(_PLOT_WH[0] / 100, _PLOT_WH[1] / 100), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_cells(left, proposal, colours or {})
+    _draw_cells(left, proposal, colours)
     right.plot(list(proposal.silhouettes), list(proposal.silhouettes.values()), "o-", color="#0066b3")
     right.axvline(proposal.best_k, linestyle=":", color="#333333")
     right.set(title=f"best: {proposal.best_k} clusters", xlabel="number of clusters", ylabel="mean silhouette")
@@ -246,15 +275,12 @@ def plot_merges(proposal: MergeProposal, colours: Mapping[str, str] | None = Non
 
 
 def _draw_cells(axes: Axes, proposal: MergeProposal, colours: Mapping[str, str]) -> None:
-    from matplotlib import colormaps
-
-    others = colormaps["tab20"]
     for index in np.unique(proposal.scatter_codes):
         code, points = proposal.codes[index], proposal.scatter[proposal.scatter_codes == index]
         # A leading underscore would hide the entry, and dollar signs would be read as a formula.
         name = code.lstrip("_").replace("$", r"\$")
-        colour = colours.get(code, others(index % others.N))
-        axes.scatter(points[:, 0], points[:, 1], s=9, color=colour, marker="osD^v"[index % 5], linewidths=0, label=name)
+        marks: dict[str, Any] = {"color": colours[code], "marker": "osD^v"[index % 5]}
+        axes.scatter(points[:, 0], points[:, 1], s=9, linewidths=0, label=name, **marks)
     axes.set(title="cells by code", xlabel="first principal component", ylabel="second principal component")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, markerscale=1.8, frameon=False)
 
@@ -305,7 +331,7 @@ def _clusterings(points: npt.NDArray[np.float64], ks: list[int], seed: int) -> t
 
 
 def _pairs(
-    codes: tuple[str, ...], table: npt.NDArray[np.int64], confusion: npt.NDArray[np.int64] | None
+    codes: tuple[str, ...], cells: Rows, table: npt.NDArray[np.int64], confusion: npt.NDArray[np.int64] | None
 ) -> tuple[CodePair, ...]:
     def confused(a: int, b: int) -> float:
         if confusion is None:
@@ -315,7 +341,10 @@ def _pairs(
     present = np.flatnonzero(table.sum(axis=1))
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     pairs = [
-        CodePair(codes[a], codes[b], float(np.minimum(shares[a], shares[b]).sum()), confused(a, b))
+        CodePair(
+            *(codes[a], codes[b], (int(cells[a]), int(cells[b]))),
+            *(float(np.minimum(shares[a], shares[b]).sum()), confused(a, b)),
+        )
         for a, b in combinations(present.tolist(), 2)
     ]
     return tuple(sorted(pairs, key=lambda pair: -pair.overlap))
