@@ -23,6 +23,7 @@ from smearcount.classify import label_columns
 from smearcount.cli import app
 from smearcount.config import Settings
 from smearcount.images import write_picture
+from smearcount.taxonomy import load_taxonomy
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -504,6 +505,24 @@ def test_a_merged_model_brings_the_taxonomy_it_needs(place: Path, tmp_path: Path
     judged = call(*asked, "--quiet")
     assert judged.exit_code == 0, judged.output
     assert "gives none of their codes (4 normocyte, 4 spherocyte)" in judged.output
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_of_codes_of_your_own_brings_the_taxonomy_it_needs(place: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((SAMPLES.parent / "configs" / "taxonomy.yaml").read_text())
+    content["codes"]["blister_cell"] = {"kind": "rbc", "name": "Blister cell", "colour": "#123456"}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    recipe = yaml.safe_load((place / "my cells.yaml").read_text())
+    recipe["data"] |= {"classes": {"Esferocito": "blister cells"}, "taxonomy": str(tmp_path / "own.yaml")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    trained = call("train", "classifier", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--quiet")
+    assert trained.exit_code == 0, trained.output
+    model = tmp_path / "run" / "model"
+    assert load_taxonomy(model / "taxonomy.yaml") == load_taxonomy(tmp_path / "own.yaml")
+    words = ("analyze", SAMPLES / "sparse.jpg", "--classifiers", model, "--out", tmp_path / "out", "--quiet")
+    assert call(*words, "--taxonomy", model / "taxonomy.yaml").exit_code == 0
+    labels = {row["label"] for row in rows_of(tmp_path / "out" / "sparse.cells.csv") if row["kind"] == "rbc"}
+    assert labels <= {"normocyte", "blister_cell", "unclassified"}
 
 
 def test_a_wrong_recipe_is_told_in_one_line_with_its_file(place: Path, tmp_path: Path) -> None:

@@ -41,15 +41,17 @@ Sums = list[tuple[str, str]]
 def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, about: Path | None = None) -> Path:
     """The model folder of a finished run, with the words of the file `about` or plain ones under the name.
 
+    Where its codes may be none of the shipped taxonomy, merged ones or those of a taxonomy of its own, that goes along.
+
     Raises:
         ConfigError: the words are malformed.
     """
     data = data_of(recipe)
     kinds, learned = asked_kinds(data, cells.codes), _training_data(recipe, data, cells)
     folder = package_naming_run(run, name, about, kinds, picture_um(recipe), learned)
-    if data.merge:
-        merged = load_taxonomy(data.taxonomy).merged(data.merge).model_dump(mode="json", exclude_defaults=True)
-        write_text_atomic(folder / TAXONOMY_FILE, yaml.safe_dump(merged, sort_keys=False, allow_unicode=True))
+    if data.merge or data.taxonomy:
+        own = load_taxonomy(data.taxonomy).merged(data.merge).model_dump(mode="json", exclude_defaults=True)
+        write_text_atomic(folder / TAXONOMY_FILE, yaml.safe_dump(own, sort_keys=False, allow_unicode=True))
     _write_split(run, folder, recipe, cells)
     return folder
 
