@@ -104,7 +104,7 @@ def test_a_survey_shows_what_would_be_trained_on(place: Path, tmp_path: Path) ->
 def test_a_folder_of_cells_becomes_a_model(trained: Result, model: Path, place: Path) -> None:
     assert "all epoch 2/2" in trained.output
     assert "1 pictures left out (faults.csv), 0 leaks removed (leaks.txt)" in trained.output
-    assert f"smearcount evaluate classifier {place / 'my cells.yaml'} --model {model}" in trained.output
+    assert f"smearcount evaluate classifier '{place / 'my cells.yaml'}' --model {model}" in trained.output
     card = Model(model).classifier_card
     assert (card.id, card.codes, card.kinds) == ("own-my-cells", CODES, ("rbc",))
     assert (card.patch_um, card.input_px, card.embedding) == (12.0, 32, 84)

@@ -234,7 +234,7 @@ def test_a_class_without_a_usable_picture_stops_the_training(tmp_path: Path) -> 
     for path in (folder / "HJ").iterdir():
         path.write_bytes(b"no picture")
     (folder / "PB").mkdir()
-    with pytest.raises(ConfigError, match=r'no usable picture in HJ, PB .*faults\.csv.*`classes: {HJ: "", PB: ""}`'):
+    with pytest.raises(ConfigError, match=r"no usable picture in HJ, PB .*faults\.csv.*`classes: {HJ: '', PB: ''}`"):
         checked_cells(recipe(folder=folder), tmp_path)
     assert checked_cells(recipe(folder=folder, classes={"HJ": "", "PB": ""}), tmp_path).codes == (
         *("normocyte", "platelet"),
@@ -243,13 +243,42 @@ def test_a_class_without_a_usable_picture_stops_the_training(tmp_path: Path) -> 
     assert checked_cells(recipe(folder=folder, codes=("normocyte", "PLT")), tmp_path).codes == ("normocyte", "platelet")
 
 
+def test_names_that_yaml_takes_for_something_else_are_names(tmp_path: Path) -> None:
+    """Folders called 1, 2 and `no: 3`, told in a recipe as anyone would, and in a remedy that can be pasted."""
+    folder = folder_of(tmp_path / "in", **{"1": 8, "2": 8, "no: 3": 1})
+    (tmp_path / "data.yaml").write_text(
+        '{classes: {1: spherocyte, 2: normocyte, "no: 3": PLT}, merge: {9: [normocyte]}}'
+    )
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert data_of(recipe(folder=folder, **data)).merge == {"9": ("normocyte",)}
+    assert codes_of(cells_of(recipe(folder=folder, **data))) == {"9": 8, "spherocyte": 8, "platelet": 1}
+    for name in ("2/00.png", "no: 3/00.png"):
+        (folder / name).write_bytes(b"no picture")
+    for path in (folder / "2").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(ConfigError, match="no usable picture in 2, no: 3") as refused:
+        checked_cells(recipe(folder=folder, classes=data["classes"]), tmp_path)
+    remedy = yaml.safe_load(str(refused.value).split("`")[1])
+    assert remedy == {"classes": {"2": "", "no: 3": ""}}
+    assert codes_of(cells_of(recipe(folder=folder, classes=data["classes"] | remedy["classes"]))) == {"spherocyte": 8}
+    entry = {"format": "points", "classes": {0: "normocyte"}}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump({"own": entry}))
+    assert load_cell_sources(tmp_path / "cells.yaml")["own"].classes == {"0": "normocyte"}
+
+
+def test_cells_of_one_patient_can_not_be_divided(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, **{"Normal/patient1": 6, "HJ/patient1": 6})
+    with pytest.raises(ConfigError, match="all 12 cells are of one group, patient1, .* add another one .a folder"):
+        cells_of(recipe(folder=folder))
+
+
 def test_a_code_without_a_training_cell_stops_the_training(tmp_path: Path) -> None:
     """The two pictures of a class show one cell, so that the one in training is taken out as a leak."""
     folder = folder_of(tmp_path / "in", Normal=8, PLT=8, HJ=1)
     picture = np.clip(cell(16).astype(int) + 9, 0, 255).astype(np.uint8)
     write_picture(folder / "HJ" / "again.png", picture)
     lines = list[str]()
-    with pytest.raises(ConfigError, match=r'no training cell of howell_jolly_body; .*`classes: {HJ: ""}`'):
+    with pytest.raises(ConfigError, match=r"no training cell of howell_jolly_body; .*`classes: {HJ: ''}`"):
         checked_cells(recipe(folder=folder), tmp_path, lines.append)
     assert lines == ["0 pictures left out (faults.csv), 1 leaks removed (leaks.txt)"]
     merge = {"round_cell": ["Normal", "normocyte", "HJ"]}

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from smearcount.errors import ConfigError
 from smearcount.training.splits import folds, split_groups
 
 
@@ -96,7 +97,7 @@ def test_a_share_of_nothing_or_all_is_refused(share: float) -> None:
 
 
 def test_one_group_and_unequal_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="groups: expected two or more"):
+    with pytest.raises(ConfigError, match="all 4 cells are of one group, 0.0, "):
         split_groups(np.zeros(4), np.arange(4), 0.2, seed=0)
     with pytest.raises(ValueError, match="labels: expected 4"):
         split_groups(np.zeros(4), np.arange(3), 0.2, seed=0)

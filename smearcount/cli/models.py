@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,7 +125,8 @@ def train_detector(
     with clear_errors():
         run = train(recipe, make_folder(out), device=device, start=start, datasets=datasets)
         folder = package_run(run, recipe, card)
-    typer.echo(f"model in {folder}; measure it with: smearcount evaluate detector --model {folder}")
+    measure = shlex.join(["smearcount", "evaluate", "detector", "--model", str(folder)])
+    typer.echo(f"model in {folder}; measure it with: {measure}")
 
 
 @train_app.command("labels")

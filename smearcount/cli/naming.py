@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,7 +127,8 @@ def train_classifier(
         return
     with clear_errors():
         folder = finish_run(run, asked, cells, recipe.stem, card)
-    typer.echo(f"model in {folder}; judge it with: smearcount evaluate classifier {recipe} --model {folder}")
+    judge = shlex.join(["smearcount", "evaluate", "classifier", str(recipe), "--model", str(folder)])
+    typer.echo(f"model in {folder}; judge it with: {judge}")
 
 
 @train_app.command("compare")

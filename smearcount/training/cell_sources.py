@@ -6,9 +6,9 @@ import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from smearcount.config import Strict, read_entries, shipped
 from smearcount.datasets import choose_sources, data_root
@@ -17,6 +17,7 @@ from smearcount.taxonomy import Taxonomy
 
 __all__ = [
     "CellSource",
+    "TextKeys",
     "class_of",
     "folder_of",
     "groups_of",
@@ -28,11 +29,19 @@ __all__ = [
 ]
 
 
+def _text_keys(mapping: Any) -> Any:
+    return {str(key): value for key, value in mapping.items()} if isinstance(mapping, dict) else mapping
+
+
+TextKeys = BeforeValidator(_text_keys)
+"""For a mapping by name: YAML reads the name of a folder or of a class that is called 1 as a number."""
+
+
 class CellSource(Strict):
     """One entry of `configs/cells.yaml`, where each key is explained."""
 
     format: Literal["points", "typed", "listed", "boxes", "folders", "truth"]
-    classes: dict[str, str | tuple[str, ...]]
+    classes: Annotated[dict[str, str | tuple[str, ...]], TextKeys]
     um_per_px: dict[str, float] = {}
     find: Literal["rbc", "wbc", ""] = ""
     folder: Path | None = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smearcount.cards import ClassifierCard, find_model
@@ -23,7 +25,7 @@ from smearcount.records import KINDS
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cell_formats import boxes_without_code
-from smearcount.training.cell_sources import CellSource, class_of, folder_of, in_codes, load_cell_sources
+from smearcount.training.cell_sources import CellSource, TextKeys, class_of, folder_of, in_codes, load_cell_sources
 from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
@@ -75,12 +77,12 @@ class CellData(Strict):
     collections: tuple[str, ...] = ()
     cells: Path | None = None
     folder: Path | None = None
-    classes: dict[str, str | tuple[str, ...]] = {}
+    classes: Annotated[dict[str, str | tuple[str, ...]], TextKeys] = {}
     groups: Path | None = None
     val_share: float = Field(default=0.2, gt=0, lt=1)
     painted: int = Field(default=0, ge=0)
     leave_out: tuple[str, ...] = ()
-    merge: dict[str, tuple[str, ...]] = {}
+    merge: Annotated[dict[str, tuple[str, ...]], TextKeys] = {}
     taxonomy: Path | None = None
     detector: str = Settings().detector
 
@@ -295,8 +297,10 @@ def _refuse_unusable_folders(data: CellData, asked: _Asked, out: Path) -> None:
 
 def _left_out_classes(names: Sequence[str]) -> str:
     """What a recipe says to do without some class folders."""
-    listed = ", ".join(f'{name}: ""' for name in names)
-    return f"classes: {{{listed}}}"
+    flow = yaml.safe_dump(
+        dict.fromkeys(names, ""), default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize
+    )
+    return f"classes: {flow.strip()}"
 
 
 def _faults(data: CellData) -> list[PictureFault]:

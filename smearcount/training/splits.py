@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.errors import ConfigError
+
 __all__ = ["folds", "split_groups"]
 
 Labels = npt.NDArray[Any]
@@ -37,13 +39,18 @@ def split_groups(groups: Labels, labels: Labels, val_share: float, seed: int) ->
         seed: the same seed gives the same split, whatever the order of the rows within a group.
 
     Raises:
-        ValueError: lengths differ, the share is out of range, or there are fewer than two groups.
+        ConfigError: there are fewer than two groups.
+        ValueError: lengths differ, or the share is out of range.
     """
     group_of, counts = _counts(groups, labels)
     if not 0 < val_share < 1:
         raise ValueError(f"val_share: expected a number between 0 and 1, got {val_share}")
     if len(counts) < 2:
-        raise ValueError(f"groups: expected two or more to split, got {len(counts)}")
+        known = f"all {len(groups)} cells are of one group, {groups[0]}" if len(groups) else "there are no cells"
+        raise ConfigError(
+            f"{known}, and a group is not divided between training and validation; add another one (a folder for each "
+            "patient or slide inside those of the classes), or take away what groups them"
+        )
     chosen = _choose(counts, val_share, len(counts) - 1, np.random.default_rng(seed))
     return np.where(chosen[group_of], "val", "train")
 
