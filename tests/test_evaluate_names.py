@@ -68,6 +68,26 @@ def test_names_at_labelled_points(naming_pipeline: Callable[..., Pipeline], fiel
     assert found["support"] == {"normocyte": 4, "spherocyte": 1, "target_cell": 1}
 
 
+def test_a_cell_is_sought_among_those_of_the_kind_of_its_code(
+    naming_pipeline: Callable[..., Pipeline], field: CellSource, tmp_path: Path, draw_discs: Draw
+) -> None:
+    """`find` says nothing of it: own points have none, and a field may have cells of all kinds labelled."""
+    told = name_points(naming_pipeline(), ("own", field), "val", own_scale=True)
+    assert name_points(naming_pipeline(), ("own", field.model_copy(update={"find": ""})), "val", own_scale=True) == told
+    discs = np.array([[100, 100, 46], [300, 100, 60], [500, 100, 24], [100, 300, 60], [300, 300, 46]])
+    drawn = ("spherocyte", "neutrophil", "platelet", "erythroblast", "normocyte")
+    write_picture(tmp_path / "own" / "images" / "a.png", draw_discs((640, 480), discs, drawn).pixels)
+    labels = ("spherocyte", "neutrophil", "platelet", "erythroblast", "platelet")
+    rows = zip(discs.tolist(), labels, strict=True)
+    (tmp_path / "own" / "labels" / "a.txt").write_text("".join(f"{x} {y} {code}\n" for (x, y, _), code in rows))
+    mixed = field.model_copy(update={"find": "", "classes": {code: code for code in labels}})
+    named = name_points(naming_pipeline(), ("own", mixed), "val", own_scale=True)
+    assert named.named == named.best == ["spherocyte", "neutrophil", "platelet", "erythroblast", "missed"]
+    assert named.kinds == ["rbc", "wbc", "platelet", "nrbc", "missed"]
+    found = name_points(naming_pipeline(classifiers=()), ("own", mixed), "val", own_scale=True)
+    assert found.kinds == ["rbc", "wbc", "platelet", "wbc", "missed"]
+
+
 def test_an_unclassified_cell_is_found_but_wrong(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
     named = name_points(naming_pipeline(min_label_score=1.0), ("own", field), "val", own_scale=True)
     assert named.named == ["unclassified"] * 3 + ["missed"] * 2 + ["unclassified"]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from smearcount.errors import DatasetError
 from smearcount.pipeline import Analysis, Pipeline
-from smearcount.records import UNCLASSIFIED
+from smearcount.records import UNCLASSIFIED, SmearResult
 from smearcount.slide_scale import SlideScales, pooled_scales, spread_rows
 from smearcount.training.cell_sources import CellSource
 from smearcount.training.labelled_points import LabelledPoint, labelled_points
@@ -62,7 +63,8 @@ def name_points(
 
     Args:
         pipeline: finds and names.
-        source: name and entry of a collection of points or typed fields.
+        source: name and entry of a collection of points or typed fields, its classes by codes of the taxonomy; a cell
+            is sought among those of the kind of its code.
         split: `train` or `val`.
         own_scale: take the scale of the collection instead of estimating it as for an unknown picture.
         scales: of all fields, where they are to be looked at as those of one slide.
@@ -78,7 +80,7 @@ def name_points(
         analysis = pipeline.analyze(path, um_per_px=given, slide_scales=scales)
         out.fields.add(path.name)
         for point in points:
-            _look_up(analysis, point, source[1].find, out)
+            _look_up(analysis, point, pipeline.taxonomy.kind_of[point.code], out)
     return out
 
 
@@ -99,11 +101,7 @@ def field_scales(pipeline: Pipeline, source: tuple[str, CellSource], split: str)
 def _look_up(analysis: Analysis, point: LabelledPoint, kind: str, out: NamedPoints) -> None:
     """The cell whose box holds a point, of its kind as the detector saw it; the one whose centre is nearest."""
     result = analysis.result
-    boxes = result.detections.boxes
-    asked = result.labels.probs.sum(axis=1) > 0 if result.labels.codes else np.isin(result.detections.kinds, (kind,))
-    kinds = result.detections.kinds
-    # A red cell that is named a platelet is one by now, but was found.
-    right = asked & (~np.isin(kinds, ("wbc", "nrbc")) if kind == "rbc" else kinds != "rbc")
+    boxes, right = result.detections.boxes, _of_kind(result, kind)
     if point.xy is None:
         held = np.flatnonzero(right)
         size = (boxes[held, 2:] - boxes[held, :2]).prod(axis=1)
@@ -121,11 +119,21 @@ def _look_up(analysis: Analysis, point: LabelledPoint, kind: str, out: NamedPoin
         out.kinds.append(MISSED)
         return
     row = int(nearest[0])
-    out.named.append(str(result.names[row]))
-    out.best.append(
-        result.labels.codes[int(result.labels.probs[row].argmax())] if result.labels.codes else UNCLASSIFIED
-    )
-    out.kinds.append(str(kinds[row]))
+    named, probs = str(result.names[row]), result.labels.probs[row]
+    best = result.labels.codes[int(probs.argmax())] if probs.any() else named
+    out.named.append(named)
+    out.best.append(best)
+    out.kinds.append(str(result.detections.kinds[row]))
+
+
+def _of_kind(result: SmearResult, kind: str) -> npt.NDArray[np.bool_]:
+    """Which cells `(N,)` the detector took for a kind, as far as that can be told from what they are now."""
+    kinds = result.detections.kinds
+    if kind == "platelet":
+        return np.asarray(kinds == kind)
+    asked = result.labels.probs.any(axis=1) if result.labels.codes else kinds != "platelet"
+    # A red cell that is named a platelet is one by now, but was found.
+    return np.asarray(asked & (~np.isin(kinds, ("wbc", "nrbc")) if kind == "rbc" else kinds != "rbc"))
 
 
 def point_figures(points: NamedPoints, given: Sequence[str] = ()) -> dict[str, Any]:
