@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from smearcount.cards import find_model
+from smearcount.errors import UsageError
 from smearcount.evaluation.detector import EvaluationJob, box_pairs, evaluate, labelled_fields
 from smearcount.images import open_image
 
@@ -66,3 +67,32 @@ def test_labels_in_the_strip_are_counted_as_left_out(unlabelled_border) -> None:
     left = figures["left_out_at_border"]["field"]["labels"]
     assert 0 < left < labels
     assert sum(kind["true"] for kind in figures["groups"]["field"]["kinds"].values()) == labels - left
+
+
+@pytest.fixture
+def own_detector(tmp_path):
+    """A copy of the shipped detector, whose card may be written on."""
+    return Path(shutil.copytree(find_model("cells-yolo11-p4").folder, tmp_path / "own"))
+
+
+def test_kinds_that_nobody_labelled_keep_their_thresholds(unlabelled_border, own_detector) -> None:
+    datasets, _ = unlabelled_border
+    path = datasets(BORDER)
+    entry = yaml.safe_load(path.read_text())["field"]
+    path.write_text(yaml.safe_dump({"field": entry | {"labelled": ["rbc"]}}))
+    before = find_model(str(own_detector)).detector_card
+    job = EvaluationJob(str(own_detector), ("field",), "train", fit=True, datasets=path)
+    figures = evaluate(job)
+    card = find_model(str(own_detector)).detector_card
+    assert figures["not_fitted"] == ["wbc", "platelet"]
+    assert figures["thresholds"] == card.min_score
+    assert {kind: card.min_score[kind] for kind in figures["not_fitted"]} == {
+        kind: before.min_score[kind] for kind in figures["not_fitted"]
+    }
+    assert card.min_score["rbc"] != before.min_score["rbc"]
+    assert card.min_score_from == f"field, train list for rbc; wbc, platelet from {before.min_score_from}"
+    evaluate(job)
+    assert find_model(str(own_detector)).card == card
+    path.write_text(yaml.safe_dump({"field": entry | {"classes": dict.fromkeys(entry["classes"], "")}}))
+    with pytest.raises(UsageError, match=r"--fit: no labelled cell in field, train list"):
+        evaluate(job)

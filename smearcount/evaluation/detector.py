@@ -43,7 +43,7 @@ class EvaluationJob:
         split: `train` or `val`.
         scale: `labels` takes the scale from the labelled red cells, `estimated` as for an unknown picture.
         on_card: write the figures on the card of the model.
-        fit: first set the thresholds on the card to those at which the counts come out right.
+        fit: first set the thresholds of kinds with labelled cells to those at which the counts come out right.
         datasets: a file like `configs/datasets.yaml`, which is taken without one.
     """
 
@@ -152,21 +152,25 @@ def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[P
 
     All boxes are compared with all labels, but for strips in which labels are missing: `left_out_at_border` has
     their width and the number of labels there. `counting_frame` repeats the counting errors for the cells that the
-    corner rule takes, which is what a report on the rest would count.
+    corner rule takes, which is what a report on the rest would count. `not_fitted` are the kinds without a labelled
+    cell, whose thresholds a fit leaves as they are on the card.
 
     Raises:
         DatasetError: the labelled data are not at hand.
+        UsageError: thresholds are to be fitted, but there is no labelled cell.
     """
     model = find_model(job.model)
     by_path = {field.path: field for field in labelled_fields(job.sources, job.split, job.datasets)}
     pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
+    not_fitted: dict[str, list[str]] = {}
     if job.fit:
-        fitted = {kind: best_threshold(pairs.curve, index, CANDIDATES) for index, kind in enumerate(KINDS)}
+        fitted = _fitted(pairs.curve, job)
         model = _with_thresholds(model, fitted, f"{', '.join(job.sources)}, {job.split} list")
+        not_fitted["not_fitted"] = [kind for kind in KINDS if kind not in fitted]
         pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
     card = model.detector_card
     thresholds = [card.min_score[kind] for kind in KINDS]
-    figures = {"model": card.id, "split": job.split, "scale": job.scale, "thresholds": card.min_score}
+    figures = {"model": card.id, "split": job.split, "scale": job.scale, "thresholds": card.min_score, **not_fitted}
     figures |= _with_curve(
         evaluate_pairs(pairs.usual, KINDS, thresholds), evaluate_pairs(pairs.curve, KINDS, thresholds)
     )
@@ -198,10 +202,23 @@ def _by_group(pairs: list[BoxPair]) -> Iterator[tuple[str, list[BoxPair], frozen
         yield group, members, members[0].labelled & present
 
 
+def _fitted(pairs: list[BoxPair], job: EvaluationJob) -> dict[str, float]:
+    """The best threshold of each kind that has labelled cells."""
+    labelled = {int(kind) for pair in pairs for kind in pair.labelled.intersection(pair.true_kinds.tolist())}
+    if not labelled:
+        raise UsageError(f"--fit: no labelled cell in {', '.join(job.sources)}, {job.split} list; name others")
+    return {kind: best_threshold(pairs, index, CANDIDATES) for index, kind in enumerate(KINDS) if index in labelled}
+
+
 def _with_thresholds(model: Model, fitted: dict[str, float], where: str) -> Model:
+    """The model with the thresholds fitted; those of other kinds stay, and the card says where each is from."""
     from smearcount.training.packaging import update_card
 
-    update_card(model.folder, min_score=fitted, min_score_from=where)
+    card = model.detector_card
+    if rest := [kind for kind in card.min_score if kind not in fitted]:
+        told = f"{where} for {', '.join(fitted)}; {', '.join(rest)} from "
+        where = told + card.min_score_from.removeprefix(told)
+    update_card(model.folder, min_score={**card.min_score, **fitted}, min_score_from=where)
     return Model(model.folder)
 
 
