@@ -96,3 +96,17 @@ def test_kinds_that_nobody_labelled_keep_their_thresholds(unlabelled_border, own
     path.write_text(yaml.safe_dump({"field": entry | {"classes": dict.fromkeys(entry["classes"], "")}}))
     with pytest.raises(UsageError, match=r"--fit: no labelled cell in field, train list"):
         evaluate(job)
+
+
+def test_a_kind_that_is_found_only_has_no_figures_on_the_card(unlabelled_border, own_detector) -> None:
+    """White cells would have been labelled, but there are none: what is found of them is wrong."""
+    datasets, _ = unlabelled_border
+    path = datasets(BORDER)
+    entry = yaml.safe_load(path.read_text())["field"]
+    path.write_text(yaml.safe_dump({"field": entry | {"classes": entry["classes"] | {"wbc": ""}}}))
+    figures = evaluate(EvaluationJob(str(own_detector), ("field",), "train", on_card=True, datasets=path))
+    white = figures["groups"]["field"]["kinds"]["wbc"]
+    assert white["found"] > white["true"] == 0
+    names = [metric.name for metric in find_model(str(own_detector)).card.metrics if metric.data.startswith("field,")]
+    assert "rbc F1 at IoU 0.5" in names
+    assert not any(name.startswith("wbc") for name in names)

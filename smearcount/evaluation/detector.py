@@ -230,7 +230,10 @@ def _to_card(model: Model, figures: dict[str, Any]) -> None:
 
 
 def card_metrics(figures: dict[str, Any]) -> list[Metric]:
-    """The figures that belong on a card: per look, average precision, agreement and counting error."""
+    """The figures that belong on a card: per look, average precision, agreement and counting error.
+
+    Kinds without a labelled cell have none.
+    """
     metrics = []
     suffix = f"{figures['split']}, scale {'from labels' if figures['scale'] == 'labels' else 'estimated'}"
     for group, summary in figures["groups"].items():
@@ -241,7 +244,7 @@ def card_metrics(figures: dict[str, Any]) -> list[Metric]:
             if summary.get(name) is not None:
                 metrics.append(Metric(name=name, data=data, n=summary["n_fields"], value=summary[name]))
         for kind, values in summary["kinds"].items():
-            if values.get("f1") is None:
+            if not values["true"]:
                 continue
             low, high = values["f1_interval"]
             metrics.append(
