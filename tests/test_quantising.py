@@ -50,6 +50,23 @@ def test_a_rare_kind_is_judged_by_itself() -> None:
     assert Agreement("bf16", 100, counts | {"platelet": (109, 106)}, 0.9, 0.002).kinds_apart() == []
 
 
+@pytest.mark.parametrize(("others", "allowed"), [(1, True), (2, False)])
+def test_the_allowed_limit_itself_is_allowed(
+    toy: Model, others: int, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One label of 200 is 0.5 %, though 1 - 0.995 is more."""
+    labels = [[[1, 0], [1, 0]]] * (200 - others) + [[[1, 0], [0, 1]]] * others
+    monkeypatch.setattr(quantising, "_labels", lambda *_: labels)
+    found = compare(toy, toy, [])
+    assert (found.pictures, found.apart, found.same) == (200, others / 200, pytest.approx(1 - others / 200))
+    made: Any = SimpleNamespace(card=toy.card)
+    if allowed:
+        quantising._check(made, [found])
+    else:
+        with pytest.raises(ModelError, match=r"1\.00 % from those in float32 \(allowed 0\.5 %\)"):
+            quantising._check(made, [found])
+
+
 def test_every_fifth_picture_is_kept_for_the_comparison(tmp_path: Path) -> None:
     for row in range(12):
         (tmp_path / f"{row:02}.png").touch()

@@ -316,10 +316,11 @@ def compare(
     rows = _labels(runs, pictures) if naming else _counts(runs, pictures)
     table = np.array(rows, np.int64).reshape(-1, 2, len(reference.card.codes))
     first, second = table.sum(axis=0)
-    same = float((table[:, 0] == table[:, 1]).all(axis=1).mean())
-    apart = 1 - same if naming else abs(int(second.sum()) - int(first.sum())) / max(int(first.sum()), 1)
+    others = int((table[:, 0] != table[:, 1]).any(axis=1).sum())
+    # A share of whole numbers, which at the allowed limit is that limit to the last bit.
+    apart = others / len(table) if naming else abs(int(second.sum()) - int(first.sum())) / max(int(first.sum()), 1)
     counts = {code: (int(first[i]), int(second[i])) for i, code in enumerate(reference.card.codes)}
-    return Agreement(rest, len(table), counts, same, apart)
+    return Agreement(rest, len(table), counts, 1 - others / len(table), apart)
 
 
 _Runs = tuple[tuple[Model, RuntimeChoice], ...]
