@@ -15,13 +15,16 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from smearcount.cards import Model, as_yaml
+from smearcount.cli import app
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino
 from smearcount.runtimes import has_int8
 from smearcount.training import quantising
-from smearcount.training.quantising import Agreement, Samples, compare, quantise, samples_in
+from smearcount.training.quantising import Agreement, compare, quantise
+from smearcount.training.samples import Samples, samples_in
 
 SIDE = 32
 
@@ -67,22 +70,16 @@ def test_the_allowed_limit_itself_is_allowed(
             quantising._check(made, [found])
 
 
-def test_every_fifth_picture_is_kept_for_the_comparison(tmp_path: Path) -> None:
-    for row in range(12):
-        (tmp_path / f"{row:02}.png").touch()
-    samples = samples_in(tmp_path)
-    assert [path.stem for path, _ in samples.check] == ["04", "09"]
-    assert len(samples.calibration) == 10
-    assert not {path for path, _ in samples.check} & {path for path, _ in samples.calibration}
-    with pytest.raises(UsageError, match="too few"):
-        samples_in(_few(tmp_path / "few"))
-
-
-def _few(folder: Path) -> Path:
-    folder.mkdir()
-    for row in range(9):
-        (folder / f"{row}.png").touch()
-    return folder
+def test_the_screen_says_what_was_left_out(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = _reds_and_blues(tmp_path / "in", 12)
+    (folder / "004.png").write_bytes(b"")
+    monkeypatch.setattr(quantising, "quantise", lambda model, samples, out: (toy.folder, []))
+    asked = ["export", str(toy.folder), "--to", "openvino-int8", "--calibrate", str(folder), "--out", str(tmp_path)]
+    told = CliRunner().invoke(app, asked)
+    assert told.output.startswith(
+        f"1 pictures left out, as they can't be read, such as {folder / '004.png'}: the file is"
+    )
+    assert CliRunner().invoke(app, [*asked, "--quiet"]).output == ""
 
 
 def test_pooled_counts_are_compared(
@@ -113,11 +110,11 @@ def test_pooled_counts_are_compared(
     assert compare(models[0], models[0], pictures).apart == 0
 
 
-def _reds_and_blues(folder: Path, number: int) -> Path:
+def _reds_and_blues(folder: Path, number: int, side: int = SIDE) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for row in range(number):
-        pixels = rng.integers(0, 60, (SIDE, SIDE, 3), np.uint8)
+        pixels = rng.integers(0, 60, (side, side, 3), np.uint8)
         pixels[..., 0 if row % 2 else 2] += rng.integers(60, 190, dtype=np.uint8)
         cv2.imwrite(str(folder / f"{row:03}.png"), pixels)
     return folder
@@ -181,7 +178,7 @@ needs_nncf = pytest.mark.skipif(
 @pytest.mark.filterwarnings("ignore")
 def test_an_int8_version_is_a_checked_copy(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantising, "LEAST_CELLS", 10)
-    samples = samples_in(_reds_and_blues(tmp_path / "in", 60))
+    samples = samples_in(_reds_and_blues(tmp_path / "in", 60, 8), toy)
     (toy.folder / "split.csv").write_text("split,picture_sha256,group_sha256\n")
     folder, agreements = quantise(toy, samples, tmp_path / "out")
     assert (folder / "split.csv").is_file()

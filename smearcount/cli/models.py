@@ -247,7 +247,7 @@ def export(
     told: tuple[Agreement, ...] = ()
     with clear_errors(), waiting(quiet, "writing"):
         if to == "openvino-int8":
-            folder, told = _export_int8(model, calibrate, make_folder(out))
+            folder, told = _export_int8(model, calibrate, make_folder(out), quiet=quiet)
         else:
             folder = export_model(model, to, make_folder(out))
     for line in (*told, f"model in {folder}; use it with: smearcount {_use_of(folder, to)}"):
@@ -266,14 +266,17 @@ def _use_of(folder: Path, to: str) -> str:
     return f"analyze --detector {folder}{alone} --runtime {runtime} IMAGE"
 
 
-def _export_int8(model: str, calibrate: Path | None, out: Path) -> tuple[Path, tuple[Agreement, ...]]:
+def _export_int8(model: str, calibrate: Path | None, out: Path, *, quiet: bool) -> tuple[Path, tuple[Agreement, ...]]:
     """The folder of the INT8 version, and how well it agrees."""
     from smearcount.cards import find_model
-    from smearcount.training.quantising import SINGLE_CELLS, quantise, samples_in, samples_of
+    from smearcount.training.quantising import quantise
+    from smearcount.training.samples import SINGLE_CELLS, samples_in, samples_of
 
     found = find_model(model)
     if calibrate is None and found.card.task == "classifier":
         raise UsageError(f"{model}: give --calibrate a folder of {SINGLE_CELLS:,} or more pictures of single cells")
-    samples = samples_in(calibrate) if calibrate else samples_of(tuple(_ALL.split(",")))
+    samples = samples_in(calibrate, found) if calibrate else samples_of(tuple(_ALL.split(",")))
+    if samples.faults and not quiet:
+        typer.echo(f"{len(samples.faults)} pictures left out, as they can't be read, such as {samples.faults[0]}")
     folder, agreements = quantise(found, samples, out)
     return folder, tuple(agreements)

@@ -22,18 +22,18 @@ import numpy as np
 
 from smearcount.cards import ClassifierCard, DetectorCard, FileEntry, Metric, Model
 from smearcount.classifier import Classifier, fitted
-from smearcount.datasets import LabelledField, choose_sources, read_source
 from smearcount.detector import Detector, canonical_size, to_tensor
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.geometry import FloatArray, resize_rgb
-from smearcount.images import find_images, open_image
-from smearcount.patches import to_batch
+from smearcount.images import open_image
+from smearcount.patches import Pixels, to_batch
 from smearcount.probe import ProbeError, probe_error
 from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime, openvino_core
 from smearcount.scale import find_at_scale
 from smearcount.training.packaging import copy_companions, staged, update_card
+from smearcount.training.samples import LEAST_CELLS, SINGLE_CELLS, Sample, Samples, limits_of
 
-__all__ = ["MOST_APART", "Agreement", "Samples", "compare", "quantise", "samples_in", "samples_of"]
+__all__ = ["MOST_APART", "Agreement", "compare", "quantise"]
 
 MOST_APART = 0.005
 """Largest difference to float32: of the pooled counts of a detector, of the labels of a classifier, as a share."""
@@ -47,29 +47,7 @@ LOWEST_SCORE = 0.1
 ENOUGH_TO_MATCH = 50
 """Cells of a kind from which on its threshold is matched to float32."""
 
-LEAST_CELLS = 200
-"""With fewer cells to compare, one of them would decide."""
-
-SINGLE_CELLS = 5 * LEAST_CELLS
-"""Pictures that a classifier needs, of which every fifth is compared."""
-
-CALIBRATION, CHECK = 120, 100
-"""Pictures: more make the ranges no better, and the counts of fewer say little."""
-
 _PROBE_SLACK = 1.5
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Pictures for making an INT8 version, each with its scale in micrometres a pixel where that is known.
-
-    Attributes:
-        calibration: the ranges of the activations are taken from these.
-        check: the answers are compared on these, which are others.
-    """
-
-    calibration: tuple[tuple[Path, float | None], ...]
-    check: tuple[tuple[Path, float | None], ...]
 
 
 @dataclass(frozen=True)
@@ -102,46 +80,6 @@ class Agreement:
             for code, (reference, found) in self.counts.items()
             if reference >= ENOUGH_TO_MATCH and abs(found - reference) > MOST_APART_OF_KIND * reference
         ]
-
-
-def samples_in(folder: Path) -> Samples:
-    """All pictures of a folder and below; every fifth is kept for the comparison.
-
-    Raises:
-        ImageError: the folder can't be listed.
-        UsageError: there are fewer than ten pictures.
-    """
-    pictures = [(path, None) for path in find_images(folder, recursive=True)]
-    if len(pictures) < 10:
-        raise UsageError(
-            f"{folder}: {len(pictures)} pictures are too few to calibrate with; give 100 fields or "
-            f"{SINGLE_CELLS:,} single cells"
-        )
-    check = pictures[4::5]
-    return Samples(tuple(_spread([each for each in pictures if each not in check], CALIBRATION)), tuple(check))
-
-
-def samples_of(sources: Sequence[str], datasets: Path | None = None) -> Samples:
-    """Fields of labelled collections, with their scales: of the train lists to calibrate, of the val lists to compare.
-
-    Raises:
-        DatasetError: the data are not at hand.
-    """
-    root, chosen = choose_sources(sources, datasets)
-    parts = []
-    for split, number in (("train", CALIBRATION), ("val", CHECK)):
-        looks: dict[str, list[LabelledField]] = {}
-        for field in (field for source in chosen for field in read_source(root, source, split)):
-            looks.setdefault(field.source, []).append(field)
-        share = -(-number // len(looks))
-        picked = [field for fields in looks.values() for field in _spread(fields, share)]
-        parts.append(tuple((field.path, field.um_per_px) for field in picked[:number]))
-    return Samples(*parts)
-
-
-def _spread(items: Sequence[Any], number: int) -> list[Any]:
-    """At most so many of a list, evenly spaced."""
-    return [items[int(row)] for row in np.linspace(0, len(items) - 1, min(number, len(items)))]
 
 
 def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agreement]]:
@@ -185,12 +123,10 @@ def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agre
     return target, agreements
 
 
-def _inputs(model: Model, pictures: Sequence[tuple[Path, float | None]]) -> Iterator[FloatArray]:
+def _inputs(model: Model, pictures: Sequence[Sample]) -> Iterator[FloatArray]:
     """What the network sees of each picture: the middle of a field, or a single cell."""
     if isinstance(model.card, ClassifierCard):
-        for path, _ in pictures:
-            source = open_image(path)
-            view = fitted(source.read(0, 0, *source.size_wh), model.card)
+        for view in _views(model, pictures):
             yield to_batch([view], model.card.mean, model.card.std)
         return
     card, detector = model.detector_card, Detector(model, RuntimeChoice("openvino", "cpu", "f32"))
@@ -202,6 +138,13 @@ def _inputs(model: Model, pictures: Sequence[tuple[Path, float | None]]) -> Iter
         left, top = (source.size_wh[0] - width) // 2, (source.size_wh[1] - height) // 2
         wh = canonical_size((width, height), um_per_px, card)
         yield to_tensor(resize_rgb(source.read(left, top, width, height), *wh), card)
+
+
+def _views(model: Model, pictures: Sequence[Sample]) -> Iterator[Pixels]:
+    """What a classifier sees of pictures of single cells, `(side, side, 3) uint8 RGB` each."""
+    for path, _ in pictures:
+        source = open_image(path, limits_of(model))
+        yield fitted(source.read(0, 0, *source.size_wh), model.classifier_card)
 
 
 def _write_network(model: Model, inputs: list[FloatArray], folder: Path) -> None:
@@ -265,7 +208,7 @@ def _write_card(model: Model, folder: Path) -> None:
     )
 
 
-def _matched_thresholds(model: Model, made: Model, pictures: Sequence[tuple[Path, float | None]]) -> dict[str, float]:
+def _matched_thresholds(model: Model, made: Model, pictures: Sequence[Sample]) -> dict[str, float]:
     """Thresholds at which INT8 finds as many cells as float32 does at its own; those of rare kinds stay.
 
     Args:
@@ -300,9 +243,7 @@ def _rests() -> tuple[str, ...]:
     return ("f32", "bf16") if "BF16" in able else ("f32",)
 
 
-def compare(
-    reference: Model, quantised: Model, pictures: Sequence[tuple[Path, float | None]], rest: str = "f32"
-) -> Agreement:
+def compare(reference: Model, quantised: Model, pictures: Sequence[Sample], rest: str = "f32") -> Agreement:
     """Answers of an INT8 version against those of its model in float32.
 
     Args:
@@ -327,7 +268,7 @@ _Runs = tuple[tuple[Model, RuntimeChoice], ...]
 _Rows = list[list[list[int]]]
 
 
-def _counts(runs: _Runs, pictures: Sequence[tuple[Path, float | None]]) -> _Rows:
+def _counts(runs: _Runs, pictures: Sequence[Sample]) -> _Rows:
     """Number of cells of each code in each picture, by each run."""
     detectors = [Detector(model, choice) for model, choice in runs]
     rows = []
@@ -339,11 +280,10 @@ def _counts(runs: _Runs, pictures: Sequence[tuple[Path, float | None]]) -> _Rows
     return rows
 
 
-def _labels(runs: _Runs, pictures: Sequence[tuple[Path, float | None]]) -> _Rows:
+def _labels(runs: _Runs, pictures: Sequence[Sample]) -> _Rows:
     """A one at the label of each single cell, by each run."""
     classifiers = [Classifier(model, choice) for model, choice in runs]
-    sources = [open_image(path) for path, _ in pictures]
-    views = [fitted(each.read(0, 0, *each.size_wh), classifiers[0].card) for each in sources]
+    views = list(_views(runs[0][0], pictures))
     labels = np.stack([each.name_views(views).probs.argmax(axis=1) for each in classifiers], axis=1)
     rows: _Rows = np.eye(len(classifiers[0].card.codes), dtype=int)[labels].tolist()
     return rows
