@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from xml.etree import ElementTree
@@ -22,6 +23,7 @@ from smearcount.config import Strict, read_entries, shipped
 from smearcount.errors import DatasetError, UsageError
 from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
 from smearcount.images import open_image
+from smearcount.images.opening import SUFFIXES
 from smearcount.records import RED_CELL_UM
 
 __all__ = [
@@ -31,7 +33,7 @@ __all__ = [
     "choose_sources",
     "data_root",
     "load_sources",
-    "picture_of",
+    "picture_finder",
     "read_source",
     "stems_of",
     "validation_fields",
@@ -159,9 +161,10 @@ def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledFie
     fields, at = [], folder
     try:
         boxes_of = _READERS[source.format](folder)
+        picture_of = picture_finder(folder / "images" if (folder / "images").is_dir() else folder)
         for stem in stems_of(folder, split):
             at = folder / stem
-            fields.append(_field(folder, stem, source, boxes_of))
+            fields.append(_field(picture_of(stem), stem, source, boxes_of))
     except (OSError, KeyError, IndexError, ValueError, ElementTree.ParseError) as error:
         fault = f"{type(error).__name__}: {error}"
         raise DatasetError(f"{at}: labels of format {source.format} can't be read ({fault})") from error
@@ -191,8 +194,7 @@ def stems_of(folder: Path, split: str) -> list[str]:
 LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float, float]]]
 
 
-def _field(folder: Path, stem: str, source: FieldSource, boxes_of: LabelReader) -> LabelledField:
-    path = picture_of(folder / "images" if (folder / "images").is_dir() else folder, stem)
+def _field(path: Path, stem: str, source: FieldSource, boxes_of: LabelReader) -> LabelledField:
     width, height = open_image(path).size_wh
     rows = [row for row in boxes_of(stem, width, height) if source.classes.get(row[0], row[0])]
     unknown = {row[0] for row in rows} - source.classes.keys()
@@ -223,16 +225,40 @@ def _red_cell_px(source: FieldSource, red_boxes: FloatArray, width: int, height:
     return source.red_cell_px.get(size) or source.red_cell_px["any"]
 
 
-def picture_of(folder: Path, stem: str) -> Path:
-    """The picture of a stem, whatever its format.
+def picture_finder(folder: Path) -> Callable[[str], Path]:
+    """What gives the picture of a stem in a folder, whatever its format and however its suffix is written.
+
+    The folder is listed once. Of several pictures of a stem the first is taken: JPEG, PNG, TIFF, then others.
 
     Raises:
-        DatasetError: there is none.
+        DatasetError: when called with a stem of which there is no picture.
     """
-    for suffix in (".jpg", ".JPG", ".jpeg", ".png", ".tif"):
-        if (path := folder / f"{stem}{suffix}").is_file():
-            return path
-    raise DatasetError(f"{folder / stem}: no picture of this name (jpg, jpeg, png, tif)")
+    listed = cache(_pictures_by_stem)
+
+    def picture_of(stem: str) -> Path:
+        path = folder / stem
+        if path.name not in listed(path.parent):
+            raise DatasetError(f"{path}: no picture of this name, such as a JPEG, PNG, BMP, WebP or TIFF file")
+        return listed(path.parent)[path.name]
+
+    return picture_of
+
+
+_USUAL = (".jpg", ".jpeg", ".png", ".tif")
+
+
+def _pictures_by_stem(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        files = [Path(entry.path) for entry in entries if entry.is_file()]
+
+    def rank(path: Path) -> tuple[int, str, str]:
+        suffix = path.suffix.lower()
+        return _USUAL.index(suffix) if suffix in _USUAL else len(_USUAL), suffix, path.suffix.swapcase()
+
+    pictures = sorted((path for path in files if path.suffix.lower() in SUFFIXES), key=rank, reverse=True)
+    return {path.stem: path for path in pictures}
 
 
 def _read_voc(folder: Path) -> LabelReader:

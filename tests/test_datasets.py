@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from smearcount.datasets import KINDS, FieldSource, data_root, load_sources, read_source
+from smearcount.datasets import KINDS, FieldSource, data_root, load_sources, picture_finder, read_source
 from smearcount.errors import ConfigError, DatasetError
 
 SIZE_WH = (80, 60)
@@ -110,6 +110,31 @@ def test_every_format_gives_the_same_cells(tmp_path: Path, form: str) -> None:
     assert np.allclose(one.boxes, [cell[1:] for cell in CELLS["one"][:3]], atol=1e-4)
     assert (one.boxes.dtype, one.kinds.tolist()) == (np.float32, [0, 1, 2])
     assert one.um_per_px == pytest.approx(7.5 / 25)
+
+
+@pytest.mark.parametrize("suffix", ["JPG", "Jpeg", "bmp", "webp", "TIFF", "tif"])
+def test_the_suffix_of_a_picture_is_any_of_those_read(tmp_path: Path, suffix: str) -> None:
+    folder, source = collection(tmp_path, "voc")
+    content = cv2.imencode(f".{suffix.lower()}", np.full((SIZE_WH[1], SIZE_WH[0], 3), 214, np.uint8))[1].tobytes()
+    (folder / "images" / "one.png").unlink()
+    (folder / "images" / f"one.{suffix}").write_bytes(content)
+    (folder / "images" / "one.txt").write_text("no picture")
+    (folder / "images" / "one.jpg").mkdir()
+    assert read_source(tmp_path, source, "val")[1].path.name == f"one.{suffix}"
+
+
+def test_of_several_pictures_of_a_stem_one_is_taken(tmp_path: Path) -> None:
+    for name in ("a.b.png", "a.png", "a.JPG", "a.jpg", "a.tiff", "c.tiff", "c.bmp"):
+        (tmp_path / name).touch()
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "d.png").touch()
+    picture_of = picture_finder(tmp_path)
+    found = [picture_of(stem).name for stem in ("a", "a.b", "c", "below/d")]
+    assert found == ["a.jpg", "a.b.png", "c.bmp", "d.png"]
+    with pytest.raises(DatasetError, match="below/a: no picture of this name"):
+        picture_of("below/a")
+    with pytest.raises(DatasetError, match="none/a: no picture of this name"):
+        picture_finder(tmp_path / "none")("a")
 
 
 @pytest.mark.parametrize("form", WRITERS)

@@ -150,9 +150,13 @@ def train_labels(
     from smearcount.training.pseudo import LabelJob, label_folder
 
     with clear_errors(), waiting(quiet, "labelling"):
-        taken, left_out = label_folder(LabelJob(folder, um_per_px, make_folder(out), listing, central, model))
-    if not quiet:
-        typer.echo(f"{taken} pictures labelled, {left_out} left out; collection in {out}")
+        done = label_folder(LabelJob(folder, um_per_px, make_folder(out), listing, central, model))
+    if quiet:
+        return
+    if done.faults:
+        typer.echo(f"{len(done.faults)} pictures left out, as they can't be read, such as {done.faults[0]}")
+    without = f", {done.left_out} left out without a cell in the middle" if central else ""
+    typer.echo(f"{done.taken} pictures labelled{without}; collection in {out}")
 
 
 @evaluate_app.command("detector")

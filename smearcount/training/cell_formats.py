@@ -13,7 +13,7 @@ import numpy as np
 
 from smearcount.cellsets import Pixels
 from smearcount.config import shipped
-from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_of, read_source, stems_of
+from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_finder, read_source, stems_of
 from smearcount.detector import FILL, Detector
 from smearcount.errors import ConfigError
 from smearcount.geometry import FloatArray, centres, iou_matrix
@@ -93,8 +93,9 @@ def cut_window(source: PixelSource, centre_xy: tuple[float, float], side_px: int
 
 def _points(reading: Reading) -> Iterator[Window]:
     """Cells labelled by a point `x y class`; the window is centred on the box found around the point."""
+    picture_of = picture_finder(reading.folder / "images")
     for split, stem in _split_stems(reading.folder):
-        path = picture_of(reading.folder / "images", stem)
+        path = picture_of(stem)
         picture = open_image(path)
         scale = reading.source.scale(picture.size_wh)
         cells = reading.detector.find(picture, scale)
@@ -117,10 +118,11 @@ def _around(boxes: FloatArray, x: float, y: float) -> tuple[float, float]:
 def _typed(reading: Reading) -> Iterator[Window]:
     """The white cell of every field whose type is known; fields with several white cells are left out."""
     types = types_of(reading.folder / reading.source.types)
+    picture_of = picture_finder(reading.folder / "images")
     for split, stem in _split_stems(reading.folder):
         if stem not in types:
             continue
-        path = picture_of(reading.folder / "images", stem)
+        path = picture_of(stem)
         picture = open_image(path)
         scale = reading.source.scale(picture.size_wh)
         cells = reading.detector.find(picture, scale)
@@ -136,12 +138,13 @@ def _typed(reading: Reading) -> Iterator[Window]:
 
 def _listed(reading: Reading) -> Iterator[Window]:
     """Cells in a list `image,x_px,y_px,um_per_px,type` that lies apart from the pictures."""
+    picture_of = picture_finder(reading.folder / "images")
     split_of = {stem: split for split, stem in _split_stems(reading.folder)}
     with (shipped("configs") / reading.source.list).open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
         stem, x, y, scale = row["image"], float(row["x_px"]), float(row["y_px"]), float(row["um_per_px"])
-        path = picture_of(reading.folder / "images", stem)
+        path = picture_of(stem)
         pixels = cut_window(open_image(path), (x, y), round(reading.side_um / scale))
         group = f"{reading.folder.name}/{stem}"
         yield Window(pixels, scale, row["type"], group, split_of[stem], f"{path.name} {x:.0f} {y:.0f}")

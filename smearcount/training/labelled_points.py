@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smearcount.datasets import picture_of, stems_of
+from smearcount.datasets import picture_finder, stems_of
 from smearcount.errors import UsageError
 from smearcount.images import open_image
 from smearcount.training.cell_sources import CellSource, folder_of, point_rows, readable, types_of
@@ -44,21 +44,27 @@ def labelled_points(
     folder = folder_of(name, source)
     with readable(name, folder, source):
         types = types_of(folder / source.types) if source.format == "typed" else None
+        picture_of = picture_finder(folder / "images")
         return [
-            point for stem in stems_of(folder, split) for point in _points_of(folder, stem, source, types, merged or {})
+            point
+            for stem in stems_of(folder, split)
+            for point in _points_of(picture_of(stem), _labels_of(folder, stem, types), source, merged or {})
         ]
 
 
-def _points_of(
-    folder: Path, stem: str, source: CellSource, types: dict[str, dict[str, str]] | None, merged: Mapping[str, str]
-) -> Iterator[LabelledPoint]:
-    path = picture_of(folder / "images", stem)
-    scale = source.scale(open_image(path).size_wh)
-    labels: list[tuple[str, tuple[float, float] | None]]
+def _labels_of(
+    folder: Path, stem: str, types: dict[str, dict[str, str]] | None
+) -> list[tuple[str, tuple[float, float] | None]]:
+    """Label and place of each cell of a field; with `types` of its one white cell, if that has one."""
     if types is None:
-        labels = [(label, (x, y)) for x, y, label in point_rows(folder / "labels" / f"{stem}.txt")]
-    else:
-        labels = [(types[stem]["type"], None)] if stem in types else []
+        return [(label, (x, y)) for x, y, label in point_rows(folder / "labels" / f"{stem}.txt")]
+    return [(types[stem]["type"], None)] if stem in types else []
+
+
+def _points_of(
+    path: Path, labels: Iterable[tuple[str, tuple[float, float] | None]], source: CellSource, merged: Mapping[str, str]
+) -> Iterator[LabelledPoint]:
+    scale = source.scale(open_image(path).size_wh)
     for label, place in labels:
         codes = {merged.get(code, code) for code in source.codes_of(label)}
         if len(codes) == 1:

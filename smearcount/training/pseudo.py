@@ -10,20 +10,29 @@ from pathlib import Path
 
 from smearcount.cards import find_model
 from smearcount.detector import Detector
-from smearcount.errors import DatasetError
-from smearcount.images import find_images, open_image, write_text_atomic
+from smearcount.errors import DatasetError, ImageError
+from smearcount.images import list_folder, open_image, write_text_atomic
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
 
-__all__ = ["LabelJob", "label_folder", "label_pictures"]
+__all__ = ["LabelJob", "Labelled", "label_folder", "label_pictures"]
 
 Accept = Callable[[Path, Detections, tuple[int, int]], bool]
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """How it went: pictures taken, those whose labels can't be trusted, and why others can't be read."""
+
+    taken: int
+    left_out: int
+    faults: tuple[str, ...]
+
+
 def label_pictures(
     detector: Detector, pictures: Iterable[Path], um_per_px: float, out: Path, accept: Accept | None = None
-) -> tuple[int, int]:
-    """Write a COCO collection of the cells that a detector finds; returns the numbers of pictures taken and left out.
+) -> Labelled:
+    """Write a COCO collection of the cells that a detector finds.
 
     Args:
         detector: the teacher; its thresholds decide what becomes a label.
@@ -38,27 +47,41 @@ def label_pictures(
     (out / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
+    faults: list[str] = []
     left_out = 0
     for path in pictures:
-        source = open_image(path)
-        cells = detector.find(source, um_per_px)
-        if accept and not accept(path, cells, source.size_wh):
+        try:
+            cells, size_wh = _found_in(path, detector, um_per_px)
+        except ImageError as error:
+            faults.append(str(error))
+            continue
+        if accept and not accept(path, cells, size_wh):
             left_out += 1
             continue
-        name = f"{len(images):05d}_{path.parent.name}_{path.name}"
+        name = f"{len(images):05d}_{path.parent.name}_{path.stem.strip()}{path.suffix}"
         shutil.copyfile(path, out / "images" / name)
-        images.append({"id": len(images), "file_name": name, "width": source.size_wh[0], "height": source.size_wh[1]})
+        images.append({"id": len(images), "file_name": name, "width": size_wh[0], "height": size_wh[1]})
         for box, kind in zip(cells.boxes.tolist(), cells.kinds.tolist(), strict=True):
             category = detector.card.codes.index(kind)
             entry = {"id": len(annotations) + 1, "image_id": images[-1]["id"], "category_id": category}
             annotations.append({**entry, **_coco_box(box)})
     if not images:
-        raise DatasetError(f"{out}: no picture could be labelled")
+        rejected = f"; {left_out} left out" if left_out else ""
+        unread = f"; {len(faults)} can't be read, such as {faults[0]}" if faults else ""
+        raise DatasetError(f"{out}: no picture could be labelled{rejected}{unread}")
     categories = [{"id": index, "name": kind} for index, kind in enumerate(detector.card.codes)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     write_text_atomic(out / "annotations.json", json.dumps(content))
     write_text_atomic(out / "train.txt", "\n".join(Path(str(image["file_name"])).stem for image in images) + "\n")
-    return len(images), left_out
+    return Labelled(len(images), left_out, tuple(faults))
+
+
+def _found_in(path: Path, detector: Detector, um_per_px: float) -> tuple[Detections, tuple[int, int]]:
+    """The cells of a picture, and its width and height in pixels."""
+    if path.suffix.lower() == ".mrxs":
+        raise ImageError(f"{path}: a slide of several files, which is not copied; export fields of it as TIFF")
+    source = open_image(path)
+    return detector.find(source, um_per_px), source.size_wh
 
 
 def _coco_box(box_xyxy: Sequence[float]) -> dict[str, object]:
@@ -90,17 +113,17 @@ class LabelJob:
     model: str
 
 
-def label_folder(job: LabelJob) -> tuple[int, int]:
-    """Label the pictures of a folder; returns the numbers of pictures taken and left out.
+def label_folder(job: LabelJob) -> Labelled:
+    """Label the pictures of a folder; those that can't be read are left out.
 
     Raises:
         DatasetError: no picture was taken.
-        ImageError: the folder or a picture can't be read.
+        ImageError: the folder can't be listed.
     """
-    pictures = find_images(job.folder, recursive=True)
+    pictures = list_folder(job.folder, recursive=True).pictures
     if job.listing:
         stems = {line.strip() for line in job.listing.read_text().splitlines()}
-        pictures = [path for path in pictures if path.stem in stems]
+        pictures = tuple(path for path in pictures if path.stem in stems)
     detector = Detector(find_model(job.model), RuntimeChoice(precision="f32"))
     return label_pictures(detector, pictures, job.um_per_px, job.out, _has_central_cell if job.central else None)
 
