@@ -179,6 +179,20 @@ def test_typed_fields_give_their_one_white_cell(typed: Path, read: Callable[...,
     assert cells.groups.tolist() == ["one"]
 
 
+def test_typed_fields_that_give_no_cell_are_told_by_reason(typed: Path, disc_detector: Callable[..., Detector]) -> None:
+    """One has two white cells, one has none, and of one no type is known; the cells sought are white by default."""
+    entry = {"format": "typed", "um_per_px": {"any": UM_PER_PX}, "classes": {code: code for code in WHITE}}
+    told = list[str]()
+    source = CellSource.model_validate(entry)
+    cells = read_cells({"own": source}, WHITE, disc_detector(), PATCH_UM, 96, report=told.append)
+    assert cells.origins.tolist() == ["one.png", "held.png"]
+    reasons = "1 with no cell found as wbc, 1 with several cells found as wbc, 1 without a type in wbc_types.csv"
+    assert told == [f"own: 3 fields left out ({reasons})"]
+    (typed / "train.txt").write_text("one\n")
+    read_cells({"own": source}, WHITE, disc_detector(), PATCH_UM, 96, report=told.append)
+    assert len(told) == 1
+
+
 def test_looks_of_a_collection_are_sources_of_their_own(
     typed: Path, read: Callable[..., CellSet], draw_discs: Draw
 ) -> None:

@@ -20,6 +20,7 @@ from smearcount.config import read_model, shipped
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.images import write_picture
+from smearcount.training import naming_cells
 from smearcount.training.cell_sources import load_cell_sources
 from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of, picture_um
 from smearcount.training.naming_recipe import ClassifierRecipe
@@ -331,6 +332,21 @@ def test_classes_of_a_collection_go_by_any_name_of_a_code(collections: dict[str,
         path.write_text(yaml.safe_dump(entries))
         with pytest.raises(ConfigError, match=rf"cells\.yaml: west: classes\.c: \w+ is no code; {near}"):
             cells_of(recipe(**collections))
+
+
+def test_what_the_reading_leaves_out_is_told(
+    collections: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = naming_cells.read_cells
+
+    def telling(*args: Any, report: Callable[[str], None]) -> CellSet:
+        report("east: 3 fields left out")
+        return read(*args)
+
+    monkeypatch.setattr(naming_cells, "read_cells", telling)
+    told = list[str]()
+    checked_cells(recipe(**collections), tmp_path, told.append)
+    assert told[0] == "east: 3 fields left out"
 
 
 def test_codes_are_those_that_some_cell_may_have(collections: dict[str, Any]) -> None:

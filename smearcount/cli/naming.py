@@ -174,8 +174,9 @@ def train_folds(
     from smearcount.training.naming_data import is_first
 
     with _training_in(out, recipe) as asked:
-        cells, left_out = usable_cells(asked, out)
-        if is_first() and not quiet:
+        told = is_first() and not quiet
+        cells, left_out = usable_cells(asked, out, typer.echo if told else None)
+        if told:
             typer.echo(f"{len(cells)} cells in {folds} folds, {left_out} pictures left out (faults.csv)")
         found = cross_validate(FoldsJob(asked, recipe.stem, folds, out), cells, None if quiet else typer.echo)
     if not is_first():

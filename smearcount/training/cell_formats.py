@@ -23,7 +23,7 @@ from smearcount.training.cell_sources import CellSource, class_of, groups_of, po
 from smearcount.training.red_cells import find_red_cell
 from smearcount.training.splits import split_groups
 
-__all__ = ["CONTEXT", "Reading", "Window", "boxes_without_code", "cut_window", "windows_of"]
+__all__ = ["CONTEXT", "Reading", "Skipped", "Window", "boxes_without_code", "cut_window", "windows_of"]
 
 ROUND_TO, OVAL_TO = 1.2, 1.35
 """Length over width up to which a red cell is round, or oval. Of the training cells of Chula RBC-12, 95 % of the
@@ -47,6 +47,13 @@ class Window:
     split: str
     origin: str
     look: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A field that gives no cell, and why: the second half of a sentence."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,8 @@ class Reading:
         return self.patch_um * CONTEXT
 
 
-def windows_of(reading: Reading) -> Iterable[Window]:
-    """The labelled cells of a collection, one after the other."""
+def windows_of(reading: Reading) -> Iterable[Window | Skipped]:
+    """The labelled cells of a collection, one after the other, and fields that should have had one."""
     return _READERS[reading.source.format](reading)
 
 
@@ -115,19 +122,21 @@ def _around(boxes: FloatArray, x: float, y: float) -> tuple[float, float]:
     return float(nearest[0]), float(nearest[1])
 
 
-def _typed(reading: Reading) -> Iterator[Window]:
-    """The white cell of every field whose type is known; fields with several white cells are left out."""
-    types = types_of(reading.folder / reading.source.types)
+def _typed(reading: Reading) -> Iterator[Window | Skipped]:
+    """The one white cell of every field whose type is known; fields with none or several are skipped."""
+    types, find = types_of(reading.folder / reading.source.types), reading.source.find or "wbc"
     picture_of = picture_finder(reading.folder / "images")
     for split, stem in _split_stems(reading.folder):
         if stem not in types:
+            yield Skipped(f"without a type in {reading.source.types}")
             continue
         path = picture_of(stem)
         picture = open_image(path)
         scale = reading.source.scale(picture.size_wh)
         cells = reading.detector.find(picture, scale)
-        found = cells.boxes[cells.kinds == reading.source.find]
+        found = cells.boxes[cells.kinds == find]
         if len(found) != 1:
+            yield Skipped(f"with {'several cells' if len(found) else 'no cell'} found as {find}")
             continue
         x, y = centres(found)[0].tolist()
         original = Path(types[stem].get("original") or stem).stem
@@ -302,7 +311,7 @@ def _split_stems(folder: Path) -> list[tuple[str, str]]:
     return [(split, stem) for split in ("train", "val") for stem in stems_of(folder, split)]
 
 
-_READERS: dict[str, Callable[[Reading], Iterable[Window]]] = {
+_READERS: dict[str, Callable[[Reading], Iterable[Window | Skipped]]] = {
     "points": _points,
     "typed": _typed,
     "listed": _listed,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from smearcount.classifier import FINEST
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError
 from smearcount.geometry import resize_rgb
-from smearcount.training.cell_formats import Reading, Window, windows_of
+from smearcount.training.cell_formats import Reading, Skipped, Window, windows_of
 from smearcount.training.cell_sources import CellSource, folder_of, readable
 
 __all__ = ["read_cells"]
@@ -25,6 +26,8 @@ def read_cells(
     patch_um: float,
     input_px: int,
     seed: int = 0,
+    *,
+    report: Callable[[str], None] | None = None,
 ) -> CellSet:
     """The labelled cells of some collections; cells of classes without a code are left out.
 
@@ -35,6 +38,7 @@ def read_cells(
         patch_um: side of the classifier's window; more is kept around it.
         input_px: side of the largest input they are shown at; windows are kept at no more than twice that resolution.
         seed: of the splits and of the choice where a collection is larger than wanted.
+        report: takes a line for each collection of which fields were skipped, with their numbers by reason.
 
     Raises:
         DatasetError: a collection is missing or malformed, or has no cell of the codes.
@@ -43,9 +47,16 @@ def read_cells(
     finest, parts = patch_um / (FINEST * input_px), []
     for name, source in sources.items():
         reading = Reading(folder_of(name, source), name, source, detector, patch_um, seed)
+        skipped, windows = Counter[str](), list[Window]()
         with readable(name, reading.folder, source):
-            read = windows_of(reading)
-            windows = [_coarse(window, finest) for window in read if source.codes_of(window.label) & set(codes)]
+            for each in windows_of(reading):
+                if isinstance(each, Skipped):
+                    skipped[each.why] += 1
+                elif source.codes_of(each.label) & set(codes):
+                    windows.append(_coarse(each, finest))
+        if skipped and report:
+            listed = ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()))
+            report(f"{name}: {skipped.total()} fields left out ({listed})")
         if windows:
             parts.append(_as_set(windows, name, source, codes))
     if not parts:

@@ -131,14 +131,14 @@ def checked_cells(
     Args:
         recipe: whose `data` decides.
         out: folder for both files.
-        report: takes the lines that say how many pictures or boxes were left out and how many leaks removed.
+        report: takes the lines that say how many pictures, fields or boxes were left out and how many leaks removed.
         input_px: side of the largest input that will be shown them, where it is larger than the recipe's own.
 
     Raises:
         ConfigError: a collection, a code or a class is unknown, or nothing is left to learn one of them from.
         DatasetError: the labelled cells are not at hand.
     """
-    cells, left_out = usable_cells(recipe, out, input_px=input_px)
+    cells, left_out = usable_cells(recipe, out, report, input_px=input_px)
     cells, leaks = fair_cells(cells, out)
     if report:
         for name, source in _asked(data_of(recipe), ()).sources.items():
@@ -150,7 +150,9 @@ def checked_cells(
     return cells
 
 
-def usable_cells(recipe: ClassifierRecipe, out: Path, *, input_px: int = 0) -> tuple[CellSet, int]:
+def usable_cells(
+    recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None, *, input_px: int = 0
+) -> tuple[CellSet, int]:
     """The cells of a recipe, however they are split, and the number of pictures left out; arguments as above.
 
     Raises:
@@ -162,7 +164,7 @@ def usable_cells(recipe: ClassifierRecipe, out: Path, *, input_px: int = 0) -> t
     write_text_atomic(out / "faults.csv", faults_csv(faults, data.folder))
     asked = _asked(data, faults)
     _refuse_unusable_folders(data, asked, out)
-    return _cells(recipe, data, asked, input_px), len(_left_out(faults))
+    return _cells(recipe, data, asked, input_px, report=report), len(_left_out(faults))
 
 
 def fair_cells(cells: CellSet, out: Path) -> tuple[CellSet, int]:
@@ -314,10 +316,18 @@ def _left_out(faults: Sequence[PictureFault]) -> frozenset[Path]:
     return frozenset(fault.file for fault in faults if fault.action == "left out")
 
 
-def _cells(recipe: ClassifierRecipe, data: CellData, asked: _Asked, input_px: int, *, whole: bool = False) -> CellSet:
+def _cells(
+    recipe: ClassifierRecipe,
+    data: CellData,
+    asked: _Asked,
+    input_px: int,
+    *,
+    whole: bool = False,
+    report: Callable[[str], None] | None = None,
+) -> CellSet:
     detector, side = Detector(find_model(data.detector), RuntimeChoice()), max(recipe.largest_input_px, input_px)
     with named_recipe(data.cells) if data.cells else nullcontext():
-        cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed)
+        cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed, report=report)
     known = np.unique(cells.sources).tolist()
     if unknown := sorted(set(data.leave_out).difference(known)):
         raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {', '.join(known)}")
