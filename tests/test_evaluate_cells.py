@@ -186,6 +186,27 @@ def test_cells_that_are_not_judged_are_none_of_the_temperature(asked: dict[str, 
     assert found["note"].startswith("The temperature of the model was fitted to 8 of these 8 cells")
 
 
+def test_figures_on_a_card_say_what_their_cells_were_used_for(asked: dict[str, Any], tmp_path: Path) -> None:
+    """Half of the cells, that of one collection, fitted the temperature; early stopping looks at the same."""
+    model, job = Path(asked["model"]), Judging(**asked, split="all", sources=(), on_card=True)
+    run_judging(job)
+    assert {metric.data for metric in Model(model).card.metrics} == {"recipe, all"}
+    sums = (hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in (tmp_path / "east").glob("*/*.png"))
+    (model / "split.csv").write_text("split,picture_sha256,group_sha256\n" + "".join(f"val,{e},\n" for e in sums))
+    assert "epoch" not in run_judging(job)["note"]
+    use = "recipe, all; 16 of the 32 cells fitted the temperature"
+    assert {metric.data for metric in Model(model).card.metrics} == {use}
+    assert f"| expected calibration error | {use} | 32 |" in (model / "README.md").read_text()
+    content = yaml.safe_load(asked["recipe"].read_text())
+    early = {"early_stopping": {"monitor": "macro_f1", "patience": 2}}
+    asked["recipe"].write_text(yaml.safe_dump(content | early))
+    note = run_judging(job)["note"]
+    assert note.startswith("The temperature of the model was fitted to 16 of these 32 cells")
+    assert note.endswith("They also chose the epoch, by early stopping: on new ones all figures may be somewhat worse.")
+    assert note in (asked["out"] / "report.html").read_text()
+    assert {metric.data for metric in Model(model).card.metrics} == {f"{use} and chose the epoch"}
+
+
 def test_cells_of_codes_that_a_classifier_lacks_are_counted(asked: dict[str, Any], tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "east" / RED[0], tmp_path / "east" / "burr_cell")
     content = yaml.safe_load((tmp_path / "cells.yaml").read_text())

@@ -38,6 +38,8 @@ FITTED = (
     "well calibrated."
 )
 
+CHOSE = " They also chose the epoch, by early stopping: on new ones all figures may be somewhat worse."
+
 SEEN = (
     "The model was trained on {n} of these {of} cells, or on others of their groups: the figures are better than those "
     "of new cells."
@@ -123,10 +125,10 @@ def run_judging(job: Judging) -> dict[str, Any]:
     """Judge a classifier on the cells of a recipe, and write the report.
 
     Returns:
-        The figures; as `note` whether the temperature was fitted to these cells, as `warning` whether it was trained on
-        some of them, as `unjudged` the codes without a cell of their own, as `left_out` how many validation cells are
-        none for this classifier, which was trained on them; and as `strange` how many it can't be judged on, as it
-        gives none of their codes, by these.
+        The figures; as `note` whether the temperature was fitted to these cells, and they chose the epoch; as `warning`
+        whether it was trained on some of them; as `unjudged` the codes without a cell of their own; as `left_out` how
+        many validation cells are none for this classifier, which was trained on them; and as `strange` how many it
+        can't be judged on, as it gives none of their codes, by these.
 
     Raises:
         UsageError: no cell is left to judge on, or figures of cells that it was trained on are asked for on the card.
@@ -161,20 +163,25 @@ def run_judging(job: Judging) -> dict[str, Any]:
     judged = judge_cells(model, cells)
     where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
     fitted = int(trained_on(model.folder, recipe, cells, "val").sum())
-    note = FITTED.format(n=fitted, of=len(cells)) if fitted else ""
+    chose = CHOSE if recipe.early_stopping else ""
+    note = FITTED.format(n=fitted, of=len(cells)) + chose if fitted else ""
     warning = SEEN.format(n=seen, of=len(cells)) if seen else ""
     title = f"{model.card.id} on {where}"
     write_report(judged, make_folder(job.out), title, heat_of(model, judged), note, warning)
     found = figures(judged)
     if job.on_card:
-        metrics, abstention = card_rows(found, judged, where)
-        kept_metrics = [each for each in model.card.metrics if each.data != where]
-        update_card(
-            model.folder, metrics=[each.model_dump() for each in [*kept_metrics, *metrics]], abstention=abstention
-        )
+        use = "fitted the temperature and chose the epoch" if chose else "fitted the temperature"
+        _to_card(model, found, judged, where, f"{fitted} of the {len(cells)} cells {use}" if fitted else "")
     unjudged = [row["code"] for row in found["per_class"] if not row["support"]]
     told = {"left_out": int(left_out.sum()), "strange": _numbers(strangers), "unjudged": unjudged}
     return {**found, **told, "note": note, "warning": warning}
+
+
+def _to_card(model: Model, found: dict[str, Any], judged: Judged, where: str, used: str) -> None:
+    """Put figures in the place of those of the same cells; with what the training used these for, if anything."""
+    metrics, abstention = card_rows(found, judged, f"{where}; {used}" if used else where)
+    others = [each for each in model.card.metrics if not f"{each.data}; ".startswith(f"{where}; ")]
+    update_card(model.folder, metrics=[each.model_dump() for each in [*others, *metrics]], abstention=abstention)
 
 
 def _strangers(cells: CellSet, codes: Sequence[str]) -> npt.NDArray[np.bool_]:
