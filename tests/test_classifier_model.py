@@ -17,7 +17,7 @@ from safetensors.torch import load, load_file, save_file
 
 from smearcount.cards import ClassifierCard, Model, as_yaml, find_model, list_models
 from smearcount.config import Settings
-from smearcount.errors import ConfigError, ModelError
+from smearcount.errors import ConfigError, ModelError, UsageError
 from smearcount.naming_nets import NetSpec, build_net
 from smearcount.probe import probe_errors
 from smearcount.runtimes import RuntimeChoice, make_runtime, network_of
@@ -229,6 +229,40 @@ def test_an_exported_model_knows_its_cells_and_its_codes(model: Model, tmp_path:
         (own / name).write_text(text)
     exported = export_model(str(own), "onnx", tmp_path / "exported")
     assert {name: (exported / name).read_text() for name in companions} == companions
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_export_replaces_nothing_but_an_earlier_one(model: Model, naming_models: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(model.folder, tmp_path / "own")
+    (own / "split.csv").write_text("split,picture_sha256,group_sha256\n")
+    target = tmp_path / "out" / "red-discs"
+    target.mkdir(parents=True)
+    for to in ("onnx", "openvino", "onnx"):
+        assert export_model(str(own), to, tmp_path / "out") == target
+    # The same weights, whatever was measured since.
+    update_card(own, metrics=[{"name": "accuracy", "data": "x", "n": 3, "value": 0.5}])
+    export_model(str(own), "onnx", tmp_path / "out")
+    assert Model(target).card.metrics
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    other = shutil.copytree(naming_models / "white-discs", tmp_path / "other")
+    update_card(other, id="red-discs")
+    with pytest.raises(UsageError, match=r"out/red-discs: holds another model of this name.*give another folder with"):
+        export_model(str(other), "onnx", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    (target / "labels.csv").write_text("mine")
+    with pytest.raises(UsageError, match=r"files that are not on its card, such as labels\.csv; move it away"):
+        export_model(str(own), "onnx", tmp_path / "out")
+    (target / "card.yaml").unlink()
+    with pytest.raises(UsageError, match="other files than those of a model"):
+        export_model(str(own), "onnx", tmp_path / "out")
+    assert (target / "labels.csv").read_text() == "mine"
+    target.rename(tmp_path / "moved")
+    for make in (target.touch, lambda: target.symlink_to(tmp_path / "moved")):
+        make()
+        with pytest.raises(UsageError, match="red-discs: is no folder; move it away"):
+            export_model(str(own), "onnx", tmp_path / "out")
+        target.unlink()
 
 
 def test_a_network_that_is_none_of_ours_is_refused(model: Model) -> None:

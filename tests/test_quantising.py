@@ -192,6 +192,10 @@ def test_an_int8_version_is_a_checked_copy(toy: Model, tmp_path: Path, monkeypat
         assert (each.pictures, each.counts, each.apart) == (12, {"red": (6, 6), "blue": (6, 6)}, 0)
     assert {metric.value for metric in made.card.metrics} == {1.0}
     assert "12 pictures not used to calibrate" in made.card.metrics[0].data
+    assert quantise(toy, samples, tmp_path / "out")[0] == folder
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"toy-int8: holds files that are not on its card, such as notes\.txt"):
+        quantise(toy, samples, tmp_path / "out")
     with pytest.raises(UsageError, match="INT8 version already"):
         quantise(made, samples, tmp_path / "out")
 

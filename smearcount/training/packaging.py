@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 
 from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Model, TrainingData, as_yaml, find_model
 from smearcount.config import faults_of, load_yaml, shipped
-from smearcount.errors import ConfigError, ModelError
+from smearcount.errors import ConfigError, ModelError, UsageError
 from smearcount.probe import ProbeError, measure_probe
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
 from smearcount.training.readme import render_readme
@@ -28,6 +28,7 @@ __all__ = [
     "SPLIT_FILE",
     "TAXONOMY_FILE",
     "assemble",
+    "check_replaceable",
     "copy_companions",
     "export_model",
     "git_commit",
@@ -269,9 +270,11 @@ def export_model(model: str, to: str, out: Path) -> Path:
     Raises:
         ModelError: the model is damaged, or the new files differ from the probe by more than the card allows.
         ConfigError: the card is malformed.
+        UsageError: `out/<id>` holds something else than an earlier copy.
     """
     found = find_model(model)
     found.verify()
+    check_replaceable(out / found.card.id, found.card)
     out.mkdir(parents=True, exist_ok=True)
     with staged(out / found.card.id) as staging:
         for name in found.card.files:
@@ -288,6 +291,35 @@ def export_model(model: str, to: str, out: Path) -> Path:
         else:
             _with_openvino(staging, found.card, runtimes)
     return out / found.card.id
+
+
+def check_replaceable(target: Path, card: Card) -> None:
+    """Refuse a folder that holds more than an earlier copy or version of a model, which would be lost.
+
+    Args:
+        target: where the model is to be written.
+        card: of the model; what was made of it has its probe, as no other network gives these answers.
+
+    Raises:
+        UsageError: it is no folder, or has files that are on no card, or a model of other weights.
+    """
+    if not target.is_dir() or target.is_symlink():
+        if target.is_symlink() or target.exists():
+            raise UsageError(f"{target}: is no folder; {_ELSEWHERE}")
+        return
+    names = {path.name for path in target.iterdir()}
+    try:
+        there = Model(target).card if names else card
+    except (ModelError, ConfigError) as error:
+        raise UsageError(f"{target}: holds other files than those of a model; {_ELSEWHERE}") from error
+    strange = sorted(names - {*there.files, "card.yaml", "README.md", SPLIT_FILE, TAXONOMY_FILE})
+    if strange:
+        raise UsageError(f"{target}: holds files that are not on its card, such as {strange[0]}; {_ELSEWHERE}")
+    if there.files.get("probe.npz") != card.files.get("probe.npz"):
+        raise UsageError(f"{target}: holds another model of this name, with other weights; {_ELSEWHERE}")
+
+
+_ELSEWHERE = "move it away or delete it, or give another folder with --out"
 
 
 def copy_companions(folder: Path, target: Path) -> None:

@@ -30,7 +30,7 @@ from smearcount.patches import Pixels, to_batch
 from smearcount.probe import ProbeError, probe_error
 from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime, openvino_core
 from smearcount.scale import find_at_scale
-from smearcount.training.packaging import copy_companions, staged, update_card
+from smearcount.training.packaging import check_replaceable, copy_companions, staged, update_card
 from smearcount.training.samples import LEAST_CELLS, SINGLE_CELLS, Sample, Samples, limits_of
 
 __all__ = ["MOST_APART", "Agreement", "compare", "quantise"]
@@ -83,7 +83,7 @@ class Agreement:
 
 
 def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agreement]]:
-    """Write the INT8 version of a model as the folder `out/<id>-int8`; an existing one is replaced.
+    """Write the INT8 version of a model as the folder `out/<id>-int8`; an earlier one of it is replaced.
 
     Args:
         model: a model with OpenVINO files in float32.
@@ -107,8 +107,9 @@ def quantise(model: Model, samples: Samples, out: Path) -> tuple[Path, list[Agre
             f"{len(samples.check)} single cells are too few to compare, expected {LEAST_CELLS}: give "
             f"{SINGLE_CELLS:,} pictures or more"
         )
-    out.mkdir(parents=True, exist_ok=True)
     target = out / f"{model.card.id}-int8"
+    check_replaceable(target, model.card)
+    out.mkdir(parents=True, exist_ok=True)
     with staged(target) as staging:
         _write_network(model, list(_inputs(model, samples.calibration)), staging)
         _write_card(model, staging)
