@@ -383,12 +383,12 @@ def test_merges_and_confused_pairs_are_proposed(model: Path, place: Path, tmp_pa
     merges = call("mend", "merges", place / "my cells.yaml", "--model", model, "--clusters", "2-3", "--out", out)
     assert merges.exit_code == 0, merges.output
     assert sorted(path.name for path in out.iterdir()) == ["merges.png", "merges.yaml"]
-    assert merges.output.startswith((out / "merges.yaml").read_text() + "written: ")
+    assert merges.stdout.startswith((out / "merges.yaml").read_text() + "written: ")
     # Four validation cells of either code are none to merge them on.
-    assert merges.output.startswith("merge: {}\n# ")
+    assert merges.stdout.startswith("merge: {}\n# ")
     pairs = call("mend", "experts", place / "my cells.yaml", "--model", model)
     assert pairs.exit_code == 0, pairs.output
-    assert json.loads(pairs.output)["cells"] == 8
+    assert json.loads(pairs.stdout)["cells"] == 8
     wrong = call("mend", "merges", place / "my cells.yaml", "--model", model, "--clusters", "5-2")
     assert wrong.exit_code == 2
 
@@ -400,7 +400,7 @@ def test_experts_are_not_judged_on_cells_that_they_know(own: Path) -> None:
     asked = ("mend", "experts", recipe, "--model", model, "--expert", expert)
     fair = call(*asked)
     assert fair.exit_code == 0, fair.output
-    found = json.loads(fair.output)
+    found = json.loads(fair.stdout)
     assert (found["n"], [each["codes"] for each in found["by_expert"]]) == (4, [list(CODES)])
     settings = Settings.model_validate({"experts": found["experts"]})
     assert settings.experts == {str(expert): pytest.approx(found["by_expert"][0]["margin"], abs=1e-4)}

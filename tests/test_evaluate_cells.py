@@ -139,6 +139,26 @@ def asked(tmp_path: Path, draw_discs: Draw, naming_models: Path) -> dict[str, An
     return {"recipe": tmp_path / "recipe.yaml", "model": str(tmp_path / "model"), "out": tmp_path / "judged"}
 
 
+def test_pictures_that_give_no_cell_are_told(tmp_path: Path, naming_models: Path, draw_discs: Any) -> None:
+    rng = np.random.default_rng(0)
+    for n, code in enumerate(["normocyte", "spherocyte"] * 6):
+        (tmp_path / "in" / code).mkdir(parents=True, exist_ok=True)
+        drawn = draw_discs((64, 64), np.array([[32.0, 32.0, 40 + n]]), (code,)).pixels
+        noisy = np.clip(drawn + rng.normal(0, 3, drawn.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / "in" / code / f"{n}.png"), noisy[..., ::-1])
+    (tmp_path / "in" / "normocyte" / "bad.png").write_bytes(b"no picture")
+    content = {
+        **{"data": {"folder": str(tmp_path / "in")}, "net": {"backbone": "lenet5", "input_px": 32}, "patch_um": 12.0},
+        "phases": [{"name": "all", "body": "trained", "epochs": 1, "learning_rate": 0.01}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    told = "1 pictures left out (1 unreadable); `smearcount train survey` lists them"
+    model = str(naming_models / "red-discs")
+    found = run_judging(Judging(tmp_path / "recipe.yaml", model, "all", (), on_card=False, out=tmp_path / "judged"))
+    assert (found["n"], found["missing"]) == (12, [told])
+    assert told in (tmp_path / "judged" / "report.html").read_text()
+
+
 def test_a_classifier_is_judged_on_the_cells_of_a_recipe(asked: dict[str, Any]) -> None:
     """Also on the sources that the recipe leaves out of the training, which is what they were left out for."""
     found = run_judging(Judging(**asked, split="val", sources=(), on_card=True))

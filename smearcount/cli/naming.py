@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -243,7 +244,7 @@ def evaluate_classifier(
     if figures["strange"]:
         listed = ", ".join(f"{n} {code}" for code, n in figures["strange"].items())
         typer.echo(f"{sum(figures['strange'].values())} cells left out: {model} gives none of their codes ({listed})")
-    for told in filter(None, (figures["warning"], figures["note"])):
+    for told in filter(None, (*figures["missing"], figures["warning"], figures["note"])):
         typer.echo(told)
     typer.echo(f"report in {out / 'report.html'}")
 
@@ -304,7 +305,8 @@ def mend_merges(
     with clear_errors():
         refuse_input(out / "merges.yaml", [recipe])
         with waiting(quiet, "clustering"):
-            text, plot = propose(recipe, model, range(int(low), int(high) + 1), out)
+            told = None if quiet else partial(typer.echo, err=True)
+            text, plot = propose(recipe, model, range(int(low), int(high) + 1), out, told)
     if not quiet:
         typer.echo(f"{text}\nwritten: {out / 'merges.yaml'}, {plot}")
 
@@ -324,5 +326,5 @@ def mend_experts(
     from smearcount.evaluation.mending import judge_experts
 
     with clear_errors(), waiting(False, "judging"):
-        found = judge_experts(recipe, model, expert or [])
+        found = judge_experts(recipe, model, expert or [], partial(typer.echo, err=True))
     typer.echo(json.dumps(found, indent=2))

@@ -126,9 +126,10 @@ def run_judging(job: Judging) -> dict[str, Any]:
 
     Returns:
         The figures; as `note` whether the temperature was fitted to these cells, and they chose the epoch; as `warning`
-        whether it was trained on some of them; as `unjudged` the codes without a cell of their own; as `left_out` how
-        many validation cells are none for this classifier, which was trained on them; and as `strange` how many it
-        can't be judged on, as it gives none of their codes, by these.
+        whether it was trained on some of them; as `missing` the pictures, fields or boxes that give no cell; as
+        `unjudged` the codes without a cell of their own; as `left_out` how many validation cells are none for this
+        classifier, which was trained on them; and as `strange` how many it can't be judged on, as it gives none of
+        their codes, by these.
 
     Raises:
         UsageError: no cell is left to judge on, or figures of cells that it was trained on are asked for on the card.
@@ -136,8 +137,9 @@ def run_judging(job: Judging) -> dict[str, Any]:
         DatasetError: the labelled cells are not at hand.
     """
     recipe, model = read_model(ClassifierRecipe, job.recipe), find_model(job.model)
+    missing: list[str] = []
     with named_recipe(job.recipe):
-        cells = cells_of(recipe, whole=True, seen_by=[model.classifier_card])
+        cells = cells_of(recipe, whole=True, seen_by=[model.classifier_card], report=missing.append)
     kept = np.isin(cells.sources, job.sources or cells.sources)
     kept &= np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
     cells = cells.take(np.flatnonzero(kept))
@@ -167,13 +169,14 @@ def run_judging(job: Judging) -> dict[str, Any]:
     note = FITTED.format(n=fitted, of=len(cells)) + chose if fitted else ""
     warning = SEEN.format(n=seen, of=len(cells)) if seen else ""
     title = f"{model.card.id} on {where}"
-    write_report(judged, make_folder(job.out), title, heat_of(model, judged), note, warning)
+    above = ". ".join(filter(None, (*missing, warning)))
+    write_report(judged, make_folder(job.out), title, heat_of(model, judged), note, above)
     found = figures(judged)
     if job.on_card:
         use = "fitted the temperature and chose the epoch" if chose else "fitted the temperature"
         _to_card(model, found, judged, where, f"{fitted} of the {len(cells)} cells {use}" if fitted else "")
     unjudged = [row["code"] for row in found["per_class"] if not row["support"]]
-    told = {"left_out": int(left_out.sum()), "strange": _numbers(strangers), "unjudged": unjudged}
+    told = {"missing": missing, "left_out": int(left_out.sum()), "strange": _numbers(strangers), "unjudged": unjudged}
     return {**found, **told, "note": note, "warning": warning}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from smearcount.training.splits import split_groups
 
 __all__ = ["judge_experts", "propose"]
 
+Report = Callable[[str], None]
+
 
 @dataclass(frozen=True, eq=False)
 class _Heard:
@@ -39,11 +41,11 @@ class _Heard:
     seconds: float
 
 
-def _labelled(recipe: Path, model: Model, experts: Sequence[Model] = ()) -> CellSet:
+def _labelled(recipe: Path, model: Model, report: Report | None, experts: Sequence[Model] = ()) -> CellSet:
     """The validation cells of a recipe that the model knows the codes of; nobody was trained on them."""
     asked, models = read_model(ClassifierRecipe, recipe), (model, *experts)
     with named_recipe(recipe):
-        cells = cells_of(asked, whole=True, seen_by=[each.classifier_card for each in models])
+        cells = cells_of(asked, whole=True, seen_by=[each.classifier_card for each in models], report=report)
     trained = np.any([trained_on(each.folder, asked, cells) for each in models], axis=0)
     cells = cells.take(cells.exact & (cells.splits == "val") & ~trained)
     known = cells.take(np.isin(np.array(cells.codes)[cells.labels], model.classifier_card.codes))
@@ -60,11 +62,13 @@ def _hear(model: Model, cells: CellSet) -> _Heard:
     return _Heard(named, (time.perf_counter() - started) / max(len(cells), 1))
 
 
-def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tuple[str, Path]:
+def propose(
+    recipe: Path, model: str, clusters: Sequence[int], out: Path, report: Report | None = None
+) -> tuple[str, Path]:
     """Clusters of the embeddings of validation cells; the content of `merges.yaml` and the plot beside it.
 
     That is the line for a recipe, then what it rests on, as comments. Only codes of one kind are proposed, as a
-    training merges no others.
+    training merges no others. What gives no cell is told to `report`.
 
     Raises:
         UsageError: there are too few cells.
@@ -72,7 +76,7 @@ def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tup
     """
     found = find_model(model)
     codes = found.classifier_card.codes
-    cells = _labelled(recipe, found)
+    cells = _labelled(recipe, found, report)
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     named = _hear(found, cells).named
     data = data_of(read_model(ClassifierRecipe, recipe))
@@ -84,13 +88,16 @@ def propose(recipe: Path, model: str, clusters: Sequence[int], out: Path) -> tup
     return text, write_picture(out / "merges.png", plot_merges(proposal, colours))
 
 
-def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict[str, Any]:
+def judge_experts(
+    recipe: Path, generalist: str, experts: Sequence[str], report: Report | None = None
+) -> dict[str, Any]:
     """Gain and cost of experts: margins chosen on one half of the validation groups, the report from the other half.
 
     Args:
         recipe: of the generalist, whose validation cells are used.
         generalist: id or folder.
         experts: ids or folders of classifiers of a few of its codes; without any, the pairs worth one are listed.
+        report: is told what gives no cell.
 
     Returns:
         As `experts` the margin of each, as the settings take them; the confused pairs; what each expert did, as
@@ -104,7 +111,7 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     codes = model.classifier_card.codes
     models = [find_model(name) for name in experts]
     _check_experts(codes, models)
-    cells = _labelled(recipe, model, models)
+    cells = _labelled(recipe, model, report, models)
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     heard = _hear(model, cells)
     pairs = [asdict(pair) for pair in confusable_pairs(heard.named.probs, labels, codes, 10)]
@@ -121,9 +128,9 @@ def judge_experts(recipe: Path, generalist: str, experts: Sequence[str]) -> dict
     breaker = choose_margin(heard.named.probs[chosen], labels[chosen], codes, _experts(asked, chosen))
     judged = type(breaker)(codes, _experts(asked, rest), breaker.margins)
     seconds = max(each.seconds for _, each in asked)
-    report = tiebreak_report(heard.named.probs[rest], labels[rest], judged, heard.seconds, seconds)
+    gain = tiebreak_report(heard.named.probs[rest], labels[rest], judged, heard.seconds, seconds)
     margins = dict(zip(experts, (round(margin, 4) for margin in breaker.margins), strict=True))
-    found = json.loads(json.dumps(asdict(report)))
+    found = json.loads(json.dumps(asdict(gain)))
     return {"experts": margins, "confused_pairs": pairs, "by_expert": found.pop("experts"), **found}
 
 

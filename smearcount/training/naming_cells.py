@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -209,21 +210,34 @@ def refuse_untrained_codes(cells: CellSet, data: CellData) -> None:
     raise ConfigError(f"no training cell of {', '.join(idle)}; add some, or {remedy}; {copies}")
 
 
-def cells_of(recipe: ClassifierRecipe, *, whole: bool = False, seen_by: Iterable[ClassifierCard] = ()) -> CellSet:
+def cells_of(
+    recipe: ClassifierRecipe,
+    *,
+    whole: bool = False,
+    seen_by: Iterable[ClassifierCard] = (),
+    report: Callable[[str], None] | None = None,
+) -> CellSet:
     """The cells that a recipe asks for, cut out, split and painted.
 
     Args:
         recipe: whose `data` decides.
         whole: also those that it leaves out of the training.
         seen_by: classifiers that will be shown the cells, which may see more detail than the recipe's own.
+        report: takes the lines that say how many pictures, fields or boxes were left out, and why.
 
     Raises:
         ConfigError: a collection, a code or a class is unknown.
         DatasetError: the labelled cells are not at hand.
     """
     data = data_of(recipe)
+    faults = _faults(data)
+    asked = _asked(data, faults)
+    reasons = Counter(fault.fault for fault in faults if fault.action == "left out")
+    if report and reasons:
+        listed = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+        report(f"{len(_left_out(faults))} pictures left out ({listed}); `smearcount train survey` lists them")
     sides = [math.ceil(card.input_px * recipe.window_um / card.patch_um) for card in seen_by]
-    return _cells(recipe, data, _asked(data, _faults(data)), max(sides, default=0), whole=whole)
+    return _cells(recipe, data, asked, max(sides, default=0), whole=whole, report=report)
 
 
 def asked_kinds(data: CellData, codes: Sequence[str]) -> tuple[str, ...]:
