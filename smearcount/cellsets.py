@@ -6,15 +6,102 @@ in training without inventing pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CellSet", "join"]
+from smearcount.geometry import resize_rgb
+from smearcount.images import ReadLimits, open_image
+
+__all__ = ["CellSet", "Kept", "PictureWindow", "Windows", "join", "pixels_of", "side_of"]
 
 Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PictureWindow:
+    """A window that is read from its picture when it is asked for.
+
+    Attributes:
+        path: of the picture.
+        square: left, top and side of its part, in pixels of the picture.
+        side_px: of the window that the part is resampled to.
+    """
+
+    path: Path
+    square: tuple[int, int, int]
+    side_px: int
+
+    def read(self) -> Pixels:
+        """The window `(side_px, side_px, 3) uint8 RGB`.
+
+        Raises:
+            ImageError: the picture is gone or damaged.
+        """
+        left, top, side = self.square
+        part = open_image(self.path, ReadLimits(min_side_px=1)).read(left, top, side, side)
+        return resize_rgb(part, self.side_px, self.side_px)
+
+
+Kept = Pixels | PictureWindow
+"""A window `(S, S, 3) uint8 RGB`, or where it can be read."""
+
+
+def pixels_of(window: Kept) -> Pixels:
+    """The pixels of a window, read where they are not at hand."""
+    return window.read() if isinstance(window, PictureWindow) else window
+
+
+def side_of(window: Kept) -> int:
+    """The side of a window in pixels, without reading it."""
+    return window.side_px if isinstance(window, PictureWindow) else len(window)
+
+
+class Windows(Sequence[Pixels]):
+    """Square windows `(S, S, 3) uint8 RGB`, each of its own side S; some are only read when they are asked for.
+
+    Raises:
+        ValueError: a window is of another shape or type.
+    """
+
+    def __init__(self, kept: Iterable[Kept]) -> None:
+        self._kept = tuple(kept)
+        arrays = [each for each in self._kept if not isinstance(each, PictureWindow)]
+        odd = {(w.shape, w.dtype.name) for w in arrays if w.shape != (len(w), len(w), 3) or w.dtype != np.uint8}
+        if odd:
+            raise ValueError(f"pixels: expected windows (S, S, 3) uint8, got {sorted(odd)}")
+
+    @classmethod
+    def of(cls, windows: Sequence[Pixels]) -> Windows:
+        """Any windows as such."""
+        return windows if isinstance(windows, Windows) else cls(windows)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Sequence[Pixels]]) -> Windows:
+        """Those of several, one after the other."""
+        return cls(window for part in parts for window in cls.of(part)._kept)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self._kept)
+
+    def __getitem__(self, row: Any) -> Any:
+        """The pixels of a row, or a list of those of a slice."""
+        return [pixels_of(each) for each in self._kept[row]] if isinstance(row, slice) else pixels_of(self._kept[row])
+
+    def take(self, rows: npt.NDArray[np.intp]) -> Windows:
+        """The windows of the given rows, in that order."""
+        return Windows(self._kept[row] for row in rows)
+
+    @property
+    def sides(self) -> npt.NDArray[np.intp]:
+        """The side of each window in pixels, `(N,)`."""
+        return np.array([side_of(each) for each in self._kept], np.intp)
+
 
 _WORDS = ("sources", "groups", "splits", "origins")
 
@@ -24,7 +111,7 @@ class CellSet:
     """N labelled cells, in parallel.
 
     Attributes:
-        pixels: N windows `(S, S, 3) uint8 RGB`, each of its own side S, centred on the cell.
+        pixels: N windows `(S, S, 3) uint8 RGB`, each of its own side S, centred on the cell; see `Windows`.
         um_per_px: `(N,) float32`, scale of each window.
         targets: `(N, K) bool`, the codes a cell may be: one True where the label is exact, several where it is coarser
             than the taxonomy, such as "neither round nor sickle".
@@ -35,7 +122,7 @@ class CellSet:
         origins: `(N,)` file and place of each cell, for reports.
     """
 
-    pixels: tuple[Pixels, ...]
+    pixels: Sequence[Pixels]
     um_per_px: npt.NDArray[np.float32]
     targets: npt.NDArray[np.bool_]
     codes: tuple[str, ...]
@@ -46,10 +133,7 @@ class CellSet:
 
     def __post_init__(self) -> None:
         """Check that everything is parallel, that windows are square, and that each cell may be something."""
-        n = len(self.pixels)
-        odd = {(w.shape, w.dtype.name) for w in self.pixels if w.shape != (len(w), len(w), 3) or w.dtype != np.uint8}
-        if odd:
-            raise ValueError(f"pixels: expected windows (S, S, 3) uint8, got {sorted(odd)}")
+        n = len(Windows.of(self.pixels))
         lengths = {name: len(getattr(self, name)) for name in ("um_per_px", "sources", "groups", "splits", "origins")}
         wrong = {name: length for name, length in lengths.items() if length != n}
         if wrong or self.targets.shape != (n, len(self.codes)):
@@ -63,9 +147,9 @@ class CellSet:
 
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> CellSet:
         """The cells of the given indices or mask, in that order."""
-        index = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        index = np.asarray(np.flatnonzero(rows) if rows.dtype == np.bool_ else rows, np.intp)
         return CellSet(
-            tuple(self.pixels[i] for i in index),
+            Windows.of(self.pixels).take(index),
             self.um_per_px[index],
             self.targets[index],
             self.codes,
@@ -74,6 +158,11 @@ class CellSet:
             self.splits[index],
             self.origins[index],
         )
+
+    @property
+    def sides_px(self) -> npt.NDArray[np.intp]:
+        """`(N,)`, the side of each window."""
+        return Windows.of(self.pixels).sides
 
     @property
     def exact(self) -> npt.NDArray[np.bool_]:
@@ -106,7 +195,7 @@ def join(parts: Sequence[CellSet]) -> CellSet:
     if len({part.codes for part in parts}) != 1:
         raise ValueError(f"expected sets of the same codes, got {[part.codes for part in parts]}")
     return CellSet(
-        tuple(window for part in parts for window in part.pixels),
+        Windows.joined(part.pixels for part in parts),
         np.concatenate([part.um_per_px for part in parts]),
         np.concatenate([part.targets for part in parts]),
         parts[0].codes,

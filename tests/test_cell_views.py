@@ -156,7 +156,7 @@ def test_a_cell_laid_over_the_edge_adds_its_density_there_and_leaves_the_middle(
     both, overlapped = stained**2 / background, 0
     for seed in range(40):
         chance = np.random.default_rng(seed)
-        laid = augmented_view(pixels, 0.1, 12.0, size, CellAugmentation(overlap_share=1), chance, (pixels, 0.1))
+        laid = augmented_view(pixels, 0.1, 12.0, size, CellAugmentation(overlap_share=1), chance, lambda: (pixels, 0.1))
         away = np.hypot(*(np.indices((size, size)) + 0.5 - size / 2)) * 0.2
         assert np.abs(laid[away < 0.3] - stained).max() <= 2
         far = np.abs(laid - background).max(axis=2) <= 2
@@ -169,7 +169,7 @@ def test_a_cell_laid_over_the_edge_adds_its_density_there_and_leaves_the_middle(
 
 def test_a_cell_without_a_share_of_overlaps_stays_alone() -> None:
     pixels = stained_cell()
-    alone = augmented_view(pixels, 0.1, 10.0, 96, STILL, np.random.default_rng(0), (scene(), 0.1))
+    alone = augmented_view(pixels, 0.1, 10.0, 96, STILL, np.random.default_rng(0), lambda: (scene(), 0.1))
     assert (alone == view(pixels, STILL)).all()
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import yaml
 
-from smearcount.cellsets import CellSet
+from smearcount.cellsets import CellSet, join
 from smearcount.datasets import load_sources
 from smearcount.detector import FILL, Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError, UsageError
@@ -472,6 +472,30 @@ def test_the_cell_of_a_single_picture_is_moved_to_the_middle(
     assert middle(windows["far"])[0] == pytest.approx(200 - 30, abs=1.0)
     still = read(("neutrophil",), format="folders", classes={"white": "neutrophil"})
     assert {len(window) for window in still.pixels} == {300}
+
+
+@pytest.mark.parametrize("input_px", [96, 24])
+def test_pictures_beyond_what_memory_may_hold_are_read_again_when_shown(
+    root: Path, read: Callable[..., CellSet], draw_discs: Draw, monkeypatch: pytest.MonkeyPatch, input_px: int
+) -> None:
+    """The same pixels, also of a part of the picture, and shrunk; sides are known without reading."""
+    for row in range(4):
+        discs = np.array([[150 + 8 * row, 153, 60], [40, 40, 30]])
+        save(root / "own" / "white" / f"{row}.png", draw_discs((300, 280), discs, ("neutrophil",) * 2).pixels)
+    asked: dict[str, Any] = {"format": "folders", "find": "wbc", "classes": {"white": "neutrophil"}}
+    kept = read(("neutrophil",), input_px=input_px, **asked)
+    monkeypatch.setattr("smearcount.training.cells.MOST_BYTES", sum(each.nbytes for each in kept.pixels[:2]))
+    light = read(("neutrophil",), input_px=input_px, **asked)
+    assert light.sides_px.tolist() == [len(window) for window in kept.pixels]
+    assert light.um_per_px.tolist() == kept.um_per_px.tolist()
+    for ours, theirs in zip(light.pixels, kept.pixels, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    both = join([light.take(np.array([3, 1])), light.take(np.array([0]))])
+    (root / "own" / "white" / "3.png").unlink()
+    assert len(both.sides_px) == 3
+    np.testing.assert_array_equal(both.pixels[1], kept.pixels[1])
+    with pytest.raises(ImageError, match=r"3\.png"):
+        both.pixels[0]
 
 
 def test_platelets_are_looked_for_as_platelets(root: Path, read: Callable[..., CellSet], draw_discs: Draw) -> None:

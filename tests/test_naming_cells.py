@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 import yaml
 
 from smearcount.cellsets import CellSet
@@ -20,9 +21,11 @@ from smearcount.config import read_model, shipped
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.images import write_picture
+from smearcount.naming_nets import Normalisation
 from smearcount.training import naming_cells
 from smearcount.training.cell_sources import load_cell_sources
 from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of, picture_um
+from smearcount.training.naming_data import NamingData
 from smearcount.training.naming_recipe import ClassifierRecipe
 
 Pixels = npt.NDArray[np.uint8]
@@ -99,6 +102,23 @@ def test_windows_are_fine_enough_for_every_network_that_is_shown_them(tmp_path: 
         (checked_cells(own, folder.parent, input_px=20), 64),
     ):
         assert {len(window) for window in cells.pixels} == {side}
+
+
+def test_the_network_is_shown_the_same_pixels_whether_they_are_kept_or_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path, Normal=6, HJ=6)
+    changes = {
+        "augmentation": {"rotate": 1.0, "flip": 0.5, "overlap_share": 0.5, "light_share": 1.0, "brightness": 0.2}
+    }
+    asked = ClassifierRecipe.model_validate({**recipe(folder=tmp_path).model_dump(), **changes})
+    shown = []
+    for room in (10**9, 0):
+        monkeypatch.setattr("smearcount.training.cells.MOST_BYTES", room)
+        data = NamingData(cells_of(asked), asked, asked.phases[0], Normalisation())
+        shown.append([*data.train_dataloader(), *data.val_dataloader()])
+    for ours, theirs in zip(*shown, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_whole_pictures_stand_for_the_window_of_training(tmp_path: Path) -> None:

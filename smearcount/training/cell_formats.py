@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smearcount.cellsets import Pixels
+from smearcount.cellsets import Kept, PictureWindow, Pixels
 from smearcount.config import shipped
 from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_finder, read_source, stems_of
 from smearcount.detector import FILL, Detector
@@ -38,15 +38,19 @@ CONTEXT = 1.6
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """One labelled cell before the sets are joined: a window, its scale and what is known of the cell."""
+    """One labelled cell before the sets are joined: a window, its scale and what is known of the cell.
 
-    pixels: Pixels
+    Where the cell has a picture of its own, `again` tells how the window is read from it once more.
+    """
+
+    pixels: Kept
     um_per_px: float
     label: str
     group: str
     split: str
     origin: str
     look: str = ""
+    again: PictureWindow | None = None
 
 
 @dataclass(frozen=True)
@@ -257,15 +261,9 @@ def _folders(reading: Reading) -> Iterator[Window]:
     for path, label, group, split in zip(paths, labels.tolist(), groups.tolist(), splits.tolist(), strict=True):
         picture = open_image(path, ReadLimits(min_side_px=SMALLEST_CELL_PX))
         scale = source.scale(picture.size_wh) if source.um_per_px else reading.patch_um / min(picture.size_wh)
-        pixels = picture.read(0, 0, *picture.size_wh)
-        yield Window(
-            _centred(pixels, _middle(picture, scale, reading, label)),
-            scale,
-            label,
-            group,
-            split,
-            path.relative_to(reading.folder).as_posix(),
-        )
+        left, top, side = square = _square_around(_middle(picture, scale, reading, label), picture.size_wh)
+        pixels, origin = picture.read(left, top, side, side), path.relative_to(reading.folder).as_posix()
+        yield Window(pixels, scale, label, group, split, origin, again=PictureWindow(path, square, side))
 
 
 def _wanted(path: Path, reading: Reading) -> bool:
@@ -296,15 +294,14 @@ def _middle(picture: PixelSource, scale: float, reading: Reading, label: str) ->
     return x, y
 
 
-def _centred(pixels: Pixels, centre_xy: tuple[float, float]) -> Pixels:
-    """The largest square of a picture around a point, but never less than nine tenths of the whole."""
-    height, width = pixels.shape[:2]
-    x, y = centre_xy
+def _square_around(centre_xy: tuple[float, float], size_wh: tuple[int, int]) -> tuple[int, int, int]:
+    """Left, top and side of the largest square of a picture around a point, at least nine tenths of the whole."""
+    (x, y), (width, height) = centre_xy, size_wh
     whole = min(width, height)
     side = round(max(min(2 * x, 2 * (width - x), 2 * y, 2 * (height - y), whole), 0.9 * whole))
     left = min(max(round(x - side / 2), 0), width - side)
     top = min(max(round(y - side / 2), 0), height - side)
-    return pixels[top : top + side, left : left + side]
+    return left, top, side
 
 
 def _split_stems(folder: Path) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ Everything that has a size is in micrometres, so that one recipe holds at every 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -149,7 +150,7 @@ def augmented_view(
     out_px: int,
     augmentation: CellAugmentation,
     rng: np.random.Generator,
-    other: tuple[Pixels, float] | None = None,
+    other: Callable[[], tuple[Pixels, float]] | None = None,
 ) -> Pixels:
     """One varied view of the cell in the middle of a window.
 
@@ -160,14 +161,14 @@ def augmented_view(
         out_px: side of the view in pixels.
         augmentation: strength of the variations.
         rng: all chance comes from it.
-        other: window and scale of the red cell that may lie over this one's edge.
+        other: gives window and scale of the red cell that may lie over this one's edge, where it does.
 
     Returns:
         `(out_px, out_px, 3) uint8 RGB`.
     """
     view = _warped(pixels, um_per_px, (patch_um, out_px), augmentation, rng)
     if other is not None and rng.random() < augmentation.overlap_share:
-        view = _overlapped(view, _warped(*other, (patch_um, out_px), augmentation, rng), patch_um / out_px, rng)
+        view = _overlapped(view, _warped(*other(), (patch_um, out_px), augmentation, rng), patch_um / out_px, rng)
     if rng.random() < augmentation.plain:
         return view
     view = _recoloured(view, augmentation, rng)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from smearcount.cellsets import CellSet, join
+from smearcount.cellsets import CellSet, Windows, join, pixels_of, side_of
 from smearcount.classifier import FINEST
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError
@@ -17,6 +17,10 @@ from smearcount.training.cell_formats import Reading, Skipped, Window, windows_o
 from smearcount.training.cell_sources import CellSource, folder_of, readable
 
 __all__ = ["read_cells"]
+
+MOST_BYTES = 2 * 2**30
+"""Pixels that are kept in memory, those of 3,500 pictures of 452 px. Further pictures of single cells are read each
+time that they are shown; windows of fields are always kept, as a field would have to be decoded for each."""
 
 
 def read_cells(
@@ -44,7 +48,7 @@ def read_cells(
         DatasetError: a collection is missing or malformed, or has no cell of the codes.
         ConfigError: the entry of a collection does not fit its pictures.
     """
-    finest, parts = patch_um / (FINEST * input_px), []
+    finest, parts, room = patch_um / (FINEST * input_px), [], MOST_BYTES
     for name, source in sources.items():
         reading = Reading(folder_of(name, source), name, source, detector, patch_um, seed)
         skipped, windows = Counter[str](), list[Window]()
@@ -53,7 +57,9 @@ def read_cells(
                 if isinstance(each, Skipped):
                     skipped[each.why] += 1
                 elif source.codes_of(each.label) & set(codes):
-                    windows.append(_coarse(each, finest))
+                    window = _coarse(each, finest)
+                    room -= 3 * side_of(window.pixels) ** 2
+                    windows.append(window if room >= 0 else replace(window, pixels=window.again or window.pixels))
         if skipped and report:
             listed = ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()))
             report(f"{name}: {skipped.total()} fields left out ({listed})")
@@ -69,17 +75,19 @@ def read_cells(
 
 def _coarse(window: Window, finest_um_per_px: float) -> Window:
     """The window at no finer a scale than given, which is all that the network can see and less to keep."""
-    side = round(window.pixels.shape[0] * window.um_per_px / finest_um_per_px)
-    if side >= window.pixels.shape[0]:
+    before = side_of(window.pixels)
+    side = round(before * window.um_per_px / finest_um_per_px)
+    if side >= before:
         return window
-    scale = window.um_per_px * window.pixels.shape[0] / side
-    return replace(window, pixels=resize_rgb(window.pixels, side, side), um_per_px=scale)
+    pixels, scale = resize_rgb(pixels_of(window.pixels), side, side), window.um_per_px * before / side
+    again = replace(window.again, side_px=side) if window.again else None
+    return replace(window, pixels=pixels, um_per_px=scale, again=again)
 
 
 def _as_set(windows: list[Window], name: str, source: CellSource, codes: tuple[str, ...]) -> CellSet:
     allowed = [source.codes_of(window.label) for window in windows]
     return CellSet(
-        pixels=tuple(window.pixels for window in windows),
+        pixels=Windows(window.pixels for window in windows),
         um_per_px=np.array([window.um_per_px for window in windows], np.float32),
         targets=np.array([[code in each for code in codes] for each in allowed], bool),
         codes=codes,

@@ -94,7 +94,7 @@ def cross_split_leaks(cells: CellSet) -> list[tuple[int, int]]:
     train, val = np.flatnonzero(cells.splits == "train"), np.flatnonzero(cells.splits == "val")
     of_group = {str(cells.groups[row]): int(row) for row in reversed(val)}
     partner = {row: of_group[group] for row in train.tolist() if (group := str(cells.groups[row])) in of_group}
-    for a, b in same_cells([cells.pixels[row] for row in train], [cells.pixels[row] for row in val]).tolist():
+    for a, b in same_cells(cells.take(train).pixels, cells.take(val).pixels).tolist():
         partner.setdefault(int(train[a]), int(val[b]))
     return sorted(partner.items())
 

@@ -140,7 +140,10 @@ class _Cells(Dataset[Item]):
             return plain_view(window, scale, self.recipe.window_um, self.input_px), self.cells.targets[row]
         rng = chance("view", self.recipe.seed, epoch, place)
         other = int(rng.choice(self._together[row]))
-        beside = (self.cells.pixels[other], float(self.cells.um_per_px[other]))
+
+        def beside() -> tuple[Pixels, float]:
+            return self.cells.pixels[other], float(self.cells.um_per_px[other])
+
         view = augmented_view(window, scale, self.recipe.patch_um, self.input_px, self.recipe.augmentation, rng, beside)
         return view, self.cells.targets[row]
 

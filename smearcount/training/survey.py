@@ -323,7 +323,7 @@ def _choices(cells: CellSet) -> list[tuple[str, npt.NDArray[np.bool_]]]:
 
 
 def _class_row(cells: CellSet, name: str, members: npt.NDArray[np.bool_], sources: tuple[str, ...]) -> Row:
-    px = np.array([cells.pixels[row].shape[0] for row in np.flatnonzero(members)])
+    px = cells.sides_px[members]
     um = px * cells.um_per_px[members]
     row: Row = {"class": name, "cells": int(members.sum())}
     row |= {split: int((members & (cells.splits == split)).sum()) for split in ("train", "val")}
