@@ -181,6 +181,14 @@ class CellSet:
         groups = np.asarray(np.where(self.groups == self.origins, alone, self.groups), np.str_)
         return None if len(np.unique(groups)) == len(self) else groups
 
+    def in_turns(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+        """Rows `(M,)` in their order, but the sources taking turns: the first of each, then the second of each."""
+        turn = np.zeros(len(rows), np.intp)
+        for source in np.unique(self.sources[rows]):
+            members = self.sources[rows] == source
+            turn[members] = np.arange(members.sum())
+        return np.asarray(rows[np.argsort(turn, kind="stable")], np.intp)
+
     def split(self, name: str) -> CellSet:
         """The cells of `train` or `val`."""
         return self.take(self.splits == name)

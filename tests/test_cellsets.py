@@ -47,6 +47,13 @@ def test_labels_exactness_and_splits() -> None:
     assert rows_of(cells.split("train")) + rows_of(cells.split("val")) == [rows_of(cells)[row] for row in (0, 2, 1, 3)]
 
 
+def test_sources_take_turns() -> None:
+    """Those of a0 and a1 as they come, first of each first."""
+    assert four().in_turns(np.array([1, 0, 3, 2])).tolist() == [1, 3, 0, 2]
+    assert four().in_turns(np.array([3, 0, 1])).tolist() == [3, 0, 1]
+    assert four().in_turns(np.array([], np.intp)).tolist() == []
+
+
 def test_groups_that_nobody_named_are_none() -> None:
     """Two collections may have pictures of one name, which are no group."""
     names = np.array(["x/1.png", "x/2.png"] * 2)

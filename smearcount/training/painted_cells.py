@@ -40,12 +40,7 @@ def _spread(cells: CellSet, split: str, rng: np.random.Generator) -> npt.NDArray
     plain = ~cells.targets[:, [cells.codes.index(code) for code in PAINTED_CODES if code in cells.codes]].any(axis=1)
     if "sickle_cell" in cells.codes:
         plain &= ~(cells.exact & (cells.labels == cells.codes.index("sickle_cell")))
-    rows = rng.permutation(np.flatnonzero(plain & (cells.splits == split)))
-    turn = np.zeros(len(rows), np.intp)
-    for source in np.unique(cells.sources[rows]):
-        members = cells.sources[rows] == source
-        turn[members] = np.arange(members.sum())
-    return np.asarray(rows[np.argsort(turn, kind="stable")], np.intp)
+    return cells.in_turns(rng.permutation(np.flatnonzero(plain & (cells.splits == split))))
 
 
 def _painted(cells: CellSet, rows: npt.NDArray[np.intp], wanted: tuple[str, int], rng: np.random.Generator) -> CellSet:

@@ -362,20 +362,11 @@ def sample_sheet(cells: CellSet, per_code: int, seed: int) -> Pixels:
         counts = [int((members & (cells.splits == split)).sum()) for split in ("train", "val")]
         _write(pen, (_GAP_PX, y), name, _NAME_PX - 2 * _GAP_PX, bold=True)
         _write(pen, (_GAP_PX, y + 3 * _TEXT_PX), f"{counts[0]} train, {counts[1]} val", _NAME_PX - 2 * _GAP_PX)
-        for x, row in zip(range(_NAME_PX, sheet.width, pitch_x), _examples(cells, members, rng), strict=False):
+        examples = cells.in_turns(rng.permutation(np.flatnonzero(members))).tolist()
+        for x, row in zip(range(_NAME_PX, sheet.width, pitch_x), examples, strict=False):
             sheet.paste(Image.fromarray(resize_rgb(cells.pixels[row], _TILE_PX, _TILE_PX)), (x, y))
             _write(pen, (x, y + _TILE_PX), str(cells.sources[row]), _TILE_PX, lines=1)
     return cast(Pixels, np.array(sheet))
-
-
-def _examples(cells: CellSet, members: npt.NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
-    """The members in random order, the sources taking turns."""
-    rows = rng.permutation(np.flatnonzero(members))
-    turn = np.zeros(len(rows), np.intp)
-    for source in np.unique(cells.sources[rows]):
-        of_source = cells.sources[rows] == source
-        turn[of_source] = np.arange(of_source.sum())
-    return [int(row) for row in rows[np.argsort(turn, kind="stable")]]
 
 
 def _write(
