@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.geometry import FloatArray
+from smearcount.training.colours import LUMA
 from smearcount.training.tiles import Pixels
 
 __all__ = ["Body", "Stain", "blended", "smooth_step", "with_bodies"]
@@ -28,8 +29,6 @@ COLOUR_BLUR_PX = 0.9
 """Standard deviation that stands for colours kept at half the resolution (JPEG 4:2:0, and most sensors)."""
 
 SHARPENING_PX = 1.3
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def blended(before: Pixels, after: npt.NDArray[np.floating], soft_colours: bool)
     """`after (H, W, 3)` in grey levels as `uint8`, where the change has softer colours than brightness if wanted."""
     change = (after - before).astype(np.float32)
     if soft_colours:
-        brightness = (change @ LUMA)[..., None]
+        brightness = (change @ np.float32(LUMA))[..., None]
         change = brightness + cv2.GaussianBlur(change - brightness, (0, 0), COLOUR_BLUR_PX)
     return cast(Pixels, np.clip(np.rint(before + change), 0, 255).astype(np.uint8))
 

@@ -19,13 +19,10 @@ from smearcount.config import Strict
 from smearcount.geometry import FloatArray, resize_rgb
 from smearcount.images import ArraySource, through_jpeg
 from smearcount.patches import sample_window, samples_across
-from smearcount.training.tiles import HED_FROM_RGB, Pixels
+from smearcount.training.colours import HED_FROM_RGB, LUMA, RGB_FROM_HED
+from smearcount.training.tiles import Pixels
 
 __all__ = ["CellAugmentation", "Warp", "augmented_view", "plain_view", "warped_view"]
-
-RGB_FROM_HED = np.linalg.inv(HED_FROM_RGB)
-LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
 LOG_OF_LEVEL = np.log((np.arange(256) + 1) / 256).astype(np.float32)
 """Minus the optical density of each grey level; one is added so that black has one."""

@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 
 from smearcount.geometry import FloatArray
-from smearcount.training.bodies import LUMA, Body, Stain, blended, smooth_step, with_bodies
+from smearcount.training.bodies import Body, Stain, blended, smooth_step, with_bodies
+from smearcount.training.colours import LUMA
 from smearcount.training.red_cells import RedCell, densities, find_red_cell
 from smearcount.training.tiles import Pixels
 
@@ -119,7 +120,7 @@ def _typical_change(before: Pixels, after: Pixels, bodies: Sequence[Body], um_pe
     """Median over the bodies of the grey levels by which their middles were darkened."""
     columns = np.array([int(body.x_um / um_per_px) for body in bodies])
     rows = np.array([int(body.y_um / um_per_px) for body in bodies])
-    return float(np.median((before[rows, columns].astype(np.float32) - after[rows, columns]) @ LUMA))
+    return float(np.median((before[rows, columns].astype(np.float32) - after[rows, columns]) @ np.float32(LUMA)))
 
 
 def _places(cell: RedCell, nearest_um: float, farthest_um: float) -> FloatArray:

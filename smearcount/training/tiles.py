@@ -19,13 +19,11 @@ from smearcount.config import Strict
 from smearcount.datasets import LabelledField
 from smearcount.geometry import FloatArray, clip_boxes, resize_rgb
 from smearcount.images import through_jpeg
+from smearcount.training.colours import HED_FROM_RGB, RGB_FROM_HED
 
 __all__ = ["Augmentation", "Pixels", "Tile", "TileMaker"]
 
 Pixels = npt.NDArray[np.uint8]
-
-HED_FROM_RGB = np.linalg.inv(np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]]))
-"""Unmixing of optical densities into haematoxylin, eosin and residual (Ruifrok and Johnston 2001)."""
 
 
 class Augmentation(Strict):
@@ -150,7 +148,7 @@ def _restained(pixels: Pixels, a: Augmentation, rng: np.random.Generator) -> Pix
     if rng.random() < 0.8:
         density = -np.log((image + 1) / 256)
         gains = np.exp(rng.normal(0, a.stain_sigma, 3))
-        mix = (HED_FROM_RGB @ np.diag(gains) @ np.linalg.inv(HED_FROM_RGB)).astype(np.float32)
+        mix = (HED_FROM_RGB @ np.diag(gains) @ RGB_FROM_HED).astype(np.float32)
         image = 256 * np.exp(-(density @ mix)) - 1
         image = image * np.exp(rng.normal(0, a.brightness * 0.4, 3)).astype(np.float32)
     image = np.clip(image, 0, 255)
