@@ -87,14 +87,12 @@ class Prototypes:
     warnings: tuple[str, ...]
 
     @staticmethod
-    def from_examples(
-        features: FloatArray, labels: Rows, codes: tuple[str, ...], temperature: float | None = None
-    ) -> Prototypes:
+    def from_examples(features: FloatArray, labels: Rows, codes: tuple[str, ...]) -> Prototypes:
         """Prototypes of examples whose codes have the indices `labels (N,)`.
 
-        Without a `temperature`, the one is taken that names the left-out examples with the lowest cross-entropy,
-        against Platt's targets (1999, Advances in Large Margin Classifiers 61): (n + 1) / (n + 2) for the true code of
-        n examples, so that a handful of well separated cells does not end in certainty.
+        The temperature is the one that names the left-out examples with the lowest cross-entropy, against Platt's
+        targets (1999, Advances in Large Margin Classifiers 61): (n + 1) / (n + 2) for the true code of n examples, so
+        that a handful of well separated cells does not end in certainty.
 
         Raises:
             UsageError: a code has fewer than two examples.
@@ -102,8 +100,6 @@ class Prototypes:
         """
         units = unit_rows(features)
         n = _checked_counts(units, labels, codes)
-        if temperature is not None and not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}")
         vectors, cosines = _left_out(units, labels, len(codes))
         right = cosines.argmax(axis=1) == labels
         check = LeaveOneOut(
@@ -112,8 +108,7 @@ class Prototypes:
         )
         own = [cosines[labels == index, index] for index in range(len(codes))]
         reach = np.array([np.percentile(part, _REACH_PERCENTILE) for part in own])
-        fitted = temperature or _temperature(cosines, labels, n)
-        return Prototypes(codes, vectors, fitted, reach, check, _warnings(check))
+        return Prototypes(codes, vectors, _temperature(cosines, labels, n), reach, check, _warnings(check))
 
     def cosines(self, features: FloatArray) -> Doubles:
         """Likeness of each cell to each prototype, `(N, K)`, from -1 to 1.
@@ -140,14 +135,10 @@ class Extension:
 
     Attributes:
         labels: the classifier's codes, then the new ones.
-        taken: `(N,) bool`, the cell's best code is a new one.
-        without_examples: codes of the classifier that have no prototype.
         warnings: sentences for the reader.
     """
 
     labels: Labels
-    taken: npt.NDArray[np.bool_]
-    without_examples: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -180,14 +171,9 @@ def extend(labels: Labels, features: FloatArray, prototypes: Prototypes) -> Exte
     old = labels.probs * (1 - gained.sum(axis=1, keepdims=True))
     every = (*labels.codes, *(prototypes.codes[index] for index in new))
     probs = np.concatenate([old, gained], axis=1).astype(np.float32)
-    missing = tuple(code for code in labels.codes if code not in prototypes.codes)
+    missing = [code for code in labels.codes if code not in prototypes.codes]
     kept = f"no examples of {', '.join(missing)}: what the classifier takes for these keeps its name"
-    return Extension(
-        Labels(probs, every),
-        np.asarray(probs.argmax(axis=1) >= len(labels.codes)),
-        missing,
-        (*prototypes.warnings, *([kept] if missing else [])),
-    )
+    return Extension(Labels(probs, every), (*prototypes.warnings, *([kept] if missing else [])))
 
 
 def read_examples(folder: Path, taxonomy: Taxonomy, codes: Iterable[str] = ()) -> list[tuple[Path, str]]:
