@@ -174,7 +174,9 @@ class Model:
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "card.yaml").is_file():
-            raise ModelError(f"{folder}: no card.yaml; give the id of a shipped model or a folder that `export` wrote")
+            raise ModelError(
+                f"{folder}: no card.yaml; give the id of a shipped model, or a folder that a training or `export` wrote"
+            )
         self.folder = folder
         content = load_yaml(folder / "card.yaml")
         task = content.get("task") if isinstance(content, dict) else None
@@ -222,7 +224,7 @@ class Model:
         """
         entry = self.card.files.get(name)
         if entry is None:
-            raise ModelError(f"{self.folder / name}: not listed on the card; run `smearcount export {self.card.id}`")
+            raise ModelError(f"{self.folder / name}: not listed on the card; {self._way_to(name)}")
         try:
             content = (self.folder / name).read_bytes()
         except OSError as error:
@@ -234,6 +236,12 @@ class Model:
                 f"{entry.sha256[:12]}, found {len(content)} bytes and {found[:12]}; {self.remedy}"
             )
         return content
+
+    def _way_to(self, name: str) -> str:
+        """What to do to have a file that is not on the card."""
+        made = {"model.xml": "openvino", "model.bin": "openvino", "model.onnx": "onnx"}
+        called = self.card.id if self.is_shipped else self.folder
+        return f"run `smearcount export {called} --to {made[name]}`" if name in made else self.remedy
 
     def names(self, runtime: str) -> list[str]:
         """Files of one runtime, as on the card."""
@@ -266,7 +274,7 @@ def find_model(model: str, weights: Path | None = None) -> Model:
     if Path(model).is_dir():
         return Model(Path(model))
     known = ", ".join(m.card.id for m in list_models(weights)) or "none"
-    raise ModelError(f"{model}: no such model; known: {known}")
+    raise ModelError(f"{model}: no such model; known: {known}; or give the folder of a model")
 
 
 def list_models(weights: Path | None = None) -> list[Model]:

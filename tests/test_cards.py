@@ -76,9 +76,14 @@ def test_a_shipped_model_comes_with_the_program() -> None:
 
 def test_a_file_that_is_not_on_the_card_is_not_read(folder: Path) -> None:
     (folder / "other.bin").write_bytes(CONTENT)
-    for name in ("other.bin", "../discs/model.onnx"):
-        with pytest.raises(ModelError, match=r"not listed on the card.*smearcount export discs"):
+    ways = {"model.xml": f"run `smearcount export {folder} --to openvino`", "other.bin": "copy it again, or make it"}
+    change(folder, files={})
+    ways["model.onnx"] = f"run `smearcount export {folder} --to onnx`"
+    for name, way in (*ways.items(), ("../discs/other.bin", "copy it again")):
+        with pytest.raises(ModelError, match=rf"not listed on the card; {way}"):
             Model(folder).read(name)
+    with pytest.raises(ModelError, match="not listed on the card; run `smearcount export red-cells --to onnx`"):
+        find_model("red-cells").read("model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -113,11 +118,14 @@ def test_models_are_found_by_id_and_by_folder(folder: Path) -> None:
     assert find_model("discs", weights).folder == folder
     assert find_model(str(folder), weights).card.id == "discs"
     assert [model.card.id for model in list_models(weights)] == ["discs"]
-    with pytest.raises(ModelError, match=r"rings: no such model; known: discs"):
+    with pytest.raises(ModelError, match=r"rings: no such model; known: discs; or give the folder of a model"):
         find_model("rings", weights)
     with pytest.raises(ModelError, match="known: none"):
         find_model("rings", weights / "none")
-    with pytest.raises(ModelError, match=r"no card\.yaml.*export"):
+    with pytest.raises(
+        ModelError,
+        match=r"no card\.yaml; give the id of a shipped model, or a folder that a training or `export` wrote",
+    ):
         Model(weights)
 
 

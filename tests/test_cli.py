@@ -380,6 +380,30 @@ def test_a_terminal_without_unicode_shows_escapes(tmp_path: Path) -> None:
     assert r"szkie\u0142ko" in result.output
 
 
+def test_an_export_that_cannot_be_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = ["export", Settings().detector, "--out", tmp_path / "out", "--to"]
+    unasked = call(*export, "onnx", "--calibrate", SAMPLES)
+    assert (unasked.exit_code, "only" in unasked.stderr) == (2, True)
+    monkeypatch.setenv("SMEARCOUNT_DATA", str(tmp_path / "absent"))
+    without = call(*export, "openvino-int8")
+    assert without.exit_code == 1
+    remedies = "set SMEARCOUNT_DATA to their folder; or give --calibrate a folder of 100 fields or more"
+    assert without.stderr == f"error: no labelled collections found: {remedies}\n"
+    (tmp_path / "few").mkdir()
+    shutil.copy(SPARSE, tmp_path / "few")
+    few = call(*export, "openvino-int8", "--calibrate", tmp_path / "few")
+    assert few.exit_code == 2
+    assert few.stderr.endswith("few: 1 pictures are too few to calibrate with; give 100 fields\n")
+    for words in (
+        ["evaluate", "detector"],
+        ["evaluate", "runtimes"],
+        ["train", "labels", SAMPLES, "--um-per-px", "0.1"],
+    ):
+        other = call(*words, "--model", "red-cells")
+        assert other.exit_code == 2
+        assert "red-cells: a classifier, where a detector is needed" in other.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [

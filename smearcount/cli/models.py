@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_model, waiting
+from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_detector, known_model, waiting
 from smearcount.config import Settings
-from smearcount.errors import ModelError, UsageError
+from smearcount.errors import DatasetError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from smearcount.probe import ProbeError
@@ -22,7 +22,7 @@ _DETECTOR = Settings().detector
 _LOOKS = "txl_pbc,deepbionet"
 _ALL = f"{_LOOKS},iml_malaria"
 
-ModelName = Annotated[str, typer.Option("--model", callback=known_model, help="Model id or folder.")]
+ModelName = Annotated[str, typer.Option("--model", callback=known_detector, help="Detector: id or folder.")]
 Compared = Annotated[str, typer.Option("--sources", help="Collections, comma-separated.")]
 Spread = Annotated[int, typer.Option("--fields", min=1, help="Number of fields, spread over the looks.")]
 
@@ -142,7 +142,7 @@ def train_labels(
         Path | None, typer.Option("--list", exists=True, dir_okay=False, help="File of stems to take, one a line.")
     ] = None,
     central: Annotated[bool, typer.Option("--central", help="Take only pictures with a cell in the middle.")] = False,
-    model: Annotated[str, typer.Option(callback=known_model, help="The teacher: model id or folder.")] = _DETECTOR,
+    model: Annotated[str, typer.Option(callback=known_detector, help="The teacher: id or folder.")] = _DETECTOR,
     quiet: Quiet = False,
 ) -> None:
     """Label pictures with a detector, as a COCO collection for training."""
@@ -248,6 +248,8 @@ def export(
 
     if to not in ("openvino", "onnx", "openvino-int8"):
         raise typer.BadParameter("expected openvino, onnx or openvino-int8", param_hint="--to")
+    if calibrate and to != "openvino-int8":
+        raise typer.BadParameter("pictures are for --to openvino-int8 only", param_hint="--calibrate")
     told: tuple[Agreement, ...] = ()
     with clear_errors(), waiting(quiet, "writing"):
         if to == "openvino-int8":
@@ -279,7 +281,10 @@ def _export_int8(model: str, calibrate: Path | None, out: Path, *, quiet: bool) 
     found = find_model(model)
     if calibrate is None and found.card.task == "classifier":
         raise UsageError(f"{model}: give --calibrate a folder of {SINGLE_CELLS:,} or more pictures of single cells")
-    samples = samples_in(calibrate, found) if calibrate else samples_of(tuple(_ALL.split(",")))
+    try:
+        samples = samples_in(calibrate, found) if calibrate else samples_of(tuple(_ALL.split(",")))
+    except DatasetError as error:
+        raise DatasetError(f"{error}; or give --calibrate a folder of 100 fields or more") from error
     if samples.faults and not quiet:
         typer.echo(f"{len(samples.faults)} pictures left out, as they can't be read, such as {samples.faults[0]}")
     folder, agreements = quantise(found, samples, out)

@@ -63,10 +63,8 @@ def samples_in(folder: Path, model: Model) -> Samples:
     pictures: list[Sample] = [(path, None) for path in listed if path not in faults]
     if len(pictures) < 10:
         unread = f" ({len(faults)} more can't be read, such as {next(iter(faults.values()))})" if faults else ""
-        raise UsageError(
-            f"{folder}: {len(pictures)} pictures{unread} are too few to calibrate with; give 100 fields or "
-            f"{SINGLE_CELLS:,} single cells"
-        )
+        wanted = f"{SINGLE_CELLS:,} single cells" if isinstance(model.card, ClassifierCard) else "100 fields"
+        raise UsageError(f"{folder}: {len(pictures)} pictures{unread} are too few to calibrate with; give {wanted}")
     others = [each for row, each in enumerate(pictures) if row % 5 != 4]
     return Samples(tuple(_spread(others, CALIBRATION)), tuple(pictures[4::5]), tuple(faults.values()))
 
