@@ -158,6 +158,9 @@ def read_source(root: Path, source: FieldSource, split: str) -> list[LabelledFie
         DatasetError: the folder, its split list or one of its label files is missing or malformed.
     """
     folder = source.folder or root / source.name
+    if not folder.is_dir():
+        remedy = f"make or copy them, or leave {source.name} out"
+        raise DatasetError(f"{folder}: no such folder, where the fields of {source.name} should be; {remedy}")
     fields, at = [], folder
     try:
         boxes_of = _READERS[source.format](folder)
@@ -188,7 +191,7 @@ def stems_of(folder: Path, split: str) -> list[str]:
         return [line.strip() for line in listing.read_text().splitlines() if line.strip()]
     if split == "train" and (folder / "truth.json").is_file():
         return [Path(name).stem for name in json.loads((folder / "truth.json").read_text())]
-    raise DatasetError(f"{listing}: no such split list; expected one image stem a line")
+    raise DatasetError(f"{listing}: no such split list; make it, with the name of one picture without suffix a line")
 
 
 LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float, float]]]

@@ -170,6 +170,8 @@ def test_a_box_without_a_corner_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     folder, source = collection(tmp_path, "yolo")
+    with pytest.raises(DatasetError, match=r"absent: no such folder, where the fields of lab should be; make or copy"):
+        read_source(tmp_path, replace(source, folder=tmp_path / "absent"), "val")
     with pytest.raises(DatasetError, match=r"train\.txt: no such split list"):
         read_source(tmp_path, source, "train")
     (folder / "images" / "two.png").unlink()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from smearcount.cards import find_model
-from smearcount.errors import UsageError
+from smearcount.errors import DatasetError, UsageError
 from smearcount.evaluation.detector import EvaluationJob, box_pairs, evaluate, labelled_fields
 from smearcount.images import open_image
 
@@ -94,6 +95,9 @@ def test_kinds_that_nobody_labelled_keep_their_thresholds(unlabelled_border, own
     evaluate(job)
     assert find_model(str(own_detector)).card == card
     path.write_text(yaml.safe_dump({"field": entry | {"classes": dict.fromkeys(entry["classes"], "")}}))
+    (path.parent / "field" / "val.txt").write_text("\n")
+    with pytest.raises(DatasetError, match=r"no field in the val list of field; add image stems to val\.txt"):
+        evaluate(replace(job, split="val"))
     with pytest.raises(UsageError, match=r"--fit: no labelled cell in field, train list"):
         evaluate(job)
 

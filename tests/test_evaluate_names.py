@@ -188,7 +188,7 @@ def test_codes_that_no_classifier_gives_are_left_out_and_counted() -> None:
 
 
 def test_nothing_to_measure_is_said(naming_pipeline: Callable[..., Pipeline], field: CellSource) -> None:
-    with pytest.raises(DatasetError, match="labelled with one code, got none"):
+    with pytest.raises(DatasetError, match="labelled with one code, got none; see `classes`"):
         point_figures(NamedPoints())
     coarse = field.model_copy(update={"classes": dict.fromkeys(RED, RED)})
     assert name_points(naming_pipeline(), ("own", coarse), "val", own_scale=True).truth == []

@@ -140,11 +140,7 @@ def run_judging(job: Judging) -> dict[str, Any]:
     missing: list[str] = []
     with named_recipe(job.recipe):
         cells = cells_of(recipe, whole=True, seen_by=[model.classifier_card], report=missing.append)
-    kept = np.isin(cells.sources, job.sources or cells.sources)
-    kept &= np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
-    cells = cells.take(np.flatnonzero(kept))
-    if not len(cells):
-        raise UsageError(f"no cell of {', '.join(job.sources) or 'any source'} in {job.split}; see configs/cells.yaml")
+    cells = _asked_for(job, cells)
     known = trained_on(model.folder, recipe, cells)
     left_out = known & (job.split == "val")
     if left_out.all():
@@ -155,7 +151,10 @@ def run_judging(job: Judging) -> dict[str, Any]:
     strange = _strangers(cells, model.classifier_card.codes)
     if strange.all():
         codes = ", ".join(_numbers(cells.take(strange)))
-        raise UsageError(f"{job.model} gives none of the codes of these cells: {codes}")
+        given = ", ".join(model.classifier_card.codes)
+        raise UsageError(
+            f"{job.model} gives none of the codes of these cells: {codes}; it gives {given}: name another --model"
+        )
     strangers, cells, seen = cells.take(strange), cells.take(~strange), int(known[~strange].sum())
     if seen and job.on_card:
         raise UsageError(
@@ -178,6 +177,18 @@ def run_judging(job: Judging) -> dict[str, Any]:
     unjudged = [row["code"] for row in found["per_class"] if not row["support"]]
     told = {"missing": missing, "left_out": int(left_out.sum()), "strange": _numbers(strangers), "unjudged": unjudged}
     return {**found, **told, "note": note, "warning": warning}
+
+
+def _asked_for(job: Judging, cells: CellSet) -> CellSet:
+    """The cells of the split and the sources asked for, of each of which there is one at least."""
+    inside = np.isin(cells.splits, ("train", "val") if job.split == "all" else (job.split,))
+    absent = sorted(set(job.sources) - set(cells.sources[inside].tolist()))
+    if absent or not inside.any():
+        there = Counter(zip(cells.sources.tolist(), cells.splits.tolist(), strict=True))
+        told = ", ".join(f"{n} of {source} in {split}" for (source, split), n in sorted(there.items()))
+        asked = ", ".join(absent) or "any source"
+        raise UsageError(f"{job.recipe}: no cell of {asked} in {job.split}; there are {told}")
+    return cells.take(np.flatnonzero(inside & np.isin(cells.sources, job.sources or cells.sources)))
 
 
 def _to_card(model: Model, found: dict[str, Any], judged: Judged, where: str, used: str) -> None:

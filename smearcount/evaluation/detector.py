@@ -15,7 +15,7 @@ from smearcount.cards import Metric, Model, find_model
 from smearcount.counting import counted_mask
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source
 from smearcount.detector import Detector
-from smearcount.errors import UsageError
+from smearcount.errors import DatasetError, UsageError
 from smearcount.geometry import FloatArray, centres
 from smearcount.images import open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
@@ -64,14 +64,18 @@ class EvaluationJob:
 
 
 def labelled_fields(sources: Iterable[str], split: str, datasets: Path | None = None) -> list[LabelledField]:
-    """The labelled fields of some collections.
+    """The labelled fields of some collections, of which there is one at least.
 
     Raises:
-        DatasetError: the data are not at hand.
+        DatasetError: the data are not at hand, or their list is empty.
         UsageError: a collection is unknown.
     """
     root, chosen = choose_sources(sources, datasets)
-    return [field for source in chosen for field in read_source(root, source, split)]
+    fields = [field for source in chosen for field in read_source(root, source, split)]
+    if not fields:
+        names = ", ".join(source.name for source in chosen)
+        raise DatasetError(f"no field in the {split} list of {names}; add image stems to {split}.txt, or name others")
+    return fields
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,8 @@ def point_figures(points: NamedPoints, given: Sequence[str] = ()) -> dict[str, A
     points = points.without(strange)
     if not points.truth:
         listed = f"; no classifier gives {', '.join(sorted(strange))}" if strange else ""
-        raise DatasetError(f"expected cells that are labelled with one code, got none{listed}")
+        remedy = "see `classes` of the collection, or name other classifiers with --config"
+        raise DatasetError(f"expected cells that are labelled with one code, got none{listed}; {remedy}")
     codes = sorted(set(points.truth))
 
     def both(said: list[str]) -> dict[str, float]:

@@ -40,7 +40,9 @@ def labelled_points(
         UsageError: it is of another format.
     """
     if source.format not in ("points", "typed"):
-        raise UsageError(f"{name}: expected a collection of points or typed fields, got {source.format}")
+        raise UsageError(
+            f"{name}: expected a collection of points or typed fields, got {source.format}; name another one"
+        )
     folder = folder_of(name, source)
     with readable(name, folder, source):
         types = types_of(folder / source.types) if source.format == "typed" else None
