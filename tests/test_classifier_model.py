@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from safetensors.torch import load, load_file, save_file
 
 from smearcount.cards import ClassifierCard, Model, as_yaml, find_model, list_models
 from smearcount.config import Settings
-from smearcount.errors import ConfigError, ModelError, UsageError
+from smearcount.errors import ConfigError, ImageError, ModelError, UsageError
 from smearcount.naming_nets import NetSpec, build_net
 from smearcount.probe import probe_errors
 from smearcount.runtimes import RuntimeChoice, make_runtime, network_of
@@ -229,6 +231,19 @@ def test_an_exported_model_knows_its_cells_and_its_codes(model: Model, tmp_path:
         (own / name).write_text(text)
     exported = export_model(str(own), "onnx", tmp_path / "exported")
     assert {name: (exported / name).read_text() for name in companions} == companions
+
+
+def test_a_card_is_written_whole_or_not_at_all(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (model.folder / "card.yaml").read_bytes()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(ImageError, match=r"card\.yaml: can't be written \(No space left on device\); check the"):
+        update_card(model.folder, probe_tolerance=0.1)
+    assert (model.folder / "card.yaml").read_bytes() == before
+    assert {path.name for path in model.folder.iterdir()} == FILES | {"card.yaml", "README.md"}
 
 
 @pytest.mark.filterwarnings("ignore")

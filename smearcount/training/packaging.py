@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Model, TrainingData, as_yaml, find_model
 from smearcount.config import faults_of, load_yaml, shipped
 from smearcount.errors import ConfigError, ModelError, UsageError
+from smearcount.images import write_text_atomic
 from smearcount.probe import ProbeError, measure_probe
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
 from smearcount.training.readme import render_readme
@@ -330,7 +331,11 @@ def copy_companions(folder: Path, target: Path) -> None:
 
 
 def update_card(folder: Path, **changes: Any) -> Card:
-    """Replace fields of a card (metrics, thresholds) and render its README again; with metrics it is a measured one."""
+    """Replace fields of a card (metrics, thresholds) and render its README again; with metrics it is a measured one.
+
+    Raises:
+        ImageError: the folder can't be written.
+    """
     before = Model(folder).card
     values = {**as_yaml(before), **changes}
     if values["metrics"]:
@@ -372,8 +377,8 @@ def _list_files(folder: Path, card: Card, runtimes: Mapping[str, str]) -> Card:
 
 def _write_card(folder: Path, card: Card) -> None:
     text = yaml.safe_dump(as_yaml(card), sort_keys=False, allow_unicode=True, width=110)
-    (folder / "card.yaml").write_text(text, encoding="utf-8")
-    (folder / "README.md").write_text(render_readme(card), encoding="utf-8")
+    write_text_atomic(folder / "card.yaml", text)
+    write_text_atomic(folder / "README.md", render_readme(card))
 
 
 def load_about(path: Path) -> dict[str, Any]:
