@@ -142,11 +142,16 @@ def package_naming_run(
     if _holds(out, half_weights(run / "model.safetensors")):
         _reword(out, told)
         return out
-    name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
-    own = {"id": f"own-{name or 'classifier'}", "training_data": tuple(training_data)}
+    own = {"id": _own_id(recipe_name, "classifier"), "training_data": tuple(training_data)}
     plain = {} if about_path else {**_OWN_CLASSIFIER, **own}
     package_classifier(run, {**plain, **told}, out)
     return out
+
+
+def _own_id(recipe_name: str, task: str) -> str:
+    """The id of a laboratory's own model: `own-` and the name in small letters, digits and hyphens, else the task."""
+    name = re.sub(r"[^a-z0-9]+", "-", recipe_name.lower()).strip("-")
+    return f"own-{name or task}"
 
 
 def _holds(folder: Path, weights: bytes) -> bool:
@@ -256,9 +261,8 @@ def _plain_words(recipe: dict[str, Any], recipe_path: Path) -> dict[str, Any]:
     """The words of a card for a laboratory's own detector: technical fields as shipped, origin from the recipe."""
     shipped_words = load_about(shipped("configs") / "train" / "detector-card.yaml")
     unknown = {"licence": "not stated", "pictures": 0, "split": "train list"}
-    name = re.sub(r"[^a-z0-9]+", "-", recipe_path.stem.lower()).strip("-")
     return shipped_words | {
-        "id": f"own-{name or 'detector'}",
+        "id": _own_id(recipe_path.stem, "detector"),
         "description": "Finds red cells, white cells and platelets; trained by its user.",
         "limits": [f"{_UNMEASURED}: run `smearcount evaluate detector`."],
         "training_data": [{"name": source, **unknown} for source in recipe["sources"]],
