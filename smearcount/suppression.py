@@ -65,7 +65,7 @@ def voted_boxes(
     scores: FloatArray,
     kinds: npt.NDArray[np.intp],
     keep: npt.NDArray[np.intp],
-    pairs: ClosePairs | None = None,
+    pairs: ClosePairs,
 ) -> FloatArray:
     """The kept boxes `(K, 4)`, each moved to the mean of the boxes of its kind that were removed for it.
 
@@ -77,9 +77,8 @@ def voted_boxes(
         scores: `(N,) float32`.
         kinds: `(N,) int`.
         keep: `(K,) int`, rows of the kept boxes.
-        pairs: `close_pairs` of the boxes at `VOTE_IOU` or below, where they are known already.
+        pairs: `close_pairs` of the boxes at `VOTE_IOU` or below.
     """
-    pairs = pairs or close_pairs(boxes_xyxy, VOTE_IOU)
     place = np.full(len(boxes_xyxy), -1, np.intp)
     place[keep] = np.arange(len(keep))
     votes = (pairs.iou > VOTE_IOU) & (kinds[pairs.first] == kinds[pairs.second])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from smearcount.geometry import FloatArray, iou_matrix
+from smearcount.pairs import close_pairs
 from smearcount.suppression import VOTE_IOU, greedy_nms, voted_boxes
 
 
@@ -82,6 +85,10 @@ def test_kinds_have_thresholds_of_their_own() -> None:
         assert len(greedy_nms(boxes, scores, np.array(kinds), same, cross)) == kept
 
 
+def voted(boxes: Any, scores: Any, kinds: Any, keep: Any) -> Any:
+    return voted_boxes(boxes, scores, kinds, keep, close_pairs(boxes, VOTE_IOU))
+
+
 def test_voted_boxes_are_the_weighted_means_of_those_that_were_removed() -> None:
     rng = np.random.default_rng(4)
     cells = rng.uniform(20, 480, (60, 2)).repeat(8, axis=0) + rng.normal(0, 2, (480, 2))
@@ -91,7 +98,7 @@ def test_voted_boxes_are_the_weighted_means_of_those_that_were_removed() -> None
     keep = greedy_nms(boxes, scores, kinds, 0.6, 0.8)
     overlaps = iou_matrix(boxes[keep], boxes)
     moved = 0
-    for row, box in enumerate(voted_boxes(boxes, scores, kinds, keep)):
+    for row, box in enumerate(voted(boxes, scores, kinds, keep)):
         voters = (overlaps[row] > VOTE_IOU) & (kinds == kinds[keep[row]])
         weights = scores[voters] * overlaps[row, voters] ** 2
         np.testing.assert_allclose(box, np.average(boxes[voters], axis=0, weights=weights), atol=1e-3)
@@ -102,8 +109,8 @@ def test_voted_boxes_are_the_weighted_means_of_those_that_were_removed() -> None
 def test_a_box_without_voters_stays_and_order_is_without_influence() -> None:
     boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [50, 50, 60, 60.5], [5, 5, 5, 5]], np.float32)
     scores, kinds = np.array([0.9, 0.8, 0.7, 0.6], np.float32), np.array([0, 0, 1, 0])
-    voted = voted_boxes(boxes, scores, kinds, np.array([0, 1, 3]))
-    np.testing.assert_array_equal(voted, boxes[[0, 1, 3]])
-    turned = voted_boxes(boxes[::-1], scores[::-1], kinds[::-1], np.array([3, 2, 0]))
-    np.testing.assert_array_equal(turned, voted)
-    assert voted_boxes(boxes[:0], scores[:0], kinds[:0], np.zeros(0, np.intp)).shape == (0, 4)
+    moved = voted(boxes, scores, kinds, np.array([0, 1, 3]))
+    np.testing.assert_array_equal(moved, boxes[[0, 1, 3]])
+    turned = voted(boxes[::-1], scores[::-1], kinds[::-1], np.array([3, 2, 0]))
+    np.testing.assert_array_equal(turned, moved)
+    assert voted(boxes[:0], scores[:0], kinds[:0], np.zeros(0, np.intp)).shape == (0, 4)
