@@ -7,7 +7,6 @@ it out would bias the count. Only beside such an area a square's own density dec
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
@@ -88,22 +87,11 @@ class CountableMap:
         if self.reasons.size and not 0 <= self.reasons.min() <= self.reasons.max() < len(REASONS):
             raise ValueError(f"reasons: expected 0 to {len(REASONS) - 1}, got {np.unique(self.reasons)}")
 
-    @property
-    def side_um(self) -> float:
-        """Mean side of a square."""
-        return math.sqrt(float(self.grid.areas_um2.mean()))
-
     def shares(self) -> dict[str, float]:
         """Share of the area of the judged squares by reason; they sum to 1."""
         judged = self.grid.areas_um2 * (1 if self.judged is None else self.judged)
         area = np.bincount(self.reasons.ravel(), judged.ravel(), minlength=len(REASONS))
         return {name: float(part / area.sum()) for name, part in zip(REASONS, area, strict=True)}
-
-    def mask(self, points_xy: npt.NDArray[np.floating]) -> Bools:
-        """Which of the points `(N, 2)`, x and y in pixels, lie in a countable square; none outside the picture."""
-        rows, columns = self.grid.squares_of(points_xy)
-        inside = np.all((points_xy >= 0) & (points_xy < self.grid.size_wh), axis=1)
-        return cast("Bools", inside & (self.reasons[rows, columns] == COUNTABLE))
 
     def region(self) -> Region | None:
         """The countable squares as one region; None where there is none."""
