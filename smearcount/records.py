@@ -114,11 +114,6 @@ class Labels:
         """The rows of the given indices or mask."""
         return Labels(self.probs[rows], self.codes)
 
-    @staticmethod
-    def none(n: int) -> Labels:
-        """No classifier was asked about any of `n` cells."""
-        return Labels(np.zeros((n, 0), np.float32), ())
-
 
 @dataclass(frozen=True)
 class Counts:

@@ -190,12 +190,17 @@ def cells() -> Callable[..., Detections]:
     return make_cells
 
 
+def unasked(n: int) -> Labels:
+    """Of cells that no classifier was asked about."""
+    return Labels(np.zeros((n, 0), np.float32), ())
+
+
 @pytest.fixture
 def make_result(taxonomy: Taxonomy) -> Callable[..., SmearResult]:
     """A result as the pipeline makes it, from cells and labels; every cell counts unless told."""
 
     def make(found: Detections, labels: Labels | None = None, **changes: Any) -> SmearResult:
-        labels = labels or Labels.none(len(found))
+        labels = labels or unasked(len(found))
         names = counting.name_cells(found.kinds, labels, 0.5)
         kinds = counting.final_kinds(found.kinds, names, taxonomy)
         found = Detections(found.boxes, found.scores, kinds, found.at_edge)

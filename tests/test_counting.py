@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from conftest import unasked
 
 from smearcount.counting import (
     Estimate,
@@ -206,7 +207,7 @@ def test_a_higher_threshold_only_takes_names_away() -> None:
 
 def test_names_without_a_classifier() -> None:
     kinds = np.array(["rbc", "platelet", "wbc", "platelet"])
-    assert name_cells(kinds, Labels.none(4), 0.5).tolist() == [UNCLASSIFIED, "platelet", UNCLASSIFIED, "platelet"]
+    assert name_cells(kinds, unasked(4), 0.5).tolist() == [UNCLASSIFIED, "platelet", UNCLASSIFIED, "platelet"]
     asked = Labels(np.array([[0, 0], [0, 0], [0.1, 0.9], [0.55, 0.45]], np.float32), ("basophil", "monocyte"))
     for threshold in (0.0, 0.5):
         names = name_cells(kinds, asked, threshold).tolist()
@@ -247,7 +248,7 @@ def test_fields_pool_to_the_slide(cells: Cells, taxonomy: Taxonomy) -> None:
 
 def test_nucleated_red_cells_are_unknown_without_a_model_for_them(taxonomy: Taxonomy) -> None:
     counts = Counts({"platelet": 2}, {"rbc": 4, "wbc": 3})
-    without, white = Labels.none(9), Labels(np.zeros((9, 2), np.float32), ("neutrophil", "monocyte"))
+    without, white = unasked(9), Labels(np.zeros((9, 2), np.float32), ("neutrophil", "monocyte"))
     both = Labels(np.zeros((9, 2), np.float32), ("neutrophil", "erythroblast"))
     assert codes_given(without) == {"platelet"}
     assert codes_given(white) == {"platelet", "neutrophil", "monocyte"}

@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import unasked
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from smearcount import outlines
-from smearcount.records import Counts, Detections, Labels, Provenance, Quality, Scale, SmearResult
+from smearcount.records import Counts, Detections, Provenance, Quality, Scale, SmearResult
 from smearcount.taxonomy import load_taxonomy
 
 TAXONOMY = load_taxonomy()
@@ -36,7 +37,7 @@ def make(size_wh, cells):
         image_sha256="",
         scale=Scale(0.1, "flag"),
         detections=detections,
-        labels=Labels.none(n),
+        labels=unasked(n),
         names=np.array([cell[2] for cell in cells], "<U24"),
         counted=np.array([cell[3] for cell in cells], np.bool_),
         counts=Counts(),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import unasked
 
 from smearcount import outlines, overlay, panel
 from smearcount.images import ArraySource, write_overlay
@@ -42,7 +43,7 @@ def make(size_wh, cells=(), um_per_px=0.1, warnings=(), image_id="field.png", **
         image_sha256="",
         scale=Scale(um_per_px, "flag"),
         detections=detections,
-        labels=Labels.none(n),
+        labels=unasked(n),
         names=np.array([cell[2] for cell in cells], "<U24"),
         counted=np.array([cell[3] for cell in cells], np.bool_),
         counts=Counts(),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import unasked
 
 from smearcount.records import Counts, Detections, Labels, Scale, SmearResult
 
@@ -65,10 +66,9 @@ def test_labels_refuse_rows_that_are_no_distribution(row: list[float]) -> None:
         Labels(np.array([[0.5, 0.5], row], np.float32), ("a", "b"))
 
 
-def test_labels_take_rows_and_know_none() -> None:
+def test_labels_take_rows() -> None:
     labels = Labels(np.array([[0.5, 0.5], [1, 0], [0, 0]], np.float32), ("a", "b"))
     assert labels.take(np.array([2, 1])).probs.tolist() == [[0, 0], [1, 0]]
-    assert Labels.none(3).probs.shape == (3, 0)
     with pytest.raises(ValueError, match="probs"):
         Labels(np.zeros((1, 3), np.float32), ("a", "b"))
 
@@ -117,7 +117,7 @@ def test_a_result_refuses_arrays_that_are_not_parallel(
     cells: Cells, make_result: Callable[..., SmearResult], field: str
 ) -> None:
     found = cells([[0, 0, 5, 5], [5, 5, 9, 9]])
-    wrong = {"labels": Labels.none(1), "names": np.array(["unclassified"]), "counted": np.ones(3, np.bool_)}[field]
+    wrong = {"labels": unasked(1), "names": np.array(["unclassified"]), "counted": np.ones(3, np.bool_)}[field]
     good = make_result(found)
     fields = {name: getattr(good, name) for name in good.__dataclass_fields__}
     with pytest.raises(ValueError, match=field):

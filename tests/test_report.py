@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rich.console
+from conftest import unasked
 
 from smearcount import report
 from smearcount.counting import Estimate
@@ -207,8 +208,8 @@ def test_cells_that_all_lack_a_name_have_a_line_where_there_could_be_names(
     found = replace(result.counts, named={"platelet": 1}, unclassified={"rbc": 4, "wbc": 1})
     lines = report.summary_lines(replace(result, counts=found), taxonomy)
     assert [(line.kind, line.count) for line in lines if line.key == "unclassified"] == [("rbc", 4), ("wbc", 1)]
-    unasked = replace(result, counts=found, labels=Labels.none(len(result.detections)))
-    assert "unclassified" not in [line.key for line in report.summary_lines(unasked, taxonomy)]
+    bare = replace(result, counts=found, labels=unasked(len(result.detections)))
+    assert "unclassified" not in [line.key for line in report.summary_lines(bare, taxonomy)]
 
 
 def test_limits_as_text() -> None:
