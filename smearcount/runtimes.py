@@ -6,7 +6,6 @@ Each library is imported when its class is made. Files are checked against the c
 from __future__ import annotations
 
 import re
-import tempfile
 from ctypes.util import find_library
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +15,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from smearcount.cards import Card, Model, find_model
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
-from smearcount.offline import quiet_openvino, quiet_ultralytics
+from smearcount.offline import quiet_openvino
+from smearcount.torch_nets import network_of
 
 __all__ = ["Floats", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime"]
 __all__ += ["has_cuda", "has_driver", "has_int8", "make_runtime", "model_for", "openvino_core"]
@@ -357,47 +356,3 @@ class TorchRuntime:
             result = self._net(given.to(self._dtype, memory_format=torch.channels_last))
         outputs = result if isinstance(result, tuple | list) else (result,)
         return tuple(o.float().cpu().numpy() for o in outputs if isinstance(o, torch.Tensor))
-
-
-def network_of(model: Model, *, fuse: bool = True) -> Any:
-    """The PyTorch module of a model in evaluation mode, from safetensors and architecture YAML.
-
-    Raises:
-        ModelError: a file is missing or damaged.
-        RuntimeMissingError: PyTorch, torchvision or ultralytics is not installed.
-    """
-    from safetensors.torch import load
-
-    if not model.names("torch"):
-        raise ModelError(f"{model.folder}: no float32 weights in it; take the model that it was made from")
-    architecture = yaml.safe_load(model.read("architecture.yaml"))
-    net = _naming_net(model, architecture) if model.card.task == "classifier" else _finding_net(model, architecture)
-    net.load_state_dict({key: value.float() for key, value in load(model.read("model.safetensors")).items()})
-    net.eval()
-    return net.fuse(verbose=False) if fuse and model.card.task == "detector" else net
-
-
-def _naming_net(model: Model, architecture: Any) -> Any:
-    try:
-        from smearcount.naming_nets import NetSpec, build_net
-    except ImportError as error:
-        raise RuntimeMissingError("torchvision is not installed: pip install torchvision") from error
-    try:
-        return build_net(NetSpec.model_validate(architecture))
-    except ValueError as error:
-        raise ModelError(f"{model.folder / 'architecture.yaml'}: {error}") from error
-
-
-def _finding_net(model: Model, architecture: Any) -> Any:
-    scratch = tempfile.TemporaryDirectory(prefix="smearcount-", ignore_cleanup_errors=True)
-    try:
-        quiet_ultralytics(Path(scratch.name))
-        from ultralytics.nn.tasks import DetectionModel
-    except ImportError as error:
-        raise RuntimeMissingError("ultralytics is not installed: pip install ultralytics") from error
-    finally:
-        scratch.cleanup()
-    extra = set(architecture) - {"nc", "scale", "scales", "backbone", "head"}
-    if extra:  # ultralytics evaluates some of its other keys as code
-        raise ModelError(f"{model.folder / 'architecture.yaml'}: keys {sorted(extra)} are not allowed")
-    return DetectionModel(architecture, ch=3, nc=len(model.card.codes), verbose=False)

@@ -22,7 +22,8 @@ from smearcount.config import Settings
 from smearcount.errors import ConfigError, ImageError, ModelError, UsageError
 from smearcount.naming_nets import NetSpec, build_net
 from smearcount.probe import probe_errors
-from smearcount.runtimes import RuntimeChoice, make_runtime, network_of
+from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.torch_nets import network_of
 from smearcount.training.packaging import (
     export_model,
     half_weights,

@@ -16,6 +16,7 @@ LAYERS = (
     ("taxonomy",),
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),
+    ("torch_nets",),
     ("runtimes", "counting", "datasets", "probe"),
     ("windows",),
     ("detector",),

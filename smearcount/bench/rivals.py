@@ -12,7 +12,7 @@ from typing import Any
 from smearcount.cards import DetectorCard, Model
 from smearcount.errors import RuntimeMissingError
 from smearcount.offline import quiet_ultralytics
-from smearcount.runtimes import network_of
+from smearcount.torch_nets import network_of
 
 __all__ = ["SAHI_OVERLAP", "SAHI_TILE_PX", "Predictor", "Slicer", "checkpoint", "usual_threads"]
 

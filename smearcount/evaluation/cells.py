@@ -20,7 +20,8 @@ from smearcount.errors import UsageError
 from smearcount.images import make_folder
 from smearcount.judging import Judged, figures, heat_maps, write_report
 from smearcount.patches import to_batch
-from smearcount.runtimes import RuntimeChoice, network_of
+from smearcount.runtimes import RuntimeChoice
+from smearcount.torch_nets import network_of
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of, named_recipe
 from smearcount.training.naming_model import trained_on

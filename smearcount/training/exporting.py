@@ -12,8 +12,8 @@ import torch
 
 from smearcount.cards import ClassifierCard, Model
 from smearcount.offline import quiet_openvino
-from smearcount.runtimes import network_of
 from smearcount.simulate import SmearRecipe, render
+from smearcount.torch_nets import network_of
 
 __all__ = ["export_onnx", "export_openvino", "make_probe"]
 
