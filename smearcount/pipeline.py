@@ -251,16 +251,15 @@ class Pipeline:
         """
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         if isinstance(image, np.ndarray):
-            return self._analyzed(_held(image), flag, image_id, slide_id, slide_scales)
+            return self._analyzed(even_light(_held(image)), flag, image_id, slide_id, slide_scales)
         if not isinstance(image, os.PathLike | str):
             raise TypeError(f"image: expected a file or (H, W, 3) uint8 RGB pixels, got {type(image).__name__}")
         with unchanged(Path(image)):
-            return self._analyzed(self._opened(Path(image), flag), flag, image_id, slide_id, slide_scales)
+            return self._analyzed(even_light(self._opened(Path(image), flag)), flag, image_id, slide_id, slide_scales)
 
     def _analyzed(
-        self, source: ImageSource, flag: float | None, image_id: str | None, slide_id: str, scales: SlideScales | None
+        self, lit: Lit, flag: float | None, image_id: str | None, slide_id: str, scales: SlideScales | None
     ) -> Analysis:
-        lit = even_light(source)
         name = image_id if image_id is not None else lit.source.path.name
         slide = (scales or {}).get(lit.source.size_wh)
         region = self._region_in(lit.source, name)

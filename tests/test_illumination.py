@@ -1,5 +1,6 @@
 """A dark surround is neither counted nor taken for cells, and a dark picture is counted like a bright one."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import shapely
+import tifffile
 
 from smearcount import Pipeline, Settings
 from smearcount.counting import counted_mask
 from smearcount.geometry import areas
-from smearcount.images import ArraySource, open_image
+from smearcount.images import ArraySource, open_image, write_picture
+from smearcount.light import illumination
 from smearcount.light.field_stop import counted_in_view
-from smearcount.light.illumination import MOST_PIXELS, even_light
+from smearcount.light.illumination import even_light
 from smearcount.overlay import dim_outside
 from smearcount.records import Detections
 from smearcount.region import Region, with_edge_of
@@ -261,12 +264,78 @@ def test_black_that_is_no_surround_is_left_alone() -> None:
         assert even_light(ArraySource(pixels)).view is None
 
 
-def test_a_large_scan_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_scan_that_says_its_scale_is_not_looked_at() -> None:
     class Scan:
-        size_wh = (MOST_PIXELS // 1000 + 1, 1000)
+        size_wh, um_per_px = (illumination.MOST_PIXELS // 1000 + 1, 1000), 0.25
 
     scan: Any = Scan()
     assert even_light(scan).source is scan
+
+
+def test_a_picture_that_is_held_in_memory_is_put_right_whatever_its_size(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hazy = np.rint(230 - (230 - field().astype(float)) * 0.2).clip(0, 255).astype(np.uint8)
+    shown = seen_through(hazy, 440)
+    small = pipeline.analyze(shown).result
+    assert [note.split(" ")[0] for note in small.reading] == ["the", "contrast"]
+    write_picture(tmp_path / "field.png", shown)
+    monkeypatch.setattr(illumination, "MOST_PIXELS", 1000)
+    for picture in (shown, tmp_path / "field.png"):
+        large = pipeline.analyze(picture).result
+        assert large.reading == small.reading
+        assert np.array_equal(large.detections.boxes, small.detections.boxes)
+        assert large.counted_area_um2 == small.counted_area_um2
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("plain", ""),
+        ("white border", ""),
+        ("dark", "dark"),
+        ("eyepiece", "black at a corner"),
+        ("yellow", "tinted"),
+        ("lit from a side", "darker towards a corner"),
+        ("dark eyepiece", "dark, black at a corner"),
+    ],
+)
+def test_a_large_picture_that_is_left_as_it_is_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, words: str
+) -> None:
+    shade = np.linspace(1, 0.4, FIELD_WH[0])[None, :, None]
+    pixels = {
+        "plain": field(),
+        "white border": framed(field(), "border", (255, 255, 255))[0],
+        "dark": np.rint(field() * 0.4).astype(np.uint8),
+        "eyepiece": seen_through(field(), 440),
+        "yellow": np.rint(field() * np.array([1, 0.95, 0.5])).astype(np.uint8),
+        "lit from a side": np.rint(field() * shade).astype(np.uint8),
+        "dark eyepiece": seen_through(np.rint(field() * 0.4).astype(np.uint8), 440),
+    }[kind]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(256, 256), metadata=None)
+    monkeypatch.setattr(illumination, "MOST_PIXELS", 1_000_000)
+    monkeypatch.setattr(illumination, "_SQUARE_PX", 16)
+    source = open_image(tmp_path / "a.tif")
+    lit = even_light(source)
+    told = f"{words}, and left so: a picture of more than 1 megapixels that is read by regions is taken for a scan"
+    assert lit.source.notes == ((f"{told}; save a photograph as JPEG or PNG",) if words else ())
+    assert (lit.source is source) == (not words)
+    assert lit.view is None
+    assert np.array_equal(lit.source.read(500, 300, 200, 200), pixels[300:500, 500:700])
+    assert lit.source.sha256 == source.sha256
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_a_picture_is_put_right_in_the_memory_of_one_more(share: float) -> None:
+    pixels = seen_through(np.rint(field() * share).astype(np.uint8), 440)
+    source = ArraySource(cv2.resize(pixels, (4800, 3600)).astype(np.uint8))
+    tracemalloc.start()
+    lit = even_light(source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(lit.source.notes) == (2 if share < 1 else 1)
+    assert source.pixels.nbytes < peak < 1.6 * source.pixels.nbytes  # with a mask of a third of it
 
 
 def test_what_is_not_counted_is_dimmed_on_the_overlay(pipeline: Pipeline) -> None:

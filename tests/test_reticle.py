@@ -11,6 +11,7 @@ import pytest
 
 from smearcount import Pipeline, Settings
 from smearcount.images import open_image
+from smearcount.light import illumination
 from smearcount.light.reticle import without_lines
 
 Pixels = npt.NDArray[np.uint8]
@@ -108,8 +109,12 @@ def test_narrow_pictures_have_no_lines(size_wh: tuple[int, int]) -> None:
     assert without_lines(pixels)[1] == ""
 
 
-@pytest.mark.parametrize("degrees", [0, 4])
-def test_a_field_behind_a_grid_is_counted_like_a_plain_one(degrees: float) -> None:
+@pytest.mark.parametrize(("degrees", "most_pixels"), [(0, illumination.MOST_PIXELS), (4, 1000)])
+def test_a_field_behind_a_grid_is_counted_like_a_plain_one(
+    monkeypatch: pytest.MonkeyPatch, degrees: float, most_pixels: int
+) -> None:
+    """Also one that is larger than what is read by regions may be: it is held in memory."""
+    monkeypatch.setattr(illumination, "MOST_PIXELS", most_pixels)
     pipeline = Pipeline.load(Settings(classifiers=()))
     plain, shown = (pipeline.analyze(pixels).result for pixels in (field(), ruled(field(), degrees)))
     assert any("lines across the picture" in note for note in shown.reading)

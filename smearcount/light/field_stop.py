@@ -22,7 +22,7 @@ from smearcount.geometry import FloatArray
 from smearcount.light.glass import lightest, thinned
 from smearcount.region import Region, polygons
 
-__all__ = ["BLACK", "counted_in_view", "field_of_view", "filled", "is_dim", "is_plain"]
+__all__ = ["BLACK", "counted_in_view", "field_of_view", "fill", "is_dim", "is_plain"]
 
 Rgb = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
@@ -52,6 +52,9 @@ _CONVEX, _MOST_OF_LIGHT = 0.95, 0.8
 _LEAST_FRAMED, _MOST_ALIKE, _CORNER_PX = 0.25, 0.05, 8
 """A plain border leaves at least this share of a picture, or it is clipped glass around a cell, and in it at most this
 share of its own colour, or it is glass without noise. Side of its corners."""
+
+_ROWS = 32
+"""Of a picture that are filled at once: the places in them take more memory than the pixels."""
 
 _RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
 """The rim is at most this share of the longest side; it ends where the light reaches this share of its level."""
@@ -160,11 +163,12 @@ def _without_rim(colours: Rgb, within: Rgb) -> Rgb:
     return kept
 
 
-def filled(pixels: Rgb, inside: Rgb) -> Rgb:
-    """The picture, outside a mask in the colour of the glass."""
-    whole: Rgb = pixels.copy()
-    whole[inside == 0] = _glass_within(thinned(pixels), thinned(inside)).astype(np.uint8)
-    return whole
+def fill(pixels: Rgb, inside: Rgb) -> None:
+    """Give a picture, outside a mask, the colour of the glass."""
+    glass = _glass_within(thinned(pixels), thinned(inside)).astype(np.uint8)
+    for top in range(0, len(pixels), _ROWS):
+        rows = slice(top, top + _ROWS)
+        pixels[rows][inside[rows] == 0] = glass
 
 
 def _glass_within(pixels: Rgb, inside: Rgb) -> FloatArray:

@@ -8,9 +8,10 @@ contrast made usual.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from smearcount.detector import Detector
 from smearcount.images import ArraySource, ImageSource
-from smearcount.light.field_stop import BLACK, field_of_view, filled, is_dim, is_plain
+from smearcount.light.field_stop import BLACK, field_of_view, fill, is_dim, is_plain
 from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
@@ -27,10 +28,11 @@ from smearcount.scale import ScaledCells, find_at_scale, settle_scale, spread_es
 
 Rgb = npt.NDArray[np.uint8]
 
-__all__ = ["MOST_PIXELS", "Lit", "even_light", "find_cells", "settle_lit"]
+__all__ = ["Lit", "even_light", "find_cells", "settle_lit"]
 
 MOST_PIXELS = 50_000_000
-"""Larger pictures come from scanners, which have neither field stop nor dark glass."""
+"""Of a picture that is read by regions. Larger ones come from scanners, which have neither field stop nor dark glass,
+and would fill the memory as a whole."""
 
 DIM, BRIGHT = 130.0, 200.0
 """Level of the glass, 0 to 255, below which a picture is brightened, and that which it is given. The glass of the
@@ -54,6 +56,10 @@ _PIECES = 4
 
 _PART_PX = 2048
 """Sides of the part of a picture in which red cells are looked at for their contrast."""
+
+_BANDS, _SQUARES, _SQUARE_PX = 40, 12, 64
+"""How many bands such as are looked at would fill a picture; squares that are looked at in each of a scan, and their
+side."""
 
 _FITTED_PIXELS = 65_000
 """To which the light is fitted: a thousand for the level of each part."""
@@ -85,18 +91,20 @@ def even_light(source: ImageSource) -> Lit:
     """A picture with its surround in the colour of the glass, and its light even, bright and of usual colour.
 
     Args:
-        source: returned as it is where there is nothing to do, or where it has more than `MOST_PIXELS`.
+        source: returned as it is where there is nothing to do. One of more than `MOST_PIXELS` that is not held in
+            memory is left as it is, with a note where it looks unusual and does not say its scale, as scans do.
 
     Raises:
         ImageError: the file is damaged where it is looked at.
     """
-    width, height = source.size_wh
-    if width * height > MOST_PIXELS:
-        return Lit(source)
+    if not _is_small(source):
+        return Lit(source if source.um_per_px else _with_note(source, _glance(source, sparse=True).left_so))
     seen = _glance(source)
     if seen.is_usual:
         return Lit(source)
-    notes, pixels, level, tinted = list[str](), source.read(0, 0, width, height), seen.level, seen.tinted
+    width, height = source.size_wh
+    notes, level, tinted = list[str](), seen.level, seen.tinted
+    pixels = np.ascontiguousarray(source.read(0, 0, width, height))  # changed in place from here on
     view = field_of_view(pixels, level) if seen.odd_corner else None
     inside = np.ones((height, width), np.uint8) if view is None else view.mask((width, height))
     if view is not None:
@@ -105,19 +113,34 @@ def even_light(source: ImageSource) -> Lit:
     light = _light_over(pixels, inside)
     least, most = light.range_over(inside)
     if most > DARKEST and least < FALLEN * most:
-        pixels = light.evened(pixels, most)
+        light.even(pixels, most)
         level = _level_of(thinned(pixels)[thinned(inside) != 0], _EVENED_PERCENT)
         notes.append(f"uneven light, falling to {max(least, 0) / most:.2f}, evened")
     if view is not None:
-        pixels = filled(pixels, inside)
+        fill(pixels, inside)
         notes.append("the surround of the field of view replaced by the colour of the glass")
     if DARKEST <= level < DIM:
-        pixels = cast(Rgb, cv2.convertScaleAbs(pixels, alpha=BRIGHT / level))
+        cv2.convertScaleAbs(pixels, pixels, BRIGHT / level)
         notes.append(f"brightened {BRIGHT / level:.1f} times: the glass is at {level:.0f} of 255")
     if tinted and level >= DARKEST:
-        pixels, told = untinted(pixels, inside != 0)
+        pixels, told = untinted(pixels, inside.view(np.bool_))
         notes.append(told)
     return Lit(source, view).changed(pixels, *notes)
+
+
+def _is_small(source: ImageSource) -> bool:
+    """Whether a picture may be held in memory as a whole, or is already."""
+    return isinstance(source, ArraySource) or math.prod(source.size_wh) <= MOST_PIXELS
+
+
+def _all_of(source: ImageSource) -> Rgb:
+    """All pixels of a picture, to look at only: those of one that is held in memory are no copy."""
+    return source.pixels if isinstance(source, ArraySource) else source.read(0, 0, *source.size_wh)
+
+
+def _with_note(source: ImageSource, note: str) -> ImageSource:
+    """A picture of a file with one note more, if that is not empty."""
+    return cast(ImageSource, replace(cast(Any, source), notes=(*source.notes, note))) if note else source
 
 
 def _level_of(pixels: Rgb, percent: float = 95.0) -> float:
@@ -176,25 +199,24 @@ def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> 
 
 def _without_reticle(lit: Lit, scale: Scale, found: Detections) -> Lit:
     """A picture without lines across it, whose meshes and pieces are found as cells; itself where there are none."""
-    width, height = lit.source.size_wh
     known = scale.source not in ("estimated", "assumed") and (found.kinds == "wbc").sum() < _PIECES
-    if known or width * height > MOST_PIXELS:
+    if known or not _is_small(lit.source):
         return lit
-    inside = lit.view.mask((width, height)) if lit.view else None
-    return lit.changed(*without_lines(lit.source.read(0, 0, width, height), inside))
+    inside = lit.view.mask(lit.source.size_wh) if lit.view else None
+    return lit.changed(*without_lines(_all_of(lit.source), inside))
 
 
 def _with_clear_cells(lit: Lit, _: Scale, found: Detections) -> Lit:
     """A picture with more contrast where the red cells found in it, or in its middle, are faint; else itself."""
     width, height = lit.source.size_wh
-    if width * height > MOST_PIXELS:
+    if not _is_small(lit.source):
         return lit
     part_wh = min(width, _PART_PX), min(height, _PART_PX)
     left, top = (width - part_wh[0]) // 2, (height - part_wh[1]) // 2
     boxes = found.boxes[found.kinds == "rbc"] - np.array([left, top, left, top], np.float32)
     inside = np.all((boxes[:, :2] >= 0) & (boxes[:, 2:] <= np.array(part_wh)), axis=1)
     wanted = contrast_wanted(lit.source.read(left, top, *part_wh), boxes[inside])
-    return lit.changed(*wanted.raised(lit.source.read(0, 0, width, height))) if wanted else lit
+    return lit.changed(*wanted.raised(_all_of(lit.source))) if wanted else lit
 
 
 _MENDED = (_without_reticle, _with_clear_cells)
@@ -206,37 +228,60 @@ class _Glance:
 
     Attributes:
         level: of the lightest channel of the glass.
-        odd_corner: a corner may lie outside the field of view.
+        black_corner: a corner is black, and may lie outside the field of view.
+        plain_corner: a corner has one colour, or several are an even grey, and may be a border.
         dim_corner: the light may fall towards a corner.
         tinted: the glass may be.
     """
 
     level: float
-    odd_corner: bool
+    black_corner: bool
+    plain_corner: bool
     dim_corner: bool
     tinted: bool
+
+    @property
+    def odd_corner(self) -> bool:
+        """A corner may lie outside the field of view."""
+        return self.black_corner or self.plain_corner
 
     @property
     def is_usual(self) -> bool:
         """Nothing is worth a second look."""
         return self.level >= DIM and not (self.odd_corner or self.dim_corner or self.tinted)
 
+    @property
+    def left_so(self) -> str:
+        """What is unusual of a picture that can't be put right, as a note; a plain corner of a scan is not."""
+        odd = {"dark": self.level < DIM, "black at a corner": self.black_corner, "tinted": self.tinted}
+        odd["darker towards a corner"] = self.dim_corner and not self.black_corner
+        told = ", ".join(word for word, is_so in odd.items() if is_so)
+        why = f"a picture of more than {MOST_PIXELS // 10**6} megapixels that is read by regions is taken for a scan"
+        return f"{told}, and left so: {why}; save a photograph as JPEG or PNG" if told else ""
 
-def _glance(source: ImageSource) -> _Glance:
+
+def _glance(source: ImageSource, *, sparse: bool = False) -> _Glance:
+    """A look at five bands across a picture; at squares of them only where it is read sparsely."""
     width, height = source.size_wh
-    side = max(8, min(width, height) // 40)
-    bands = [source.read(0, round((height - side) * share), width, side) for share in (0, 0.25, 0.5, 0.75, 1)]
-    step = max(1, width // 100)
+    side = max(8, min(width, height) // _BANDS)
+    side = min(side, _SQUARE_PX) if sparse else side
+    tops = [round((height - side) * share) for share in (0, 0.25, 0.5, 0.75, 1)]
+    if sparse:
+        lefts = np.linspace(0, width - side, _SQUARES).astype(int).tolist()
+        bands = [np.hstack([source.read(left, top, side, side) for left in lefts]) for top in tops]
+    else:
+        bands = [source.read(0, top, width, side) for top in tops]
+    step = max(1, bands[0].shape[1] // 100)
     thin = np.stack([band[::4, ::step] for band in bands])
     light = lightest(thin)
     level = float(np.sort(light, axis=None)[int(0.95 * light.size)])
     corners = [part for band in (bands[0], bands[-1]) for part in (band[:, :side], band[:, -side:])]
-    odd = any(max(cv2.mean(corner)[:3]) < BLACK * level or is_plain(corner) for corner in corners)
-    odd |= sum(is_dim(corner, level) for corner in corners) > 1
+    black = any(max(cv2.mean(corner)[:3]) < BLACK * level for corner in corners)
+    plain = any(map(is_plain, corners)) or sum(is_dim(corner, level) for corner in corners) > 1
     fifth = light.shape[2] // 5
     ends = [part for band in light[[0, -1]] for part in (band[:, :fifth], band[:, -fifth:])]
     dim = min(int(np.sort(end, axis=None)[int(0.9 * end.size)]) for end in ends) < _DIM * level
-    return _Glance(level, odd, dim, is_tinted(glass_colour(thin.reshape(-1, 3))))
+    return _Glance(level, black, plain, dim, is_tinted(glass_colour(thin.reshape(-1, 3))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,15 +302,15 @@ class _Light:
         levels = self.at(x, y)[seen]
         return float(levels.min()), float(levels.max())
 
-    def evened(self, pixels: Rgb, level: float) -> Rgb:
-        """The picture multiplied, place by place, so that the glass has one level."""
+    def even(self, pixels: Rgb, level: float) -> None:
+        """Multiply a picture, place by place, so that the glass has one level."""
         height, width = pixels.shape[:2]
-        x, evened = np.linspace(-1, 1, width)[None], np.empty_like(pixels)
+        x = np.linspace(-1, 1, width)[None]
         for top in range(0, height, 256):
             y = np.linspace(-1, 1, height)[top : top + 256, None]
             factor = level / np.maximum(self.at(x, y), level / _MOST_EVENED)
-            cv2.multiply(pixels[top : top + 256], cv2.merge([factor] * 3), evened[top : top + 256], 1, cv2.CV_8U)
-        return evened
+            rows = pixels[top : top + 256]
+            cv2.multiply(rows, cv2.merge([factor] * 3), rows, 1, cv2.CV_8U)
 
 
 def _powers(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64] | float, ...]:
