@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.cards import find_model
+from smearcount.cards import ClassifierCard, find_model
 from smearcount.classifier import Classifier, Named, fitted, name_thresholds, without_giants
 from smearcount.config import Settings
 from smearcount.detector import Detector
@@ -180,35 +180,63 @@ def _opened(path: Path) -> ImageSource:
     return open_image(path, ReadLimits(min_side_px=SMALLEST_CELL_PX))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the cell of a picture is: `middle_xy` in pixels; the rest as in `_Shown`."""
+
+    um_per_px: float | None
+    origin: str
+    middle_xy: tuple[float, float]
+    size_um: float | None = None
+    lost: bool = False
+
+
 def _show(picture: ImageSource, classifier: Classifier, job: ClassifyJob) -> _Shown:
-    width, height = picture.size_wh
-    card, listed = classifier.card, job.patches.get(picture.path)
-    cards = [card, *(expert.card for expert, _ in job.experts)]
-    um_per_px, origin, middle, size_um, lost = job.um_per_px, "flag", (width / 2, height / 2), None, False
-    found_as = listed.found_as if listed else None
-    if listed:
-        own_um_per_px = listed.sizes.side_um / width
-        um_per_px, origin = (um_per_px, "flag") if um_per_px else (own_um_per_px, "manifest")
-        size_um = listed.diameter_um * um_per_px / own_um_per_px
-        if origin == "manifest" and not job.find:
-            view, *others = (view_of_patch(picture, listed.sizes, each.patch_um, each.input_px) for each in cards)
-            return _Shown(view, um_per_px, origin, size_um, found_as, False, tuple(others), picture.notes)
+    place, listed = _told(picture, job), job.patches.get(picture.path)
     if job.find:
-        scale, cells = find_at_scale(picture, job.find, um_per_px, picture.um_per_px)
-        um_per_px, origin = scale.um_per_px, origin if um_per_px else scale.source
-        boxes = cells.boxes[np.isin(cells.kinds, card.kinds)]
-        lost = not len(boxes)
-        if not lost:
-            points = centres(boxes)
-            nearest = int(np.hypot(points[:, 0] - middle[0], points[:, 1] - middle[1]).argmin())
-            middle = (float(points[nearest, 0]), float(points[nearest, 1]))
-            size_um = float(diameters(boxes)[nearest]) * um_per_px
-    if um_per_px is None:
-        pixels = picture.read(0, 0, width, height)
-        view, *others = (fitted(pixels, each) for each in cards)
-        return _Shown(view, None, "window", expert_views=tuple(others), reading=picture.notes)
-    view, *others = (sample_window(picture, middle, each.patch_um / um_per_px, each.input_px)[0] for each in cards)
-    return _Shown(view, um_per_px, origin, size_um, found_as, lost, tuple(others), picture.notes)
+        place = _found(picture, place, job.find, classifier.card.kinds)
+    view, *others = _views(picture, place, job, [classifier.card, *(expert.card for expert, _ in job.experts)])
+    found_as = listed.found_as if listed else None
+    return _Shown(
+        view, place.um_per_px, place.origin, place.size_um, found_as, place.lost, tuple(others), picture.notes
+    )
+
+
+def _told(picture: ImageSource, job: ClassifyJob) -> _Place:
+    """The middle, at the scale of the flag, else of the manifest; without both the picture is the window."""
+    width, height = picture.size_wh
+    middle, listed = (width / 2, height / 2), job.patches.get(picture.path)
+    if listed is None:
+        return _Place(job.um_per_px, "flag" if job.um_per_px else "window", middle)
+    own_um_per_px = listed.sizes.side_um / width
+    um_per_px = job.um_per_px or own_um_per_px
+    origin = "flag" if job.um_per_px else "manifest"
+    return _Place(um_per_px, origin, middle, listed.diameter_um * um_per_px / own_um_per_px)
+
+
+def _found(picture: ImageSource, told: _Place, detector: Detector, kinds: Sequence[str]) -> _Place:
+    """The found cell of some kinds that is nearest to the middle; without one the middle."""
+    scale, cells = find_at_scale(picture, detector, told.um_per_px, picture.um_per_px)
+    place = replace(told, um_per_px=scale.um_per_px, origin=told.origin if told.um_per_px else scale.source)
+    boxes = cells.boxes[np.isin(cells.kinds, kinds)]
+    if not len(boxes):
+        return replace(place, lost=True)
+    points = centres(boxes)
+    nearest = int(np.hypot(*(points - place.middle_xy).T).argmin())
+    middle = (float(points[nearest, 0]), float(points[nearest, 1]))
+    return replace(place, middle_xy=middle, size_um=float(diameters(boxes)[nearest]) * scale.um_per_px)
+
+
+def _views(picture: ImageSource, place: _Place, job: ClassifyJob, cards: Sequence[ClassifierCard]) -> list[Pixels]:
+    """What each classifier is shown of a picture, `(S, S, 3) uint8 RGB` of its input size."""
+    if place.origin == "manifest" and not job.find:
+        sizes = job.patches[picture.path].sizes
+        return [view_of_patch(picture, sizes, each.patch_um, each.input_px) for each in cards]
+    if place.um_per_px is None:
+        pixels = picture.read(0, 0, *picture.size_wh)
+        return [fitted(pixels, each) for each in cards]
+    um_per_px, middle = place.um_per_px, place.middle_xy
+    return [sample_window(picture, middle, each.patch_um / um_per_px, each.input_px)[0] for each in cards]
 
 
 def _row(path: Path, shown: _Shown, probs: FloatArray, job: ClassifyJob) -> Row:
