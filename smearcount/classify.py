@@ -302,18 +302,20 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
     if run.examples:
         job, remarks = _with_examples(classifier, job, run.examples, examples)
-    seen, failed = Counter[str](), list[str]()
+    seen, failed, shown = Counter[str](), list[str](), list[Path]()
     columns = label_columns(job.codes)
     with grow_text(out) as add:
         add(to_csv(columns, []))
-        for row in name_files(classifier, progress(pictures), job):
+        for path, row in zip(pictures, name_files(classifier, progress(pictures), job), strict=True):
             add(to_csv(columns, [row], header=False))
             seen.update((str(row["status"]), str(row.get("um_per_px_source", ""))))
             seen["not found"] += row["status"] == "ok" and row["error"] != ""
             if row["status"] == "failed":
                 failed.append(str(row["error"]))
+            else:
+                shown.append(path)
     missing = sum(not path.is_file() for path in job.patches)
-    remarks = (*unasked, *remarks, *_remarks(seen, _unlisted(pictures, job), missing))
+    remarks = (*unasked, *remarks, *_remarks(seen, _unlisted(shown, job), missing))
     return ClassifyOutcome(seen["ok"], seen["skipped"], tuple(failed), remarks)
 
 

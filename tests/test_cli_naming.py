@@ -465,6 +465,28 @@ def test_networks_are_compared(place: Path, tmp_path: Path) -> None:
     assert "holds a run of another recipe" in failed.output
 
 
+def test_a_refused_comparison_leaves_the_lists_of_the_one_that_is_there(own: Path) -> None:
+    base = yaml.safe_load((own / "my cells.yaml").read_text())
+    config, out = own / "compare.yaml", own / "compared"
+    out.mkdir()
+    for name in ("faults.csv", "leaks.txt"):
+        (out / name).write_text("of an earlier run\n")
+    # No label is exact, so that nothing can be judged.
+    base["data"]["classes"] = {name: list(CODES) for name in ("Normal", "Esferocito")}
+    config.write_text(yaml.safe_dump({"base": base, "backbones": ["lenet5"], "optimisers": ["sgd"]}))
+    refused = call("train", "compare", config, "--out", out)
+    assert refused.exit_code == 2
+    assert "a validation cell with an exact label at least" in refused.stderr
+    assert {(out / name).read_text() for name in ("faults.csv", "leaks.txt")} == {"of an earlier run\n"}
+    # Weights that are not there are known before the cells are read.
+    absent = {"backbone": "alexnet", "pretrained": "absent.safetensors"}
+    config.write_text(yaml.safe_dump({"base": base, "backbones": ["lenet5", absent], "optimisers": ["sgd"]}))
+    refused = call("train", "compare", config, "--out", own / "other")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(f"error: {config}: alexnet-sgd: pretrained: absent.safetensors: no such file")
+    assert not (own / "other").exists()
+
+
 def test_a_wrong_comparison_names_file_and_entry(place: Path, tmp_path: Path) -> None:
     base = yaml.safe_load((place / "my cells.yaml").read_text())
     for nets, reason in ((["lenet5", "resnet19"], "resnet19-adamw: net.backbone"), ([], "backbones")):

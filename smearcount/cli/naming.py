@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -35,7 +35,10 @@ from smearcount.config import Settings, read_model
 
 if TYPE_CHECKING:
     from smearcount.cellsets import CellSet
+    from smearcount.training.comparison import ComparisonRecipe
     from smearcount.training.naming_recipe import ClassifierRecipe
+
+Asked = TypeVar("Asked", "ClassifierRecipe", "ComparisonRecipe")
 
 Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file like configs/train/thesis.yaml.")]
 Classifier = Annotated[str, typer.Option("--model", callback=known_classifier, help="Classifier: id or folder.")]
@@ -92,14 +95,13 @@ def classify(
 
 
 @contextmanager
-def _training_in(out: Path, recipe: Path) -> Iterator[ClassifierRecipe]:
+def _training_in(out: Path, recipe: Path, kind: type[Asked]) -> Iterator[Asked]:
     """A recipe to be trained in a folder; errors end the program, and a refusal leaves the run that is there."""
     from smearcount.images import make_folder
     from smearcount.training.naming_cells import lists_kept, named_recipe
-    from smearcount.training.naming_recipe import ClassifierRecipe
 
     with clear_errors():
-        asked = read_model(ClassifierRecipe, recipe)
+        asked = read_model(kind, recipe)
         with named_recipe(recipe):
             asked.check_pretrained()
             with lists_kept(make_folder(out)):
@@ -120,8 +122,9 @@ def train_classifier(
     from smearcount.training.classifier import train_classifier as train
     from smearcount.training.naming_data import is_first
     from smearcount.training.naming_model import finish_run
+    from smearcount.training.naming_recipe import ClassifierRecipe
 
-    with _training_in(out, recipe) as asked:
+    with _training_in(out, recipe, ClassifierRecipe) as asked:
         cells = _checked_cells(asked, out, quiet=quiet or not is_first())
         run = train(asked, cells, out, report=None if quiet else typer.echo)
     if not is_first():
@@ -141,21 +144,17 @@ def train_compare(
     quiet: Quiet = False,
 ) -> None:
     """Train several backbones and optimisers by one recipe; ends in a table as CSV and Markdown."""
-    from smearcount.images import make_folder
     from smearcount.training.comparison import ComparisonRecipe, run_comparison
-    from smearcount.training.naming_cells import named_recipe
     from smearcount.training.naming_data import is_first
     from smearcount.training.naming_model import finish_run
 
     def finish(run: Path, recipe: ClassifierRecipe, name: str) -> None:
         finish_run(run, recipe, cells, f"{config.stem} {name}")
 
-    with clear_errors():
-        asked = read_model(ComparisonRecipe, config)
-        with named_recipe(config):
-            side = asked.largest_input_px
-            cells = _checked_cells(asked.base, make_folder(out), quiet=quiet or not is_first(), input_px=side)
-            rows = run_comparison(asked, cells, out, report=None if quiet else typer.echo, finish=finish)
+    with _training_in(out, config, ComparisonRecipe) as asked:
+        side = asked.largest_input_px
+        cells = _checked_cells(asked.base, out, quiet=quiet or not is_first(), input_px=side)
+        rows = run_comparison(asked, cells, out, report=None if quiet else typer.echo, finish=finish)
     if is_first():
         typer.echo((out / "comparison.md").read_text(encoding="utf-8"))
         typer.echo(f"models in {out}/*/model")
@@ -173,8 +172,9 @@ def train_folds(
     from smearcount.evaluation.folds import FoldsJob, cross_validate
     from smearcount.training.naming_cells import usable_cells
     from smearcount.training.naming_data import is_first
+    from smearcount.training.naming_recipe import ClassifierRecipe
 
-    with _training_in(out, recipe) as asked:
+    with _training_in(out, recipe, ClassifierRecipe) as asked:
         told = is_first() and not quiet
         cells, left_out = usable_cells(asked, out, typer.echo if told else None)
         if told:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +101,16 @@ class ComparisonRecipe(Strict):
         """Side of the largest input of all networks, which all share the cells."""
         return max(combination.recipe(self.base).largest_input_px for combination in _combinations(self))
 
+    def check_pretrained(self) -> None:
+        """See whether the files of all pretrained weights are there, before cells are read for minutes.
+
+        Raises:
+            ConfigError: one is not; names the combination.
+        """
+        for combination in _combinations(self):
+            with combination.named():
+                combination.recipe(self.base).check_pretrained()
+
 
 @dataclass(frozen=True)
 class _Combination:
@@ -120,6 +131,14 @@ class _Combination:
     @property
     def name(self) -> str:
         return f"{self.model}-{self.optimiser}"
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Whatever is wrong with its recipe says which combination it is."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
 
     def recipe(self, base: ClassifierRecipe) -> ClassifierRecipe:
         """The base recipe with this network and optimiser."""
@@ -164,8 +183,10 @@ def run_comparison(
         ConfigError: a combination does not fit this machine, or its pretrained weights are not there.
         UsageError: there are too few cells.
     """
+    config.check_pretrained()
     for combination in _combinations(config):
-        _check(combination, config, cells)
+        with combination.named():
+            check_training(combination.recipe(config.base), cells)
     out.mkdir(parents=True, exist_ok=True)
     say = report or (lambda _: None)
     rows: list[Row] = []
@@ -192,15 +213,6 @@ def run_comparison(
         if is_first():
             _write(out, rows, histories)
     return rows
-
-
-def _check(combination: _Combination, config: ComparisonRecipe, cells: CellSet) -> None:
-    recipe = combination.recipe(config.base)
-    try:
-        recipe.check_pretrained()
-        check_training(recipe, cells)
-    except ConfigError as error:
-        raise ConfigError(f"{combination.name}: {error}") from error
 
 
 def _combinations(config: ComparisonRecipe) -> Iterator[_Combination]:
