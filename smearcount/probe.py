@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from smearcount.cards import Card, DetectorCard, Model
+from smearcount.cuda import has_cuda
 from smearcount.errors import ModelError
 from smearcount.geometry import FloatArray
-from smearcount.runtimes import RuntimeChoice, has_cuda, make_runtime
+from smearcount.runtimes import RuntimeChoice, make_runtime
 
 __all__ = ["PROBE_SCORE", "ProbeError", "measure_probe", "probe_error", "probe_errors"]
 

@@ -6,10 +6,11 @@ Each library is imported when its class is made. Files are checked against the c
 from __future__ import annotations
 
 import re
-from ctypes.util import find_library
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Lock
 from typing import Any, Literal, Protocol
 
@@ -17,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.cards import Card, Model, find_model
+from smearcount.cuda import has_cuda, has_driver
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino
 from smearcount.torch_nets import network_of
 
 __all__ = ["Floats", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice", "TorchRuntime"]
-__all__ += ["has_cuda", "has_driver", "has_int8", "make_runtime", "model_for", "openvino_core"]
+__all__ += ["has_int8", "in_streams", "make_runtime", "model_for", "openvino_core"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,6 +54,9 @@ PRECISIONS = ("f32", "f16")
 
 AT_ONCE_CPU, AT_ONCE_CUDA = 10, 256
 """Pictures a call, on the processor and on a graphics card."""
+
+MOST_STREAMS = 8
+"""Calls of a network at a time: each takes some 90 MB."""
 
 INT8_INSTRUCTIONS = frozenset(("avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"))
 """Products of 8-bit numbers in one instruction, as Linux names them; without one INT8 is slower and saturates."""
@@ -114,10 +119,6 @@ def make_runtime(model: Model, choice: RuntimeChoice) -> tuple[Runtime, str]:
     return TorchRuntime(model, device, choice.threads, choice.levels, half=half), f"torch {device} {PRECISIONS[half]}"
 
 
-_CUDA_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")
-"""What a driver of graphics cards leaves on Linux, on Linux within Windows, and on boards of NVIDIA."""
-
-
 def _device(choice: RuntimeChoice) -> str:
     """CPU unless CUDA is asked for, or nothing is and an installed PyTorch with CUDA sees a card."""
     if choice.device == "cuda":
@@ -130,24 +131,6 @@ def _device(choice: RuntimeChoice) -> str:
         return "cuda" if has_cuda() else "cpu"
     except RuntimeMissingError:
         return "cpu"
-
-
-def has_driver() -> bool:
-    """Whether there may be a graphics card, without loading PyTorch, which takes longer than a field."""
-    return any(Path(place).exists() for place in _CUDA_DRIVERS) or find_library("nvcuda") is not None
-
-
-def has_cuda() -> bool:
-    """Whether PyTorch sees a CUDA device.
-
-    Raises:
-        RuntimeMissingError: PyTorch is not installed.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise RuntimeMissingError("PyTorch is not installed: pip install torch torchvision ultralytics") from error
-    return bool(torch.cuda.is_available())
 
 
 def _openvino() -> Any:
@@ -241,8 +224,21 @@ class OpenVinoRuntime:
         }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._request = core.compile_model(network, "CPU", settings).create_infer_request()
-        self._alone = Lock()
+        self._compiled, self._settings = core.compile_model(network, "CPU", settings), settings
+        self._request, self._alone = self._compiled.create_infer_request(), Lock()
+
+    @cached_property
+    def streams(self) -> tuple[Runtime, int]:
+        """The same network for several calls at a time, each on few of its threads, and how many; the same bits."""
+        threads = int(self._compiled.get_property("INFERENCE_NUM_THREADS"))
+        at_once = min(max(min(threads, 4), threads // 4), MOST_STREAMS)
+        if at_once == 1:
+            return self, 1
+        settings = {name: value for name, value in self._settings.items() if name != "PERFORMANCE_HINT"}
+        settings |= {"NUM_STREAMS": str(at_once), "INFERENCE_NUM_THREADS": threads}
+        # What was compiled is a third of the way to the same in streams.
+        compiled = openvino_core().import_model(self._compiled.export_model(), "CPU", settings)
+        return _Streams([compiled.create_infer_request() for _ in range(at_once)], self.input_dtype), at_once
 
     def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
         """Run `batch (B, 3, H, W)` of the type `input_dtype`; the outputs are copies.
@@ -254,6 +250,33 @@ class OpenVinoRuntime:
         with self._alone:
             outputs = self._request.infer([batch], share_inputs=True, share_outputs=False)
             return tuple(outputs.to_tuple())
+
+
+class _Streams:
+    """Some requests of one network; a call takes one that is free, and waits where there is none."""
+
+    at_once = AT_ONCE_CPU
+
+    def __init__(self, requests: Iterable[Any], input_dtype: np.dtype[Any]) -> None:
+        self.input_dtype = input_dtype
+        self._free: SimpleQueue[Any] = SimpleQueue()
+        for request in requests:
+            self._free.put(request)
+
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+        """Run `batch (B, 3, H, W)` of the type `input_dtype`; the outputs are copies."""
+        _check_type(batch, self.input_dtype)
+        request = self._free.get()
+        try:
+            outputs = request.infer([batch], share_inputs=True, share_outputs=False)
+            return tuple(outputs.to_tuple())
+        finally:
+            self._free.put(request)
+
+
+def in_streams(run: Runtime) -> tuple[Runtime, int]:
+    """A runtime for as many calls at a time as it is best at, and their number: of a scan, where windows abound."""
+    return run.streams if isinstance(run, OpenVinoRuntime) else (run, 1)
 
 
 def _check_type(batch: npt.NDArray[Any], wanted: np.dtype[Any]) -> None:

@@ -31,7 +31,8 @@ BLANK_RANGE = 8
 """Grey levels; a view whose pixels differ by less in every channel is empty, whatever a network may see in it."""
 
 UNDER_WAY = 2
-"""Windows begun beyond the one whose answer is waited for: one is in the network, one is being read."""
+"""Windows begun beyond the one whose answer is waited for: one is in the network, one is being read; with a network in
+several streams one more for each other stream."""
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
@@ -164,38 +165,41 @@ def to_tensor(pixels: Pixels, card: DetectorCard) -> FloatArray:
 
 
 class InFlight(Generic[Given, Prepared, Answer]):
-    """The network on a thread of its own, while the caller's prepares what comes next and works on what came before.
+    """The network on threads of its own, while the caller's prepares what comes next and works on what came before.
 
     One thread for both, since together they take a small part of the network's time, and only one at a time asks a
     picture for pixels.
 
     Args:
         prepare: the first step, such as reading a view.
-        run: the second step, such as the network; one call at a time, in the order asked.
+        run: the second step, such as the network; begun in the order asked.
+        at_once: calls of it at a time.
     """
 
-    def __init__(self, prepare: Callable[[Given], Prepared], run: Callable[[Prepared], Answer]) -> None:
-        self._prepare, self._run = prepare, run
-        self._thread = ThreadPoolExecutor(1, "smearcount-network")
+    def __init__(
+        self, prepare: Callable[[Given], Prepared], run: Callable[[Prepared], Answer], at_once: int = 1
+    ) -> None:
+        self._prepare, self._run, self._under_way = prepare, run, UNDER_WAY + at_once - 1
+        self._threads = ThreadPoolExecutor(at_once, "smearcount-network")
 
     def __enter__(self) -> InFlight[Given, Prepared, Answer]:
-        """The thread starts with the first thing asked."""
+        """A thread starts with the first thing asked."""
         return self
 
     def __exit__(self, *_: Any) -> None:
         """What has not begun is dropped."""
-        self._thread.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def ask(self, given: Given) -> Future[Answer]:
         """Prepare now and run later; an error of the network is raised by `result()`."""
-        return self._thread.submit(self._run, self._prepare(given))
+        return self._threads.submit(self._run, self._prepare(given))
 
     def answers(self, given: Iterable[Given]) -> Iterator[Answer]:
         """What comes of each, in order; never more than a few under way."""
         begun: deque[Future[Answer]] = deque()
         for each in given:
             begun.append(self.ask(each))
-            if len(begun) > UNDER_WAY:
+            if len(begun) > self._under_way:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()

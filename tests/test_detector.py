@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -18,9 +19,10 @@ from smearcount.config import Settings
 from smearcount.detector import Detector, decode
 from smearcount.errors import ImageError, ModelError
 from smearcount.geometry import FloatArray, centres, diameters, iou_matrix
+from smearcount.images import open_image
 from smearcount.records import Detections
 from smearcount.region import Region
-from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.runtimes import RuntimeChoice, in_streams, make_runtime
 from smearcount.windows import Window, plan_windows, to_planes, to_tensor
 
 WHOLE = 4096
@@ -133,7 +135,7 @@ def test_in_a_part_the_same_cells_are_found_in_fewer_windows(
 class OneByOne:
     """The slow and obvious way: each view is read, run and answered before the next."""
 
-    def __init__(self, prepare: Callable[[Any], Any], run: Callable[[Any], Any]) -> None:
+    def __init__(self, prepare: Callable[[Any], Any], run: Callable[[Any], Any], _: int) -> None:
         self._prepare, self._run = prepare, run
 
     def __enter__(self) -> OneByOne:
@@ -336,3 +338,22 @@ def test_decoding_of_a_known_output(make_card: Callable[..., DetectorCard]) -> N
     assert scores.tolist() == pytest.approx([0.9, 0.35, 0.31])
     assert kinds.tolist() == [0, 0, 2]
     assert len(decode(np.zeros((7, 0), np.float32), thresholds, make_card())[0]) == 0
+
+
+def test_many_windows_are_read_in_streams_with_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_image(Path(__file__).parents[1] / "sample_smears" / "large_field.jpg")
+    shipped = Detector(find_model(Settings().detector), RuntimeChoice("openvino", "cpu", "f32", 2))
+    asked = list[int]()
+
+    def counted(run: Any) -> Any:
+        asked.append(1)
+        return in_streams(run)
+
+    monkeypatch.setattr(detector, "in_streams", counted)
+    monkeypatch.setattr(detector, "MANY_WINDOWS", 1000)
+    one = shipped.find(source, 0.25)
+    assert not asked
+    monkeypatch.setattr(detector, "MANY_WINDOWS", 2)
+    assert same(one, shipped.find(source, 0.25))
+    assert asked
+    assert len(one) > 100

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "smearcount"
 LAYERS = (
     ("errors", "records"),
     ("geometry", "config", "offline", "lists", "output_names"),
-    ("pairs",),
+    ("pairs", "cuda"),
     ("suppression",),
     ("taxonomy",),
     ("images", "cards", "metrics", "calibration"),

@@ -1,6 +1,7 @@
 """Every runtime reproduces the probe; damaged or missing files are refused, never worked around."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,13 @@ import cv2
 import numpy as np
 import pytest
 
-from smearcount import runtimes
+from smearcount import cuda, runtimes
 from smearcount.cards import Model, find_model
 from smearcount.config import Settings
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.patches import to_batch
 from smearcount.probe import PROBE_SCORE, probe_error, probe_errors
-from smearcount.runtimes import RuntimeChoice, TorchRuntime, make_runtime, model_for
+from smearcount.runtimes import RuntimeChoice, TorchRuntime, in_streams, make_runtime, model_for
 from smearcount.training.packaging import update_card
 
 DETECTOR = Settings().detector
@@ -90,7 +91,7 @@ def test_a_graphics_card_is_taken_where_pytorch_sees_it(
     """Without a driver PyTorch is not even loaded; without PyTorch there is still OpenVINO."""
     (tmp_path / "dxg").touch()
     place = str(tmp_path / ("dxg" if driver else "none"))
-    monkeypatch.setattr(runtimes, "_CUDA_DRIVERS", (str(tmp_path / "other"), place))
+    monkeypatch.setattr(cuda, "_CUDA_DRIVERS", (str(tmp_path / "other"), place))
     torch = None if sees is None else SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: sees))
     monkeypatch.setitem(sys.modules, "torch", torch)
     assert runtimes._device(RuntimeChoice()) == ("cuda" if driver and sees else "cpu")
@@ -145,6 +146,30 @@ def test_views_are_normalised_as_the_card_says(model: Model, name: str) -> None:
     expected = floats(to_batch(list(views), mean, std))[0]
     np.testing.assert_allclose(levels(views)[0], expected, atol=1e-3, rtol=1e-4)
     assert np.abs(floats(to_batch(list(views), (0.0,) * 3, (1.0,) * 3))[0] - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("precision", ["auto", "f32"])
+def test_streams_give_the_bits_of_single_calls(precision: str) -> None:
+    """Of several threads at a time, with inputs of several shapes."""
+    choice = RuntimeChoice("openvino", "cpu", precision, 2, "planes")
+    one, _ = make_runtime(model_for(DETECTOR, choice), choice)
+    several, at_once = in_streams(one)
+    assert (at_once, several.input_dtype) == (min(2, os.cpu_count() or 1), np.uint8)
+    assert in_streams(one)[0] is several
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 256, (1, 3, 64 + 32 * (n % 3), 96)).astype(np.uint8) for n in range(24)]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(several, batches))
+    for batch, (answer,) in zip(batches, found, strict=True):
+        assert np.array_equal(answer, one(batch)[0])
+    with pytest.raises(ValueError, match="expected uint8, got float32"):
+        several(np.zeros((1, 3, 64, 64), np.float32))
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch"])
+def test_with_one_thread_or_another_library_there_are_no_streams(model: Model, name: str) -> None:
+    run, _ = make_runtime(model, RuntimeChoice(name, "cpu", "f32", 1))
+    assert in_streams(run) == (run, 1)
 
 
 @pytest.mark.parametrize("name", [DETECTOR, "red-cells", "white-cells"])

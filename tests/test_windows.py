@@ -156,6 +156,24 @@ def test_answers_come_in_order_and_few_are_under_way() -> None:
     assert prepared == list(range(200))
 
 
+def test_several_at_once_answer_in_order() -> None:
+    """Three calls wait for each other: fewer at a time would not come through."""
+    together, prepared = threading.Barrier(3), list[int]()
+
+    def work(number: int) -> int:
+        together.wait(PATIENCE_S)
+        return -number
+
+    def prepare(number: int) -> int:
+        prepared.append(number)
+        return number
+
+    with InFlight(prepare, work, 3) as flight:
+        for number, answer in enumerate(flight.answers(range(30))):
+            assert answer == -number
+            assert len(prepared) <= number + UNDER_WAY + 4
+
+
 def test_the_network_runs_while_the_next_is_read_and_the_last_is_worked_on() -> None:
     """The network waits until the next window is read, the caller until it runs: in turns, none would come through."""
     read, run = ([threading.Event() for _ in range(9)] for _ in range(2))

@@ -103,7 +103,7 @@ def _engine(settings: Settings, name: str, workers: int | None, address: str) ->
 
 def _on_card(settings: Settings) -> bool:
     """Whether the pipeline is likely to take a graphics card; nothing but the number of workers depends on it."""
-    from smearcount.runtimes import has_driver
+    from smearcount.cuda import has_driver
 
     could = settings.device == "auto" and settings.runtime in ("auto", "torch")
     return settings.device == "cuda" or (could and has_driver())
