@@ -20,7 +20,7 @@ from smearcount.images import PixelSource
 from smearcount.quality import BLURRED, CROWDED_COVER, CROWDED_OVERLAP, SPARSE_RED
 from smearcount.records import Detections
 from smearcount.region import Region
-from smearcount.squares import LEVELS, Grid, SquareMeasures, measure_squares
+from smearcount.squares import LEVELS, Grid, SquareMeasures, measure_squares, runs
 
 __all__ = ["COLOURS", "TINT", "COUNTABLE", "REASONS", "CountableMap", "countable_map", "judge_squares", "shade"]
 
@@ -98,11 +98,11 @@ class CountableMap:
         left, right, top, bottom = [], [], [], []
         for row, columns in enumerate(self.reasons == COUNTABLE):
             # Runs of squares, so that a slide of a hundred thousand has some thousand shapes to unite.
-            turns = np.flatnonzero(np.diff(np.concatenate([[False], columns, [False]]).astype(np.int8)))
-            left += self.grid.x_edges[turns[::2]].tolist()
-            right += self.grid.x_edges[turns[1::2]].tolist()
-            top += [int(self.grid.y_edges[row])] * (len(turns) // 2)
-            bottom += [int(self.grid.y_edges[row + 1])] * (len(turns) // 2)
+            first, end = runs(columns)
+            left += self.grid.x_edges[first].tolist()
+            right += self.grid.x_edges[end].tolist()
+            top += [int(self.grid.y_edges[row])] * len(first)
+            bottom += [int(self.grid.y_edges[row + 1])] * len(first)
         if not left:
             return None
         whole = shapely.union_all(shapely.box(left, top, right, bottom))

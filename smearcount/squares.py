@@ -21,7 +21,7 @@ from smearcount.records import Detections
 from smearcount.region import Region
 from smearcount.unscanned import Edges, plain_part, scanned_areas_um2, scanned_region
 
-__all__ = ["LEVELS", "SQUARE_UM", "Grid", "SquareMeasures", "measure_squares", "square_grid"]
+__all__ = ["LEVELS", "SQUARE_UM", "Grid", "SquareMeasures", "measure_squares", "runs", "square_grid"]
 
 SQUARE_UM = 60.0
 """Holds some 45 red cells of a monolayer, so that the share that overlaps is known to about 7 %."""
@@ -247,10 +247,15 @@ def _bands(source: PixelSource, grid: Grid, wanted: Bools, boxes: FloatArray) ->
 
 def _runs(wanted: Bools) -> Iterator[tuple[int, int]]:
     """Where neighbours that are wanted begin and end in a row of squares, at most so many at once."""
-    turns = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8))).tolist()
-    for first, end in zip(turns[::2], turns[1::2], strict=True):
+    for first, end in zip(*(each.tolist() for each in runs(wanted)), strict=True):
         for start in range(first, end, _SQUARES_AT_ONCE):
             yield start, min(start + _SQUARES_AT_ONCE, end)
+
+
+def runs(chosen: Bools) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Where the neighbours that are chosen in a row `(N,)` begin, and where they end."""
+    turns = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return turns[::2], turns[1::2]
 
 
 def _reduced_side(side_px: int, um_per_px: float) -> int:
