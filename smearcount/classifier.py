@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
@@ -14,13 +15,19 @@ from smearcount.cards import ClassifierCard, Model
 from smearcount.geometry import FloatArray, centres, diameters, resize_rgb
 from smearcount.images import ArraySource, PixelSource
 from smearcount.patches import Pixels, sample_window, to_batch
-from smearcount.runtimes import RuntimeChoice, make_runtime
+from smearcount.runtimes import InferWindows, RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
 __all__ = ["Classifier", "Named", "calibrated", "fitted", "name_thresholds", "quarter_turns", "without_giants"]
 
 Batch = npt.NDArray[np.uint8] | FloatArray
 Bools = npt.NDArray[np.bool_]
+
+Ask = Callable[[Bools | None], tuple[FloatArray, ...]]
+"""Logits and embeddings of some cells, or the logits of the unsure among them by each of `QUARTERS`."""
+
+QUARTERS = (1, 2, 3)
+"""Quarter turns in which an unsure cell is looked at again."""
 
 FINEST = 2
 """Resolution over that of the network at which single cells are kept: finer ones are shrunk first."""
@@ -63,9 +70,12 @@ class Classifier:
         """Name the cells in `boxes (N, 4)` of a picture whose scale is `um_per_px`."""
         if not len(boxes):
             return self._join([])
-        middles = centres(boxes)
+        middles, side_px = centres(boxes), self.card.patch_um / um_per_px
         order: list[int] = []
-        named = self.name_views(self._windows(source, middles, self.card.patch_um / um_per_px, order))
+        if self._run.infer_windows:
+            named = self._name_blocks(source, middles, side_px, order, self._run.infer_windows)
+        else:
+            named = self.name_views(self._windows(source, middles, side_px, order))
         back = np.argsort(np.array(order))
         ordered = Named(named.probs[back], named.features[back])
         return without_giants(ordered, diameters(boxes) * np.float32(um_per_px), self.card)
@@ -82,22 +92,41 @@ class Classifier:
         """Name views `(S, S, 3) uint8 RGB` of the network's size."""
         left = iter(views)
         chunks = iter(lambda: list(islice(left, self._run.at_once)), [])
+
+        def ask(batch: Batch, unsure: Bools | None) -> tuple[FloatArray, ...]:
+            return self._run(batch if unsure is None else quarter_turns(batch[unsure]))
+
         # While the network is at one batch, the windows of the next are sampled.
-        with InFlight(self._batch, self._look) as flight:
+        with InFlight(self._batch, lambda batch: self._look(partial(ask, batch))) as flight:
             return self._join(list(flight.answers(chunks)))
 
-    def _look(self, batch: Batch) -> tuple[FloatArray, FloatArray]:
+    def _name_blocks(
+        self, source: PixelSource, middles: FloatArray, side_px: float, order: list[int], infer: InferWindows
+    ) -> Named:
+        """The names of all cells, whose windows the runtime samples, in the order that `order` receives."""
+
+        def ask(block: _Block, places: FloatArray, unsure: Bools | None) -> tuple[FloatArray, ...]:
+            asked, turns = (places, (0,)) if unsure is None else (places[unsure], QUARTERS)
+            return infer(block.pixels, asked, side_px, self.card.input_px, turns)
+
+        def begin(found: tuple[list[int], _Block]) -> Ask:
+            rows, block = found
+            order.extend(rows)
+            return partial(ask, block, middles[rows] - np.array((block.left, block.top), np.float32))
+
+        # While the network is at one block, the next is read.
+        with InFlight(begin, self._look) as flight:
+            return self._join(list(flight.answers(_blocks(source, middles, side_px))))
+
+    def _look(self, ask: Ask) -> tuple[FloatArray, FloatArray]:
         """Probabilities and embeddings; of cells of which one look leaves it unsure, the mean of four quarter turns."""
-        probs, features = self._ask(batch)
+        logits, features = ask(None)
+        probs = calibrated(logits, self.card.temperature)
         unsure = probs.max(axis=1) < np.float32(self.card.second_look)
         if unsure.any():
-            turned, _ = self._ask(quarter_turns(batch[unsure]))
+            turned = calibrated(ask(unsure)[0], self.card.temperature)
             probs[unsure] = (probs[unsure] + turned.reshape(3, -1, turned.shape[1]).sum(axis=0)) / 4
         return probs, features
-
-    def _ask(self, batch: Batch) -> tuple[FloatArray, FloatArray]:
-        logits, features = self._run(batch)
-        return calibrated(logits, self.card.temperature), features
 
     def _batch(self, views: Sequence[Pixels]) -> Batch:
         """Views as the network takes them: normalised, unless the runtime does that."""
@@ -121,7 +150,7 @@ def name_thresholds(min_label_score: float, min_move_score: float, moved: Bools)
 def quarter_turns(batch: Batch) -> npt.NDArray[Any]:
     """A batch, `(N, S, S, 3) uint8` or `(N, 3, S, S) float32`, by 90, then by 180, then by 270 degrees: `(3N, ...)`."""
     axes = (1, 2) if batch.dtype == np.uint8 else (2, 3)
-    return np.concatenate([np.rot90(batch, turns, axes) for turns in (1, 2, 3)])
+    return np.concatenate([np.rot90(batch, turns, axes) for turns in QUARTERS])
 
 
 def calibrated(logits: FloatArray, temperature: float) -> FloatArray:
@@ -173,7 +202,7 @@ class _Block:
         return self.pixels[y - self.top : y - self.top + h, x - self.left : x - self.left + w]
 
 
-def _blocks(source: PixelSource, middles: FloatArray, side_px: float) -> Iterator[tuple[list[int], PixelSource]]:
+def _blocks(source: PixelSource, middles: FloatArray, side_px: float) -> Iterator[tuple[list[int], _Block]]:
     """Rows of the cells whose centre lies in one square of the picture, and the pixels that their windows need."""
     width, height = source.size_wh
     reach = int(side_px / 2) + 4

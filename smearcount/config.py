@@ -37,6 +37,7 @@ class Settings(Strict):
         device: `auto` takes CUDA where PyTorch sees a card.
         precision: `auto` is the one on the card.
         threads: CPU threads, 0 for the library's choice.
+        batch_size: windows that PyTorch takes in one call, of several pictures too; 0 for 4 on CUDA, 1 on the CPU.
         tile: windows of a large picture that are read together; without influence on the counts.
         um_per_px: scale of every picture, instead of metadata or an estimate.
         min_score: one detection threshold for all kinds instead of the card's.
@@ -58,6 +59,7 @@ class Settings(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "f32", "bf16"] = "auto"
     threads: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=0, ge=0, le=64)
     tile: int = Field(default=1, ge=1)
     um_per_px: float | None = Field(default=None, ge=0.02, le=2)
     min_score: float | None = Field(default=None, gt=0, lt=1)

@@ -17,10 +17,9 @@ from smearcount.geometry import FloatArray, centres, clip_boxes, iou_matrix, tou
 from smearcount.images import PixelSource
 from smearcount.pairs import close_pairs
 from smearcount.records import Detections
-from smearcount.runtimes import Runtime, RuntimeChoice, in_streams, make_runtime
+from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime
 from smearcount.suppression import VOTE_IOU, greedy_nms, voted_boxes
 from smearcount.windows import (
-    FILL,
     Box,
     InFlight,
     Place,
@@ -33,7 +32,7 @@ from smearcount.windows import (
     to_tensor,
 )
 
-__all__ = ["FILL", "Detector", "canonical_size", "decode", "plan_windows", "to_tensor"]
+__all__ = ["Detector", "canonical_size", "decode", "plan_windows", "to_tensor"]
 
 CELL_MARGIN_UM = 4.0
 """Added to half the largest cell to give the margin of a window."""
@@ -136,7 +135,7 @@ class Detector:
             cores = np.array([window.core for window in windows]) * np.divide(source.size_wh * 2, canonical_wh * 2)
             windows = [window for window, wanted in zip(windows, part.touches(cores), strict=True) if wanted]
         strips = Strips(source, self._tile)
-        run, at_once = in_streams(self._run) if len(windows) >= MANY_WINDOWS else (self._run, 1)
+        run, at_once = self._run.streams if len(windows) >= MANY_WINDOWS else (self._run, 1)
         with InFlight(partial(self._read, canonical_wh), partial(self._seen, run), at_once) as flight:
 
             def look(view: Box) -> Found:

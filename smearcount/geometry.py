@@ -6,15 +6,20 @@ of the top-left pixel.
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FloatArray", "areas", "centres", "clip_boxes", "diameters", "iou_matrix", "resize_rgb", "touches_edge"]
+__all__ = ["FILL", "FloatArray", "areas", "centres", "clip_boxes", "diameters", "iou_matrix", "resize_rgb"]
+__all__ += ["samples_across", "touches_edge"]
 
 FloatArray = npt.NDArray[np.float32]
+
+FILL = 214
+"""Grey level outside the picture: the light of an empty background."""
 
 
 def areas(boxes_xyxy: FloatArray) -> FloatArray:
@@ -66,3 +71,11 @@ def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.ND
     shrinks = width * height < 0.36 * pixels.shape[0] * pixels.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cast("npt.NDArray[np.uint8]", cv2.resize(pixels, (width, height), interpolation=method))
+
+
+def samples_across(px_per_px: float) -> int:
+    """How many samples of a picture, each way, make one pixel that is `px_per_px` of its pixels wide.
+
+    A bilinear sample averages over one to two pixels: up to a step of 1.5 nothing is left out.
+    """
+    return max(1, math.floor(px_per_px + 0.5))

@@ -11,8 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.detector import FILL
-from smearcount.geometry import FloatArray, centres
+from smearcount.geometry import FILL, FloatArray, centres, samples_across
 from smearcount.images import PixelSource
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "PatchSizes",
     "cut_patches",
     "sample_window",
-    "samples_across",
     "to_batch",
     "view_of_patch",
 ]
@@ -131,14 +129,6 @@ def sample_window(
     if finer > 1:
         sampled = cv2.resize(sampled, (out_px, out_px), interpolation=cv2.INTER_AREA)
     return cast(Pixels, sampled), round(filled, 4)
-
-
-def samples_across(px_per_px: float) -> int:
-    """How many samples of a picture, each way, make one pixel that is `px_per_px` of its pixels wide.
-
-    A bilinear sample averages over one to two pixels: up to a step of 1.5 nothing is left out.
-    """
-    return max(1, math.floor(px_per_px + 0.5))
 
 
 def to_batch(views: Sequence[Pixels], mean: tuple[float, float, float], std: tuple[float, float, float]) -> FloatArray:

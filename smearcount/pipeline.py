@@ -170,6 +170,7 @@ class Pipeline:
         self._weights = weights
         self.taxonomy = load_taxonomy(settings.taxonomy)
         choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
+        choice = replace(choice, batch_size=settings.batch_size)
         # The networks are compiled side by side: a library does each on one thread for the most part.
         with ThreadPoolExecutor(1, "smearcount-load") as loader:
             naming = loader.submit(Namer, settings, self.taxonomy, choice, weights)

@@ -18,14 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.cards import DetectorCard
-from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.geometry import FILL, FloatArray, resize_rgb
 from smearcount.images import PixelSource
 
-__all__ = ["FILL", "InFlight", "Place", "Strips", "Window", "canonical_size", "plan_windows"]
+__all__ = ["InFlight", "Place", "Strips", "Window", "canonical_size", "plan_windows"]
 __all__ += ["read_view", "to_planes", "to_tensor"]
-
-FILL = 214
-"""Grey level outside the picture: the light of an empty background."""
 
 BLANK_RANGE = 8
 """Grey levels; a view whose pixels differ by less in every channel is empty, whatever a network may see in it."""

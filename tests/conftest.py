@@ -110,6 +110,7 @@ class DiscNetwork:
 
     def __init__(self) -> None:
         self.shapes: list[tuple[int, ...]] = []
+        self.streams = self, 1
 
     def __call__(self, batch: Floats) -> tuple[Floats, ...]:
         """Find the discs."""

@@ -363,7 +363,7 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
     asked: list[int] = []
 
     class Network:
-        input_dtype, at_once = np.dtype(np.float32), 10
+        input_dtype, at_once, infer_windows = np.dtype(np.float32), 10, None
 
         def __call__(self, batch: Any) -> tuple[Any, ...]:
             asked.append(len(batch))

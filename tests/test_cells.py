@@ -16,8 +16,9 @@ import yaml
 
 from smearcount.cellsets import CellSet, join
 from smearcount.datasets import load_sources
-from smearcount.detector import FILL, Detector
+from smearcount.detector import Detector
 from smearcount.errors import ConfigError, DatasetError, ImageError, UsageError
+from smearcount.geometry import FILL
 from smearcount.images import write_picture
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.cell_formats import CONTEXT, boxes_without_code, cut_window

@@ -43,7 +43,7 @@ def red(naming_models: Path) -> Classifier:
 class Recorder:
     """A network in the place of another: it keeps what it is fed, normalised, and passes it on."""
 
-    input_dtype, at_once = np.dtype(np.uint8), 10
+    input_dtype, at_once, infer_windows = np.dtype(np.uint8), 10, None
 
     def __init__(self, classifier: Classifier) -> None:
         self.inner, self.batches, self.card = classifier._run, list[Floats](), classifier.card
@@ -201,13 +201,36 @@ def test_how_many_cells_are_named_at_once_changes_nothing(red: Classifier, draw_
         np.testing.assert_allclose(other, answers[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("second_look", [0.0, 1.01])
+def test_a_runtime_that_samples_the_windows_itself_gives_the_same_names(
+    naming_models: Path, draw_discs: Draw, second_look: float
+) -> None:
+    """As on a graphics card; whether no cell is looked at again, or every one."""
+    picture, _ = many(draw_discs)
+    named = Classifier(find_model("red-discs", naming_models), RuntimeChoice("torch", "cpu", threads=1))
+    named.card = named.card.model_copy(update={"second_look": second_look})
+    expected = named.name(picture, picture.boxes, UM_PER_PX)
+    asked = list[tuple[int, ...]]()
+
+    def sampled(pixels: Pixels, places: Floats, *rest: Any) -> tuple[Floats, ...]:
+        asked.append(rest[-1])
+        return named._run.sampled(pixels, places, *rest)
+
+    named._run.infer_windows = sampled
+    found = named.name(picture, picture.boxes, UM_PER_PX)
+    assert set(asked) == ({(0,), (1, 2, 3)} if second_look else {(0,)})
+    np.testing.assert_allclose(found.probs, expected.probs, atol=0.02)
+    np.testing.assert_allclose(found.features, expected.features, atol=0.1)
+    assert np.array_equal(found.probs.argmax(axis=1), expected.probs.argmax(axis=1))
+
+
 def test_views_are_taken_as_they_come(red: Classifier) -> None:
     """A folder of any size is named without being held in memory."""
     waiting, most = 0, 0
     inner = red._run
 
     class Counted:
-        input_dtype, at_once = np.dtype(np.uint8), 4
+        input_dtype, at_once, infer_windows = np.dtype(np.uint8), 4, None
 
         def __call__(self, batch: Pixels) -> tuple[Floats, ...]:
             nonlocal waiting

@@ -22,7 +22,7 @@ from smearcount.geometry import FloatArray, centres, diameters, iou_matrix
 from smearcount.images import open_image
 from smearcount.records import Detections
 from smearcount.region import Region
-from smearcount.runtimes import RuntimeChoice, in_streams, make_runtime
+from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import Window, plan_windows, to_planes, to_tensor
 
 WHOLE = 4096
@@ -77,7 +77,7 @@ def test_boxes_that_differ_from_window_to_window_are_still_one_cell(
         out[0, :2] += rng.uniform(-2, 2, (2, 1))
         return (out,)
 
-    shaken._run = shaky
+    shaken._run = network_of(shaky)
     match(shaken.find(smear, UM_PER_PX), smear.boxes, smear.kinds, 0.75)
 
 
@@ -153,6 +153,12 @@ class OneByOne:
         return (self.ask(each).result() for each in given)
 
 
+def network_of(run: Any) -> Any:
+    """A function as a network of one call at a time."""
+    run.streams = run, 1
+    return run
+
+
 def shaken(network: Detector, seed: int = 0) -> Detector:
     """A detector whose every answer depends on the view, so that one given to the wrong window is noticed."""
     steady = network._run
@@ -162,7 +168,7 @@ def shaken(network: Detector, seed: int = 0) -> Detector:
         out[0, :2] += np.random.default_rng(seed + int(batch.sum())).uniform(-1, 1, (2, 1))
         return (out,)
 
-    network._run = run
+    network._run = network_of(run)
     return network
 
 
@@ -239,7 +245,7 @@ def test_an_error_in_any_window_is_raised_and_no_thread_stays(
             raise RuntimeError("tile 7 is damaged")
         return steady(batch)
 
-    network._run = run
+    network._run = network_of(run)
     with pytest.raises((ImageError, RuntimeError), match="tile 7 is damaged"):
         network.find(Broken(), UM_PER_PX)
     assert len(calls) < 12
@@ -344,12 +350,14 @@ def test_many_windows_are_read_in_streams_with_the_same_bytes(monkeypatch: pytes
     source = open_image(Path(__file__).parents[1] / "sample_smears" / "large_field.jpg")
     shipped = Detector(find_model(Settings().detector), RuntimeChoice("openvino", "cpu", "f32", 2))
     asked = list[int]()
+    kind = type(shipped._run)
+    streams = kind.streams
 
     def counted(run: Any) -> Any:
         asked.append(1)
-        return in_streams(run)
+        return streams.fget(run)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(detector, "in_streams", counted)
+    monkeypatch.setattr(kind, "streams", property(counted))
     monkeypatch.setattr(detector, "MANY_WINDOWS", 1000)
     one = shipped.find(source, 0.25)
     assert not asked

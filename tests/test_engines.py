@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from fake_batch import DiscMaker, smears
-from toy_work import Squares
+from toy_work import Squares, Together
 
 from smearcount.batch import BatchJob, run_batch
 from smearcount.engines import LocalPlan, Lost, RayPlan, run_here, run_local, run_ray
@@ -63,6 +63,24 @@ def test_a_worker_that_dies_is_replaced_and_its_task_tried_once_more(tmp_path: P
     found = collected(run_local(LocalPlan(2, 1), work, range(40)))
     assert {n: found.pop(n) for n in (5, 17)} == dict.fromkeys((5, 17), Lost("signal SIGKILL"))
     assert found == {n: (n * n, 1) for n in range(40) if n not in (5, 17)}
+
+
+def test_a_worker_has_several_tasks_in_hand(tmp_path: Path) -> None:
+    found = collected(run_local(LocalPlan(1, 1, at_once=3), Together(3), range(12)))
+    assert found == dict.fromkeys(range(12), 1)
+
+
+def test_of_what_a_dead_worker_had_in_hand_only_what_kills_is_lost(tmp_path: Path) -> None:
+    work = Squares(tmp_path, deadly=(7,), once=(20, 33))
+    found = collected(run_local(LocalPlan(2, 1, at_once=3), work, range(40)))
+    assert found.pop(7) == Lost("signal SIGKILL")
+    assert found == {number: (number**2, 1) for number in range(40) if number != 7}
+
+
+def test_an_error_on_a_thread_of_a_worker_ends_it(capfd: pytest.CaptureFixture[str]) -> None:
+    found = collected(run_local(LocalPlan(1, 1, at_once=2), Together(2, wrong=(3,)), range(6)))
+    assert found == dict.fromkeys((0, 1, 2, 4, 5), 1) | {3: Lost("exit code 1")}
+    assert "ValueError: 3 is wrong" in capfd.readouterr().err
 
 
 def test_a_worker_that_is_killed_from_outside_loses_nothing(tmp_path: Path) -> None:
@@ -137,8 +155,8 @@ def test_the_outputs_are_the_same_for_any_number_of_workers(tmp_path: Path) -> N
     (folder / "text.png").write_text("no picture")
     expected = outputs(folder, tmp_path / "here", run_here)
     assert len(expected) >= 3 + 12 + 12
-    for workers in (1, 4):
-        found = outputs(folder, tmp_path / str(workers), partial(run_local, LocalPlan(workers, 1)))
+    for plan in (LocalPlan(1, 1), LocalPlan(4, 1), LocalPlan(1, 1, at_once=3)):
+        found = outputs(folder, tmp_path / f"{plan.workers}{plan.at_once}", partial(run_local, plan))
         assert found == expected
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from smearcount.datasets import data_root
-from smearcount.detector import FILL
+from smearcount.geometry import FILL
 from smearcount.images import open_image
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training import paint as painting

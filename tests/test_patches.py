@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from smearcount.detector import FILL
+from smearcount.geometry import FILL, samples_across
 from smearcount.images import ArraySource
-from smearcount.patches import PATCH_PX, PATCH_SIDE_UM, cut_patches, sample_window, samples_across
+from smearcount.patches import PATCH_PX, PATCH_SIDE_UM, cut_patches, sample_window
 from smearcount.records import KINDS
 
 Pixels = npt.NDArray[np.uint8]

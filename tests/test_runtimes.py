@@ -22,7 +22,7 @@ from smearcount.config import Settings
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.patches import to_batch
 from smearcount.probe import PROBE_SCORE, probe_error, probe_errors
-from smearcount.runtimes import RuntimeChoice, TorchRuntime, in_streams, make_runtime, model_for
+from smearcount.runtimes import RuntimeChoice, TorchRuntime, make_runtime, model_for
 from smearcount.training.packaging import update_card
 
 DETECTOR = Settings().detector
@@ -109,6 +109,12 @@ def test_a_precision_that_a_runtime_lacks_is_wrong_usage(model: Model, runtime: 
         make_runtime(model, RuntimeChoice(runtime, "cpu", "bf16"))
 
 
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_a_batch_size_that_a_runtime_lacks_is_wrong_usage(model: Model, runtime: str) -> None:
+    with pytest.raises(UsageError, match=f"not with {runtime}; leave --batch-size out"):
+        make_runtime(model, RuntimeChoice(runtime, "cpu", batch_size=2))
+
+
 @pytest.mark.parametrize("word", [{"runtime": "tensorflow"}, {"device": "tpu"}, {"precision": "f64"}])
 def test_unknown_words_are_refused(word: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="expected one of"):
@@ -153,9 +159,9 @@ def test_streams_give_the_bits_of_single_calls(precision: str) -> None:
     """Of several threads at a time, with inputs of several shapes."""
     choice = RuntimeChoice("openvino", "cpu", precision, 2, "planes")
     one, _ = make_runtime(model_for(DETECTOR, choice), choice)
-    several, at_once = in_streams(one)
+    several, at_once = one.streams
     assert (at_once, several.input_dtype) == (min(2, os.cpu_count() or 1), np.uint8)
-    assert in_streams(one)[0] is several
+    assert one.streams[0] is several
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, 256, (1, 3, 64 + 32 * (n % 3), 96)).astype(np.uint8) for n in range(24)]
     with ThreadPoolExecutor(4) as threads:
@@ -169,7 +175,7 @@ def test_streams_give_the_bits_of_single_calls(precision: str) -> None:
 @pytest.mark.parametrize("name", ["openvino", "torch"])
 def test_with_one_thread_or_another_library_there_are_no_streams(model: Model, name: str) -> None:
     run, _ = make_runtime(model, RuntimeChoice(name, "cpu", "f32", 1))
-    assert in_streams(run) == (run, 1)
+    assert run.streams == (run, 1)
 
 
 @pytest.mark.parametrize("name", [DETECTOR, "red-cells", "white-cells"])
@@ -203,7 +209,7 @@ def test_a_graphics_card_takes_half_precision_unless_told(
     monkeypatch.setattr(runtimes, "_device", lambda _: "cuda")
     monkeypatch.setattr(runtimes, "TorchRuntime", lambda *_, **words: made.append(words))
     assert make_runtime(model, RuntimeChoice(precision=precision))[1] == f"torch cuda {expected}"
-    assert made == [{"half": expected == "f16"}]
+    assert made == [{"half": expected == "f16", "batch_size": 4}]
 
 
 @pytest.mark.parametrize("name", ["openvino", "torch"])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Barrier
 
 from smearcount.errors import SmearcountError
 
@@ -48,3 +49,28 @@ class Squares:
             return number * number, threads
 
         return square
+
+
+@dataclass(frozen=True)
+class Together:
+    """Numbers of which several must be in hand at a time, or the worker dies; so it does of those in `wrong`, loudly.
+
+    Attributes:
+        parties: how many.
+        wrong: numbers that raise an error.
+    """
+
+    parties: int
+    wrong: tuple[int, ...] = ()
+
+    def start(self, threads: int) -> Callable[[int], int]:
+        meeting = Barrier(self.parties)
+
+        def meet(number: int) -> int:
+            if number in self.wrong:
+                raise ValueError(f"{number} is wrong")
+            if not self.wrong:
+                meeting.wait(30)
+            return threads
+
+        return meet

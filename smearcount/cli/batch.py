@@ -92,13 +92,17 @@ def batch(
 
 def _engine(settings: Settings, name: str, workers: int | None, address: str) -> Engine:
     from smearcount.engines import LocalPlan, RayPlan, run_here, run_local, run_ray
+    from smearcount.runtimes import calls_at_once
 
     if name == "ray":
-        return partial(run_ray, RayPlan(address, workers or 0, settings.threads, settings.device == "cuda"))
+        wanted = settings.device == "cuda"
+        at_once = calls_at_once(settings.batch_size, on_card=wanted)
+        return partial(run_ray, RayPlan(address, workers or 0, settings.threads, wanted, at_once))
     if workers == 0:
         return run_here
-    usual = GPU_WORKERS if _on_card(settings) else 0
-    return partial(run_local, LocalPlan(workers or usual, settings.threads))
+    on_card = _on_card(settings)
+    at_once = calls_at_once(settings.batch_size, on_card=on_card)
+    return partial(run_local, LocalPlan(workers or GPU_WORKERS * on_card, settings.threads, at_once))
 
 
 def _on_card(settings: Settings) -> bool:

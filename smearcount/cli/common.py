@@ -61,6 +61,9 @@ _SETTINGS: dict[str, Any] = {
         typer.Option("--precision", help="auto (INT8 for finding where the processor is made for it), f32 or bf16."),
     ],
     "threads": Threads,
+    "batch_size": Annotated[
+        int | None, typer.Option("--batch-size", help="Windows a call of PyTorch; 0 for 4 on CUDA, 1 on the CPU.")
+    ],
     "tile": Annotated[
         int | None, typer.Option("--tile", help="Windows of a large picture read together; changes no count.")
     ],

@@ -12,8 +12,10 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -47,10 +49,12 @@ class LocalPlan:
     Attributes:
         workers: processes; 0 for as many as there are cores, or tasks, or memory for.
         threads: of each process; 0 for an equal share of the cores.
+        at_once: tasks that each has in hand, on as many threads: what they ask of a graphics card comes together.
     """
 
     workers: int = 0
     threads: int = 0
+    at_once: int = 1
 
     def share(self, tasks: int, cores: int, memory: int) -> tuple[int, int]:
         """Number of processes and threads of each for so many tasks, with so many bytes of memory.
@@ -90,7 +94,8 @@ def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Generator[Re
     """
     if not tasks:
         return
-    pool = _Pool(work, tasks, *plan.share(len(tasks), usable_cores(), free_memory()))
+    workers, threads = plan.share(len(tasks), usable_cores(), free_memory())
+    pool = _Pool(work, tasks, workers, threads, plan.at_once)
     try:
         yield from pool.results()
     finally:
@@ -98,12 +103,12 @@ def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Generator[Re
 
 
 class _Worker:
-    """One process, its pipe, and the numbers of the tasks it was given, in the order in which it does them."""
+    """One process, its pipe, and the numbers of the tasks it was given, in the order in which it begins them."""
 
-    def __init__(self, work: bytes, threads: int) -> None:
+    def __init__(self, work: bytes, threads: int, at_once: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that it does not have
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, threads, at_once), daemon=True)
         with _undisturbed():
             self.process.start()
         theirs.close()  # so that the pipe ends with the process
@@ -149,8 +154,9 @@ def _undisturbed() -> Generator[None, None, None]:
 class _Pool:
     """All workers, and which task is where: waiting, given, tried once in vain, or done."""
 
-    def __init__(self, work: Work, tasks: Sequence[Any], workers: int, threads: int) -> None:
-        self._work, self._tasks, self._threads = pickle.dumps(work), tasks, threads
+    def __init__(self, work: Work, tasks: Sequence[Any], workers: int, threads: int, at_once: int) -> None:
+        self._tasks, self._at_once = tasks, at_once
+        self._made_of = pickle.dumps(work), threads, at_once
         self._waiting = deque(range(len(tasks)))
         self._again: deque[int] = deque()
         self._tried: set[int] = set()
@@ -162,7 +168,7 @@ class _Pool:
     def results(self) -> Generator[Results, None, None]:
         """What is finished, as soon as it is; everything that waits is handed over at once."""
         for _ in range(self._wanted):
-            self._workers.append(_Worker(self._work, self._threads))
+            self._workers.append(_Worker(*self._made_of))
         while self._waiting or self._again or any(worker.given for worker in self._workers):
             self._hand_out()
             by_pipe = {worker.pipe: worker for worker in self._workers}
@@ -176,7 +182,7 @@ class _Pool:
         ready = [worker for worker in self._workers if worker.ready]
         # Near the end nothing waits behind a long task while another worker is idle.
         ahead = _AHEAD if len(self._waiting) > 4 * len(self._workers) else 1
-        for depth in range(1, ahead + 1):
+        for depth in range(1, self._at_once + ahead):
             for worker in ready:
                 if self._waiting and len(worker.given) < depth:
                     self._give(worker, self._waiting.popleft())
@@ -208,22 +214,21 @@ class _Pool:
         return found
 
     def _replace(self, dead: _Worker) -> None:
-        """Another worker for one that died; the task it was at is tried again at the end, those behind it next."""
+        """Another worker for one that died; what it had in hand is tried again, alone, at the end, the rest next."""
         ending = dead.ending()
         dead.stop()
         if not dead.ready:
             self._false_starts += 1
             if self._false_starts >= _STARTS:
                 raise SmearcountError(f"workers end before they are ready ({ending}); try fewer with --workers")
-        if dead.given:
-            number = dead.given.popleft()
+        for number in [dead.given.popleft() for _ in range(min(self._at_once, len(dead.given)))]:
             if number in self._tried:
                 self._lost.append((number, Lost(ending)))
             else:
                 self._tried.add(number)
                 self._again.append(number)
         self._waiting.extendleft(reversed(dead.given))
-        self._workers[self._workers.index(dead)] = _Worker(self._work, self._threads)
+        self._workers[self._workers.index(dead)] = _Worker(*self._made_of)
 
     def stop(self) -> None:
         """End all workers, idle or not."""
@@ -233,8 +238,8 @@ class _Pool:
             worker.stop()
 
 
-def _serve(pipe: Connection, packed: bytes, threads: int) -> None:
-    """The life of a worker: load, then one task after the other until the pipe is closed."""
+def _serve(pipe: Connection, packed: bytes, threads: int, at_once: int) -> None:
+    """The life of a worker: load, then one task after the other, or some at a time, until the pipe is closed."""
     _settle(threads)
     try:
         call = pickle.loads(packed).start(threads)
@@ -245,12 +250,30 @@ def _serve(pipe: Connection, packed: bytes, threads: int) -> None:
         pipe.send(("refused", -1, SmearcountError(f"a worker can't start: {type(error).__name__}: {error}")))
         return
     pipe.send(("ready", -1, None))
-    while True:
+    if at_once == 1:
+        for number, task in _given(pipe):
+            pipe.send(("done", number, call(task)))
+        return
+    alone = threading.Lock()
+
+    def do(number: int, task: Any) -> None:
         try:
-            number, task = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(("done", number, call(task)))
+            result = call(task)
+            with alone:
+                pipe.send(("done", number, result))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # as an error ends a worker that does one task after the other
+
+    with ThreadPoolExecutor(at_once, "smearcount-task") as hands:
+        for number, task in _given(pipe):
+            hands.submit(do, number, task)
+
+
+def _given(pipe: Connection) -> Iterator[tuple[int, Any]]:
+    with suppress(EOFError):
+        while True:
+            yield pipe.recv()
 
 
 def _settle(threads: int) -> None:

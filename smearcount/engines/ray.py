@@ -15,8 +15,10 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from smearcount.engines.contract import Lost, Results, Work
@@ -46,12 +48,14 @@ class RayPlan:
         workers: actors; 0 for as many as the cluster has graphics cards or, without `gpu`, cores.
         threads: CPU threads, and cores, of each actor; 0 for one.
         gpu: whether an actor needs a graphics card, or its share of one.
+        at_once: tasks that each has in hand, on as many threads: what they ask of a graphics card comes together.
     """
 
     address: str = ""
     workers: int = 0
     threads: int = 0
     gpu: bool = False
+    at_once: int = 1
 
     def share(self, tasks: int, resources: dict[str, float]) -> tuple[int, float]:
         """Number of actors and graphics cards of each on a cluster with these resources.
@@ -174,7 +178,7 @@ def _mapped(ray: Any, plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Genera
     source.context.print_on_execution_start = False
     results = source.map_batches(
         _Actor,
-        fn_constructor_args=(pickle.dumps(work), plan.threads or 1, tally),
+        fn_constructor_args=(pickle.dumps(work), plan.threads or 1, plan.at_once, tally),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers),
@@ -218,8 +222,8 @@ class _Actor:
     tally is asked once a block; only when a block has ended an actor is it asked task by task which of them does so.
     """
 
-    def __init__(self, packed: bytes, threads: int, tally: Any) -> None:
-        self._packed, self._threads, self._tally = packed, threads, tally
+    def __init__(self, packed: bytes, threads: int, at_once: int, tally: Any) -> None:
+        self._packed, self._threads, self._at_once, self._tally = packed, threads, at_once, tally
         self._call: Any = None
 
     def __call__(self, block: Any) -> dict[str, list[Any]]:
@@ -236,11 +240,12 @@ class _Actor:
 
     def _done(self, rows: Sequence[dict[str, Any]]) -> list[Any]:
         suspect = self._begun_in_vain("block", rows[0]["number"]) > 0
-        results = [self._once(row, suspect) for row in rows]
+        with ThreadPoolExecutor(1 if suspect else self._at_once, "smearcount-task") as hands:
+            results = list(hands.map(partial(self._once, suspect=suspect), rows))
         self._tally.end.remote("block", rows[0]["number"])
         return results
 
-    def _once(self, row: dict[str, Any], suspect: bool) -> Any:
+    def _once(self, row: dict[str, Any], *, suspect: bool) -> Any:
         if not suspect:
             return self._call(pickle.loads(row["task"]))
         if self._begun_in_vain("task", row["number"]) >= _MOST_DEATHS - 1:

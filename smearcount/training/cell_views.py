@@ -16,9 +16,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from smearcount.config import Strict
-from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.geometry import FloatArray, resize_rgb, samples_across
 from smearcount.images import ArraySource, through_jpeg
-from smearcount.patches import sample_window, samples_across
+from smearcount.patches import sample_window
 from smearcount.training.colours import HED_FROM_RGB, LUMA, RGB_FROM_HED
 from smearcount.training.tiles import Pixels
 

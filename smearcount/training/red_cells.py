@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.detector import FILL
-from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.geometry import FILL, FloatArray, resize_rgb
 from smearcount.training.tiles import Pixels
 
 __all__ = ["RedCell", "densities", "find_red_cell"]

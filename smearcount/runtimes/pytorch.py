@@ -1,0 +1,194 @@
+"""PyTorch, on the processor or on a graphics card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smearcount.cards import Model
+from smearcount.errors import RuntimeMissingError
+from smearcount.geometry import FILL, FloatArray, samples_across
+from smearcount.runtimes.contract import AT_ONCE_CPU, Floats, InferWindows, Levels, Runtime, check_type
+from smearcount.runtimes.gathering import Gathering, calls_for
+from smearcount.torch_nets import network_of
+
+__all__ = ["TorchRuntime"]
+
+AT_ONCE_CUDA = 256
+"""Pictures a call, on a graphics card."""
+
+
+class TorchRuntime:
+    """PyTorch, channels-last; in half precision on CUDA, where the head of a detector stays in float32.
+
+    Places beyond 512 px have steps of half a pixel in half precision. Batches wait for each other: a detector keeps the
+    anchors of an input in itself while it decodes. To a graphics card go grey levels, a quarter of the bytes, which are
+    normalised there.
+
+    Args:
+        model: with weights for PyTorch.
+        device: `cpu` or `cuda`.
+        threads: CPU threads; 0 leaves the choice to PyTorch.
+        levels: the grey levels that the caller hands over.
+        half: whether in half precision.
+        batch_size: calls of several threads, each of one picture, that are answered together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: str = "cpu",
+        threads: int = 0,
+        levels: Levels = "",
+        *,
+        half: bool = False,
+        batch_size: int = 1,
+    ) -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise RuntimeMissingError("PyTorch is not installed: pip install torch torchvision ultralytics") from error
+        if threads:
+            torch.set_num_threads(threads)
+        on_card = device == "cuda"
+        self._torch, self._levels, self._batch_size = torch, levels, batch_size
+        self._dtype = torch.float16 if half else torch.float32
+        self.input_dtype = np.dtype(np.uint8 if levels else np.float32)
+        self.at_once = AT_ONCE_CUDA if on_card else AT_ONCE_CPU
+        card, there = model.card, torch.device(device)
+        self._mean, self._std = (torch.tensor(v, device=there).view(1, 3, 1, 1) for v in (card.mean, card.std))
+        self._net = network_of(model).to(there, self._dtype, memory_format=torch.channels_last)
+        if half and card.task == "detector":
+            head = self._net.model[-1].float()
+            head.register_forward_pre_hook(lambda _, given: ([each.float() for each in given[0]],))
+        self._road, self._alone = _Lanes(torch.cuda, there) if on_card else _Here(), Lock()
+        self._one = Gathering(self._answer, batch_size) if batch_size > 1 else self._answer
+        self.infer_windows: InferWindows | None = self.sampled if on_card and levels == "views" else None
+
+    @property
+    def streams(self) -> tuple[Runtime, int]:
+        """This network, and the calls that fill the batches under way."""
+        return self, calls_for(self._batch_size)
+
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+        """Run `batch` of the type `input_dtype`; the outputs are copies.
+
+        Raises:
+            ValueError: the batch is of another type.
+        """
+        check_type(batch, self.input_dtype)
+        return self._one(batch) if len(batch) == 1 else self._answer(batch)
+
+    def sampled(
+        self,
+        picture: npt.NDArray[np.uint8],
+        centres_xy: FloatArray,
+        side_px: float,
+        out_px: int,
+        turns: Sequence[int] = (0,),
+    ) -> tuple[Floats, ...]:
+        """See `InferWindows`; the network is given what `patches.sample_window` gives, but for a grey level or two."""
+        at_once = max(1, self.at_once // samples_across(side_px / out_px) ** 2)
+        parts = [
+            self._outputs(picture, partial(self._windows, centres_xy[row : row + at_once], side_px, out_px, turn))
+            for turn in turns
+            for row in range(0, len(centres_xy), at_once)
+        ]
+        return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+    def _answer(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+        return self._outputs(batch, self._planes)
+
+    def _outputs(self, given: npt.NDArray[Any], to_planes: Callable[[Any], Any]) -> tuple[Floats, ...]:
+        """What the network says of an array that was made its input where the network is."""
+        torch, road = self._torch, self._road
+        with torch.inference_mode():
+            there = road.send(torch.from_numpy(np.ascontiguousarray(given)))
+            with self._alone:
+                road.begin(there)
+                result = self._net(to_planes(there).to(self._dtype, memory_format=torch.channels_last))
+                done = road.end()
+            outputs = result if isinstance(result, tuple | list) else (result,)
+            return tuple(road.fetch(each, done) for each in outputs if isinstance(each, torch.Tensor))
+
+    def _planes(self, given: Any) -> Any:
+        """A batch as `(B, 3, H, W)`, normalised."""
+        planes = given.permute(0, 3, 1, 2) if self._levels == "views" else given
+        return self._normalised(planes.float()) if self._levels else planes
+
+    def _normalised(self, planes: Any) -> Any:
+        return (planes * (1 / 255) - self._mean) / self._std
+
+    def _windows(self, centres_xy: FloatArray, side_px: float, out_px: int, turn: int, picture: Any) -> Any:
+        """Windows of a picture `(H, W, 3)` as `(N, 3, out_px, out_px)`, normalised."""
+        torch, there = self._torch, picture.device
+        finer = samples_across(side_px / out_px)
+        samples, size_wh = out_px * finer, torch.tensor(picture.shape[1::-1], device=there)
+        from_middle = (torch.arange(samples, device=there) + 0.5) * (side_px / samples) - side_px / 2
+        # From -1 at the left and upper edge of the picture to 1 at the right and lower one.
+        places = (torch.from_numpy(centres_xy).to(there)[:, None] + from_middle[:, None]) * (2 / size_wh) - 1
+        x, y = places[:, None, :, 0], places[:, :, None, 1]
+        grid = torch.stack(torch.broadcast_tensors(x, y), -1).view(1, -1, samples, 2)
+        # Beyond the picture the sampling has zeros, which stand for the fill.
+        planes = picture.permute(2, 0, 1)[None].float() - FILL
+        views = torch.nn.functional.grid_sample(planes, grid, align_corners=False) + FILL
+        views = views.view(3, -1, samples, samples).transpose(0, 1).round()
+        if finer > 1:
+            views = torch.nn.functional.avg_pool2d(views, finer).round()
+        return self._normalised(torch.rot90(views, turn, (2, 3)))
+
+
+class _Here:
+    """The network is on the processor: nothing is moved."""
+
+    def send(self, host: Any) -> Any:
+        """The tensor."""
+        return host
+
+    def begin(self, sent: Any) -> None:
+        """The network may begin."""
+
+    def end(self) -> None:
+        """The network is done."""
+
+    def fetch(self, output: Any, _: None) -> Floats:
+        """An output."""
+        return np.asarray(output.float().numpy(), np.float32)
+
+
+class _Lanes:
+    """The way to a graphics card and back, each on a stream of its own, so that both are used while the network works.
+
+    Memory goes back to the stream that a tensor was made on: it is told which other one uses it.
+    """
+
+    def __init__(self, cuda: Any, device: Any) -> None:
+        self._cuda, self._device = cuda, device
+        self._there, self._back = cuda.Stream(device), cuda.Stream(device)
+
+    def send(self, host: Any) -> Any:
+        """A tensor on the card, from pinned memory; it may still be on its way."""
+        with self._cuda.stream(self._there):
+            return host.pin_memory().to(self._device, non_blocking=True)
+
+    def begin(self, sent: Any) -> None:
+        """What the thread gives the network from now on waits for what was sent."""
+        network = self._cuda.current_stream(self._device)
+        network.wait_stream(self._there)
+        sent.record_stream(network)
+
+    def end(self) -> Any:
+        """The event after which the network is done with what it was given."""
+        return self._cuda.current_stream(self._device).record_event()
+
+    def fetch(self, output: Any, done: Any) -> Floats:
+        """An output, once the network has made it."""
+        with self._cuda.stream(self._back):
+            self._back.wait_event(done)
+            output.record_stream(self._back)
+            return np.asarray(output.float().cpu().numpy(), np.float32)
