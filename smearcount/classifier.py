@@ -18,7 +18,7 @@ from smearcount.patches import Pixels, sample_window, to_batch
 from smearcount.runtimes import InferWindows, RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
-__all__ = ["Classifier", "Named", "calibrated", "fitted", "name_thresholds", "quarter_turns", "without_giants"]
+__all__ = ["Batch", "Classifier", "Named", "calibrated", "fitted", "name_thresholds", "quarter_turns", "without_giants"]
 
 Batch = npt.NDArray[np.uint8] | FloatArray
 Bools = npt.NDArray[np.bool_]

@@ -382,6 +382,8 @@ def test_naming_is_timed_against_its_network(tmp_path: Path, monkeypatch: pytest
         monkeypatch.setattr(where, lambda model, choice: (Network(), "toy"))
     figures = bench_naming(NamingJob(SAMPLES / "sparse.jpg", 0.12, ("toy",), 25, 1, 2))
     assert figures["cells"] == 25
+    assert figures["toy"]["runtime, f32"] == "toy"
+    assert figures["toy"]["cells a second, f32"] == pytest.approx(25_000 / figures["toy"]["naming, f32 (ms)"], rel=0.02)
     assert figures["toy"]["naming over network, f32"] > 1
     assert figures["toy"]["naming over network, f32, processor time"] > 1
     assert figures["toy"]["share looked at again, f32"] == 0

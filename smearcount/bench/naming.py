@@ -7,7 +7,7 @@ bare network here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from smearcount.bench.fields import sample_fields
 from smearcount.bench.timing import Contender, alternate
 from smearcount.cards import ClassifierCard, Model, find_model, list_models
-from smearcount.classifier import Classifier, calibrated, quarter_turns
+from smearcount.classifier import Batch, Classifier, calibrated, quarter_turns
 from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.errors import ImageError, UsageError
@@ -43,6 +43,8 @@ class NamingJob:
             of them, come again until there are as many.
         threads: CPU threads of every contender.
         rounds: repetitions.
+        runtime: the library of the networks, as in `RuntimeChoice`.
+        device: where they run, as in `RuntimeChoice`.
     """
 
     image: Path | None = None
@@ -51,6 +53,8 @@ class NamingJob:
     cells: int = 100
     threads: int = 2
     rounds: int = 15
+    runtime: str = "auto"
+    device: str = "cpu"
 
 
 def bench_naming(job: NamingJob) -> dict[str, Any]:
@@ -94,9 +98,10 @@ def _times(
     contenders: dict[str, Contender] = {}
     figures: dict[str, Any] = {"cells named": cells}
     for label, precision in (("f32", "f32"), ("default", "auto")):
-        choice = RuntimeChoice("openvino", "cpu", precision, job.threads)
+        choice = RuntimeChoice(job.runtime, job.device, precision, job.threads)
         named = [(_One(model, choice), boxes) for model, boxes in asked]
         looks = [(one, *one.batches(source, boxes, um_per_px)) for one, boxes in named]
+        figures[f"runtime, {label}"] = ", ".join(dict.fromkeys(one.runtime for one, _ in named))
         figures[f"share looked at again, {label}"] = round(sum(again for *_, again in looks) / cells, 3)
         contenders[f"naming, {label}"] = partial(_name_all, named, source, um_per_px)
         contenders[f"network, {label}"] = partial(_run_all, [(one.run, batches) for one, batches, _ in looks])
@@ -106,6 +111,7 @@ def _times(
     for label in ("f32", "default"):
         naming, network = ms[f"naming, {label}"], ms[f"network, {label}"]
         figures[f"a cell, {label} (ms)"] = round(naming / cells, 3)
+        figures[f"cells a second, {label}"] = round(1000 * cells / naming)
         figures[f"naming over network, {label}"] = round(naming / network, 3)
         used = laps[f"naming, {label}"].cpu / laps[f"network, {label}"].cpu
         figures[f"naming over network, {label}, processor time"] = round(used, 3)
@@ -117,14 +123,17 @@ class _One:
 
     def __init__(self, model: Model, choice: RuntimeChoice) -> None:
         self.classifier = Classifier(model, choice)
-        self.run, _ = make_runtime(model, choice)
+        self.run, self.runtime = make_runtime(model, choice)
+        if "cuda" in self.runtime:  # a graphics card is handed grey levels, a quarter of the bytes
+            self.run, _ = make_runtime(model, replace(choice, levels="views"))
 
-    def batches(self, source: PixelSource, boxes: FloatArray, um_per_px: float) -> tuple[list[FloatArray], int]:
+    def batches(self, source: PixelSource, boxes: FloatArray, um_per_px: float) -> tuple[list[Batch], int]:
         """All that the network is asked for these cells, and how many of them are looked at again."""
         card = self.classifier.card
         views = _views(card, source, boxes, um_per_px)
         chunks = [views[row : row + self.run.at_once] for row in range(0, len(views), self.run.at_once)]
-        batches = [to_batch(chunk, card.mean, card.std) for chunk in chunks]
+        levels = self.run.input_dtype == np.uint8
+        batches = [np.stack(chunk) if levels else to_batch(chunk, card.mean, card.std) for chunk in chunks]
         unsure = [_unsure(self.run, batch, card) for batch in batches]
         turned = [quarter_turns(batch[rows]) for batch, rows in zip(batches, unsure, strict=True) if rows.any()]
         return batches + turned, int(np.concatenate(unsure).sum())
@@ -136,7 +145,7 @@ def _views(card: ClassifierCard, source: PixelSource, boxes: FloatArray, um_per_
     return [sample_window(source, (x, y), side_px, card.input_px)[0] for x, y in centres(boxes).tolist()]
 
 
-def _unsure(run: Runtime, batch: FloatArray, card: ClassifierCard) -> npt.NDArray[np.bool_]:
+def _unsure(run: Runtime, batch: Batch, card: ClassifierCard) -> npt.NDArray[np.bool_]:
     """Which cells of a batch are looked at again."""
     return np.asarray(calibrated(run(batch)[0], card.temperature).max(axis=1) < np.float32(card.second_look))
 
@@ -146,7 +155,7 @@ def _name_all(named: Sequence[tuple[_One, FloatArray]], source: PixelSource, um_
         one.classifier.name(source, boxes, um_per_px)
 
 
-def _run_all(asked: Sequence[tuple[Runtime, list[FloatArray]]]) -> None:
+def _run_all(asked: Sequence[tuple[Runtime, list[Batch]]]) -> None:
     for run, batches in asked:
         for batch in batches:
             run(batch)

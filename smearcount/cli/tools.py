@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -57,6 +58,7 @@ app.add_typer(bench_app, name="bench")
 _Scale = Annotated[
     float | None, typer.Option("--um-per-px", min=0.02, max=2, help="Micrometres a pixel; estimated without it.")
 ]
+_Library = Literal["auto", "openvino", "onnx", "torch"]
 _Threads = Annotated[int, typer.Option(min=1, help="CPU threads for every contender.")]
 _Rounds = Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")]
 _File = Annotated[Path | None, typer.Option("--out", help="JSON file to write.")]
@@ -174,6 +176,8 @@ def bench_naming(
     cells: Annotated[int, typer.Option(min=1, help="Number of cells.")] = 100,
     threads: _Threads = 2,
     rounds: _Rounds = 15,
+    runtime: Annotated[_Library, typer.Option(help="Library of the networks.")] = "auto",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where they run.")] = "cpu",
     out: _File = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -185,7 +189,8 @@ def bench_naming(
     def run() -> dict[str, Any]:
         from smearcount.bench import NamingJob, bench_naming
 
-        return bench_naming(NamingJob(image, um_per_px, tuple(classifier or ()), cells, threads, rounds))
+        job = NamingJob(image, um_per_px, tuple(classifier or ()), cells, threads, rounds)
+        return bench_naming(replace(job, runtime=runtime, device=device))
 
     _report(run, out, [image] if image else (), quiet=quiet, as_json=as_json)
 
