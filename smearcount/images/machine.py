@@ -21,7 +21,7 @@ from smearcount.errors import ChangedError, ImageError, SmearcountError
 __all__ = ["check_memory", "faults_named", "is_of_machine", "lack_of_memory"]
 
 _NO_MEMORY = "not enough memory for this picture; analyse it on a larger machine or lower its size"
-_NO_CARD_MEMORY = "out of memory on the graphics card; give fewer --workers, or --device cpu"
+_NO_CARD_MEMORY = "out of memory on the graphics card; give fewer --workers, --batch-size 1, or --device cpu"
 
 _OF_CONTENT = frozenset((errno.EINVAL, errno.EOVERFLOW))
 """What the system says of a place that no file can have: a damaged header was believed."""

@@ -108,7 +108,7 @@ class TorchRuntime:
         """What the network says of an array that was made its input where the network is."""
         torch, road = self._torch, self._road
         with torch.inference_mode():
-            there = road.send(torch.from_numpy(np.ascontiguousarray(given)))
+            there = road.send(torch.from_numpy(np.require(given, requirements=("C", "W"))))
             with self._alone:
                 road.begin(there)
                 result = self._net(to_planes(there).to(self._dtype, memory_format=torch.channels_last))
