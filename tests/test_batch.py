@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event, Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -662,3 +664,31 @@ def test_a_list_may_call_the_folder_by_another_name(tmp_path: Path) -> None:
         assert found.unmatched == 1
     with pytest.raises(UsageError, match="is not in"):
         listed(tmp_path / "link", str(tmp_path / "away" / "d.png").encode())
+
+
+def test_of_pictures_in_hand_at_a_time_one_is_large(tmp_path: Path) -> None:
+    """Small ones do not wait for it; one that is gone counts as small."""
+    sizes = {"large.tif": work.LARGE_BYTES + 1, "other.tif": 2 * work.LARGE_BYTES, "small.tif": work.LARGE_BYTES}
+    for name, size in sizes.items():
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    at_work: list[str] = []
+    seen: list[set[str]] = []
+    small_is_done = Event()
+
+    def call(task: work.Task) -> Any:
+        at_work.append(task.image_id)
+        seen.append(set(at_work))
+        if task.image_id.startswith(("small", "gone")):
+            small_is_done.set()
+        assert small_is_done.wait(20)
+        at_work.remove(task.image_id)
+        return task.image_id
+
+    turn, names = Lock(), ["large.tif", "other.tif", "small.tif", "gone.tif"]
+    with ThreadPoolExecutor(4) as hands:
+        done = hands.map(
+            lambda name: work._one_large_at_a_time(turn, call, work.Task(tmp_path / name, name, "")), names
+        )
+        assert list(done) == names
+    assert all(len(each & {"large.tif", "other.tif"}) < 2 for each in seen)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import cv2
@@ -38,6 +39,10 @@ __all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "faile
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
+
+
+LARGE_BYTES = 16_000_000
+"""Of a file that may take much memory: a photograph of some 100 megapixels, a scan."""
 
 
 class Maker(Protocol):
@@ -218,7 +223,18 @@ class BatchWork:
         """Load the models and return the function of one picture."""
         if threads:
             cv2.setNumThreads(threads)
-        return partial(analyze_one, self.maker.load(threads), self.wishes)
+        call = partial(analyze_one, self.maker.load(threads), self.wishes)
+        return partial(_one_large_at_a_time, Lock(), call)
+
+
+def _one_large_at_a_time(turn: Lock, call: Callable[[Task], Record], task: Task) -> Record:
+    """The record of a picture; of several in hand only one is large."""
+    try:
+        large = task.path.stat().st_size > LARGE_BYTES
+    except OSError:
+        large = False
+    with turn if large else contextlib.nullcontext():
+        return call(task)
 
 
 def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
