@@ -101,8 +101,8 @@ def test_full_memory_of_a_graphics_card_is_told_as_such(tmp_path: Path) -> None:
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     ):
         found = attempt(tmp_path / "a.png", raising(error), lambda *_: None)
-        words = f"{tmp_path / 'a.png'}: out of memory on the graphics card; give fewer --workers, --batch-size 1, or --device cpu"
-        assert found == Failure(words)
+        words = "out of memory on the graphics card; give fewer --workers, --batch-size 1, or --device cpu"
+        assert found == Failure(f"{tmp_path / 'a.png'}: {words}")
     other = attempt(tmp_path / "a.png", raising(RuntimeError("a fault")), lambda *_: None)
     assert "please report it as a fault" in other.reason
 
