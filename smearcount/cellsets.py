@@ -117,7 +117,8 @@ class CellSet:
             than the taxonomy, such as "neither round nor sickle".
         codes: the K codes.
         sources: `(N,)` name of the collection of each cell.
-        groups: `(N,)` what must stay on one side of a split: a slide, a photograph, an original picture.
+        groups: `(N,)` what must stay on one side of a split: a slide, a photograph, an original picture; of a picture
+            of one cell that nobody grouped, its collection and its name.
         splits: `(N,)` `train` or `val`.
         origins: `(N,)` file and place of each cell, for reports.
     """
@@ -176,10 +177,8 @@ class CellSet:
 
     @property
     def shared_groups(self) -> npt.NDArray[np.str_] | None:
-        """The groups `(N,)`, where a picture that nobody grouped is one by itself; None where each is a single cell."""
-        alone = np.char.add(np.char.add(self.sources, "/"), self.groups)
-        groups = np.asarray(np.where(self.groups == self.origins, alone, self.groups), np.str_)
-        return None if len(np.unique(groups)) == len(self) else groups
+        """The groups `(N,)`; None where each is a single cell."""
+        return None if len(np.unique(self.groups)) == len(self) else self.groups
 
     def in_turns(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """Rows `(M,)` in their order, but the sources taking turns: the first of each, then the second of each."""

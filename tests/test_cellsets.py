@@ -54,16 +54,12 @@ def test_sources_take_turns() -> None:
     assert four().in_turns(np.array([], np.intp)).tolist() == []
 
 
-def test_groups_that_nobody_named_are_none() -> None:
-    """Two collections may have pictures of one name, which are no group."""
-    names = np.array(["x/1.png", "x/2.png"] * 2)
-    assert four(groups=names, origins=names).shared_groups is None
+def test_groups_of_single_cells_are_none() -> None:
     assert four().shared_groups is None
     named = np.array(["slide", "slide", "x/1.png", "x/2.png"])
-    groups = four(groups=named, origins=names).shared_groups
+    groups = four(groups=named).shared_groups
     assert groups is not None
-    assert len(set(groups.tolist())) == 3
-    assert groups[0] == groups[1]
+    assert groups.tolist() == named.tolist()
 
 
 @pytest.mark.parametrize(

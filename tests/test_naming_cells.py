@@ -204,6 +204,24 @@ def test_what_stands_on_both_sides_is_taken_out_of_the_training(tmp_path: Path) 
     assert (cells.splits == "val").sum() == (all_cells.splits == "val").sum()
 
 
+def test_pictures_of_one_name_in_two_collections_are_no_copies(collections: dict[str, Any], tmp_path: Path) -> None:
+    """Other cells, under names that begin anew in each collection; `west` has its own share of them in validation."""
+    for label in ("a", "c"):
+        for row in range(20):
+            write_picture(tmp_path / "west" / label / f"{row:02d}.png", cell(100 + row + 50 * (label == "c")))
+    asked = recipe(**collections)
+    whole = cells_of(asked)
+    side = [
+        {o for o, s, split in zip(whole.origins, whole.sources, whole.splits, strict=True) if (s, split) == (name, on)}
+        for name, on in (("east", "train"), ("west", "val"))
+    ]
+    assert side[0] & side[1]
+    told = list[str]()
+    assert len(checked_cells(asked, tmp_path, told.append)) == len(whole)
+    assert told == ["0 pictures left out (faults.csv), 0 leaks removed (leaks.txt)"]
+    assert whole.shared_groups is None
+
+
 def test_tiny_pictures_of_cells_are_read(tmp_path: Path) -> None:
     """At 0.2 um a pixel a platelet is 10 to 15 px."""
     folder = folder_of(tmp_path, Normal=5, PLT=5)

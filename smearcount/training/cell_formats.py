@@ -263,7 +263,9 @@ def _folders(reading: Reading) -> Iterator[Window]:
         scale = source.scale(picture.size_wh) if source.um_per_px else reading.patch_um / min(picture.size_wh)
         left, top, side = square = _square_around(_middle(picture, scale, reading, label), picture.size_wh)
         pixels, origin = picture.read(left, top, side, side), path.relative_to(reading.folder).as_posix()
-        yield Window(pixels, scale, label, group, split, origin, again=PictureWindow(path, square, side))
+        # Of a picture that nobody grouped: another collection may have one of the same name.
+        own = f"{reading.name}/{origin}" if group == origin else group
+        yield Window(pixels, scale, label, own, split, origin, again=PictureWindow(path, square, side))
 
 
 def _wanted(path: Path, reading: Reading) -> bool:

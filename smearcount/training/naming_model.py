@@ -123,10 +123,11 @@ def _sums(recipe: ClassifierRecipe, cells: CellSet, of_picture: Callable[[Path],
     """
     pictures = pictures_of(recipe, cells)
     known = {picture: of_picture(picture)[:_DIGITS] for picture in set(pictures) if picture}
-    own = zip(pictures, cells.groups.tolist(), cells.origins.tolist(), strict=True)
+    alone = np.char.add(np.char.add(cells.sources, "/"), cells.origins)
+    own = zip(pictures, cells.groups.tolist(), alone.tolist(), strict=True)
     return [
-        (known[picture] if picture else "", "" if group == origin else _sha256(group.encode())[:_DIGITS])
-        for picture, group, origin in own
+        (known[picture] if picture else "", "" if group == name else _sha256(group.encode())[:_DIGITS])
+        for picture, group, name in own
     ]
 
 
