@@ -1,17 +1,20 @@
 """The training system on little data: it learns, it masks what was not labelled, and it ends in a usable model."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from smearcount.cards import Model
 from smearcount.config import read_model, shipped
 from smearcount.datasets import KINDS, LabelledField
-from smearcount.errors import ConfigError
+from smearcount.errors import ConfigError, DatasetError
 from smearcount.simulate import random_set, render, write_set
+from smearcount.training import detector
 from smearcount.training.detector import DetectorRecipe, KindMaskedBCE, collate, train
 from smearcount.training.tiles import Augmentation, TileMaker
 
@@ -47,6 +50,39 @@ def test_a_wrong_recipe_names_the_key(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match="epochs"):
         read_model(DetectorRecipe, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sources": {}}, "sources"),
+        ({"sources": {"txl_pbc": 1, "deepbionet": 0}}, r"sources\.deepbionet"),
+        ({"box_weight": {"WBC": 4}}, r"box_weight\.WBC"),
+        ({"batch": 8, "tiles_per_epoch": 6}, "batch: expected at most the 6 tiles_per_epoch, got 8"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_what_can_not_be_trained_is_refused_before_the_fields_are_read(changes: dict[str, Any], reason: str) -> None:
+    content = yaml.safe_load(RECIPE.read_text())
+    with pytest.raises(ValidationError, match=reason):
+        DetectorRecipe.model_validate({**content, **changes})
+
+
+def test_a_kind_without_a_weight_weighs_one() -> None:
+    from ultralytics.cfg import get_cfg
+
+    content = yaml.safe_load(RECIPE.read_text()) | {"box_weight": {"wbc": 4}}
+    model = detector._masked_model(DetectorRecipe.model_validate(content), None)
+    model.args = get_cfg()
+    batch = collate([maker().make(0)])
+    batch["img"] = batch["img"].float() / 255
+    model.train().loss(batch)
+    assert model.criterion.bbox_loss.weights.tolist() == [1, 4, 1]
+
+
+def test_a_collection_without_a_field_is_named() -> None:
+    with pytest.raises(DatasetError, match=r"no field of void to train on; add image stems to train\.txt"):
+        TileMaker([], {"void": 1.0}, 256, 0.16, STILL, seed=3)
 
 
 @pytest.mark.parametrize("number", range(12))

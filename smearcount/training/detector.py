@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -45,11 +45,19 @@ class DetectorRecipe(Strict):
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0, lt=1)
     weight_decay: float = Field(ge=0)
-    seed: int
-    sources: dict[str, float]
+    seed: int = Field(ge=0)
+    sources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
     augment: Augmentation
-    box_weight: dict[str, float] = dict.fromkeys(KINDS, 1.0)
+    box_weight: dict[
+        Annotated[str, Field(pattern=f"^({'|'.join(KINDS)})$")], Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    ] = {}
     architecture: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _fills_a_batch(self) -> DetectorRecipe:
+        if self.batch > self.tiles_per_epoch:
+            raise ValueError(f"batch: expected at most the {self.tiles_per_epoch} tiles_per_epoch, got {self.batch}")
+        return self
 
 
 def train(
@@ -65,7 +73,7 @@ def train(
         datasets: a file like `configs/datasets.yaml`, which is taken without one.
 
     Raises:
-        DatasetError: no labelled collections are at hand.
+        DatasetError: no labelled collections are at hand, or one of them has no field to train on.
         ConfigError: the recipe is wrong.
     """
     recipe = read_model(DetectorRecipe, recipe_path)
@@ -169,7 +177,7 @@ def _masked_model(recipe: DetectorRecipe, start: Path | None) -> Any:
             if getattr(self, "criterion", None) is None:
                 self.criterion = self.init_criterion()
                 self.criterion.bce = KindMaskedBCE()
-                weights = torch.tensor([recipe.box_weight[kind] for kind in KINDS])
+                weights = torch.tensor([recipe.box_weight.get(kind, 1.0) for kind in KINDS])
                 self.criterion.bbox_loss = KindWeightedBoxLoss(self.criterion.bbox_loss, weights)
             self.criterion.bce.labelled = batch["labelled"]
             exact = {k: [f.float() for f in v] if isinstance(v, list) else v.float() for k, v in preds.items()}

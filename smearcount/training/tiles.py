@@ -17,6 +17,7 @@ from pydantic import Field
 
 from smearcount.config import Strict
 from smearcount.datasets import LabelledField
+from smearcount.errors import DatasetError
 from smearcount.geometry import FloatArray, clip_boxes, resize_rgb
 from smearcount.images import through_jpeg
 from smearcount.training.colours import HED_FROM_RGB, RGB_FROM_HED
@@ -60,6 +61,9 @@ class TileMaker:
         um_per_px: canonical scale.
         augmentation: strength of the variations.
         seed: first seed; tile `n` draws from `(seed, n)`.
+
+    Raises:
+        DatasetError: a collection has no field.
     """
 
     def __init__(
@@ -74,7 +78,10 @@ class TileMaker:
         self._groups = {name: [f for f in fields if f[0].source.split("/")[0] == name] for name in weights}
         empty = [name for name, members in self._groups.items() if not members]
         if empty:
-            raise ValueError(f"no fields for the sources {empty}")
+            raise DatasetError(
+                f"no field of {', '.join(empty)} to train on; add image stems to train.txt, or take it out of the "
+                "`sources`; fields that show the same as a validation field are left out (leaks.txt)"
+            )
         self._shares = np.array([weights[name] for name in self._groups]) / sum(weights.values())
         self._tile_px, self._um_per_px, self._augmentation, self._seed = (tile_px, um_per_px, augmentation, seed)
 
