@@ -270,7 +270,7 @@ def _folders(reading: Reading) -> Iterator[Window]:
 
 def _wanted(path: Path, reading: Reading) -> bool:
     known = path.parent != reading.folder and reading.source.classes.get(class_of(path, reading.folder))
-    return bool(known) and path not in reading.source.without
+    return bool(known) and reading.source.without.isdisjoint((path, path.relative_to(reading.folder)))
 
 
 def _originals_in_training(reading: Reading) -> frozenset[str]:

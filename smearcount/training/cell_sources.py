@@ -37,12 +37,21 @@ TextKeys = BeforeValidator(_text_keys)
 """For a mapping by name: YAML reads the name of a folder or of a class that is called 1 as a number."""
 
 
+_TAKEN_BY = {
+    **dict.fromkeys(("um_per_px", "find"), ("points", "typed", "folders")),
+    **dict.fromkeys(("datasets", "looks", "outline", "at_most"), ("boxes",)),
+    **dict.fromkeys(("train_groups", "groups", "without"), ("folders",)),
+    **{"types": ("typed",), "list": ("listed",), "val_share": ("folders", "truth")},
+}
+"""The formats of the keys that not every entry takes."""
+
+
 class CellSource(Strict):
     """One entry of `configs/cells.yaml`, where each key is explained."""
 
     format: Literal["points", "typed", "listed", "boxes", "folders", "truth"]
     classes: Annotated[dict[str, str | tuple[str, ...]], TextKeys]
-    um_per_px: dict[str, float] = {}
+    um_per_px: dict[Annotated[str, Field(pattern=r"^(\d+x\d+|any)$")], Annotated[float, Field(gt=0)]] = {}
     find: Literal["rbc", "wbc", ""] = ""
     folder: Path | None = None
     fields: str = ""
@@ -58,11 +67,14 @@ class CellSource(Strict):
     without: frozenset[Path] = frozenset()
 
     @model_validator(mode="after")
-    def _keys_of_boxes(self) -> CellSource:
+    def _keys_of_its_format(self) -> CellSource:
         if self.format == "boxes" and not self.fields:
             raise ValueError("fields: expected the entry of the file of datasets whose boxes these are")
-        if self.format != "boxes" and self.datasets:
-            raise ValueError("datasets: only an entry of format boxes takes its fields from such a file")
+        for key, formats in _TAKEN_BY.items():
+            if self.format not in formats and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}: only an entry of format {' or '.join(formats)} takes it, not one of {self.format}"
+                )
         return self
 
     def scale(self, size_wh: tuple[int, int]) -> float:
