@@ -325,6 +325,21 @@ def test_a_code_without_a_training_cell_stops_the_training(tmp_path: Path) -> No
     assert checked_cells(recipe(folder=folder, merge=merge), tmp_path).codes == ("round_cell", "platelet")
 
 
+def test_kinds_of_a_folder_leave_out_classes_of_others(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, Normal=4, Spherocyte=4, Neutrophil=4, PLT=4)
+    assert cells_of(recipe(folder=folder, kinds=("rbc",))).codes == ("normocyte", "spherocyte")
+    assert cells_of(recipe(folder=folder, kinds=("wbc", "platelet"))).codes == ("neutrophil", "platelet")
+    assert len(cells_of(recipe(folder=folder)).codes) == 4
+    with pytest.raises(ConfigError, match=r"data\.kinds: .* has no class of nrbc"):
+        cells_of(recipe(folder=folder, kinds=("nrbc",)))
+
+
+def test_paint_without_a_code_for_it_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, Normal=4, Spherocyte=4)
+    with pytest.raises(ConfigError, match=r"data\.painted: none of howell_jolly_body, .* is among the codes"):
+        cells_of(recipe(folder=folder, painted=5))
+
+
 def test_codes_are_known_by_their_names_and_checked(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", Normal=5, PB=5, HJ=5)
     cells = checked_cells(recipe(folder=folder, codes=("HJ", "basophilic stippling", "howell_jolly_body")), tmp_path)
@@ -493,6 +508,11 @@ def test_painted_cells_come_on_top(tmp_path: Path) -> None:
         ({"folder": "x", "val_share": 1.0}, r"data\.val_share"),
         ({"folder": "x", "painted": -1}, r"data\.painted"),
         ({"collections": ["raabin"], "groups": "y.csv"}, "groups are those of the pictures of a folder"),
+        (
+            {"collections": ["raabin"], "classes": {"a": ""}, "val_share": 0.3},
+            "classes and val_share: of a folder; coll",
+        ),
+        ({"folder": "x", "cells": "y.yaml"}, "cells: of collections, not of a folder"),
         ({"folder": "x", "colour": 1}, r"data\.colour"),
         ({"foldr": "x", "collections": ["y"]}, r"data\.foldr: unknown key; folder may be meant"),
         ({"collections": ["atlantis"]}, r"data\.collections: atlantis unknown; known: chula_rbc12"),

@@ -30,6 +30,7 @@ from smearcount.training.cell_sources import CellSource, TextKeys, class_of, fol
 from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.paint import PAINTED_CODES
 from smearcount.training.painted_cells import below_paint, with_painted
 from smearcount.training.survey import PictureFault, check_folder, faults_csv, folder_classes
 
@@ -93,6 +94,10 @@ class CellData(Strict):
             raise ValueError("give either collections or a folder")
         if self.groups and not self.folder:
             raise ValueError("groups are those of the pictures of a folder; give a folder")
+        alien = ("cells",) if self.folder else ("classes", "val_share")
+        if idle := [key for key in alien if key in self.model_fields_set]:
+            owner = "collections, not of a folder" if self.folder else "a folder; collections have their own"
+            raise ValueError(f"{' and '.join(idle)}: of {owner}")
         return self
 
 
@@ -286,6 +291,9 @@ def _asked(data: CellData, faults: Sequence[PictureFault]) -> _Asked:
         return _Asked(_known_codes(data.codes, taxonomy), sources)
     if data.folder:
         given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
+        given = [code for code in given if not data.kinds or taxonomy.kind_of[code] in data.kinds]
+        if data.kinds and not given:
+            raise ConfigError(f"data.kinds: {data.folder} has no class of {' or '.join(data.kinds)}")
         return _Asked(tuple(dict.fromkeys((*(code for code in taxonomy.codes if code in given), *given))), sources)
     return _Asked(tuple(code for kind in data.kinds or ("rbc",) for code in taxonomy.codes_of(kind)), sources)
 
@@ -350,6 +358,8 @@ def _cells(
         if not len(cells):
             raise ConfigError(f"data.leave_out: no cell is left to train on; leave in some of {', '.join(known)}")
     if data.painted:
+        if not set(PAINTED_CODES).intersection(cells.codes):
+            raise ConfigError(f"data.painted: none of {', '.join(PAINTED_CODES)} is among the codes; leave it out")
         cells = with_painted(cells, data.painted, recipe.seed)
     if not data.codes:
         cells = _without_empty_codes(cells)
