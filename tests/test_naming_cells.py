@@ -24,7 +24,7 @@ from smearcount.images import write_picture
 from smearcount.naming_nets import Normalisation
 from smearcount.training import naming_cells
 from smearcount.training.cell_sources import load_cell_sources
-from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of, picture_um
+from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of, picture_um, usable_cells
 from smearcount.training.naming_data import NamingData
 from smearcount.training.naming_recipe import ClassifierRecipe
 
@@ -400,6 +400,33 @@ def test_what_the_reading_leaves_out_is_told(
     told = list[str]()
     checked_cells(recipe(**collections), tmp_path, told.append)
     assert told[0] == "east: 3 fields left out"
+
+
+def test_boxes_without_a_code_are_told_wherever_cells_are_read(tmp_path: Path) -> None:
+    """In a training, in cross-validation, and where a classifier is judged or mended."""
+    folder = tmp_path / "mine"
+    for directory in (folder / "images", folder / "labels"):
+        directory.mkdir(parents=True)
+    for stem in ("a", "b"):
+        write_picture(folder / "images" / f"{stem}.png", np.full((200, 200, 3), 214, np.uint8))
+        (folder / "labels" / f"{stem}.txt").write_text("0 .5 .5 .2 .2\n1 .2 .2 .2 .2\n1 .8 .8 .2 .2\n")
+    for name, text in (("classes", "Normal\nDust\n"), ("train", "a\n"), ("val", "b\n")):
+        (folder / f"{name}.txt").write_text(text)
+    fields = {"format": "yolo", "folder": str(folder), "classes": {"Normal": "rbc", "Dust": "rbc"}}
+    entry = {**fields, "labelled": ["rbc"], "red_cell_px": {"any": 40}}
+    (tmp_path / "fields.yaml").write_text(yaml.safe_dump({"mine": entry}))
+    cells = {"format": "boxes", "datasets": str(tmp_path / "fields.yaml"), "fields": "mine"}
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump({"own": {**cells, "classes": {"Normal": "normocyte"}}}))
+    asked = recipe(collections=["own"], cells=str(tmp_path / "cells.yaml"))
+    for read in (
+        lambda told: cells_of(asked, report=told),
+        lambda told: usable_cells(asked, tmp_path, told),
+        lambda told: checked_cells(asked, tmp_path, told),
+    ):
+        lines = list[str]()
+        read(lines.append)
+        assert lines[0] == "own: 4 boxes left out, of classes without a code (4 Dust)"
+        assert sum("boxes" in line for line in lines) == 1
 
 
 def test_codes_are_those_that_some_cell_may_have(collections: dict[str, Any]) -> None:

@@ -147,10 +147,6 @@ def checked_cells(
     cells, left_out = usable_cells(recipe, out, report, input_px=input_px)
     cells, leaks = fair_cells(cells, out)
     if report:
-        for name, source in _asked(data_of(recipe), ()).sources.items():
-            if boxes := boxes_without_code(source):
-                listed = ", ".join(f"{n} {label}" for label, n in boxes.items())
-                report(f"{name}: {sum(boxes.values())} boxes left out, of classes without a code ({listed})")
         report(f"{left_out} pictures left out (faults.csv), {leaks} leaks removed (leaks.txt)")
     refuse_untrained_codes(cells, data_of(recipe))
     return cells
@@ -350,6 +346,8 @@ def _cells(
     detector, side = Detector(find_model(data.detector), RuntimeChoice()), max(recipe.largest_input_px, input_px)
     with named_recipe(data.cells) if data.cells else nullcontext():
         cells = read_cells(asked.sources, asked.codes, detector, recipe.patch_um, side, recipe.seed, report=report)
+    if report:
+        _tell_boxes(asked, report)
     known = np.unique(cells.sources).tolist()
     if unknown := sorted(set(data.leave_out).difference(known)):
         raise ConfigError(f"data.leave_out: no cells of {', '.join(unknown)}; there are those of {', '.join(known)}")
@@ -368,6 +366,13 @@ def _cells(
         load_taxonomy(data.taxonomy).merged(data.merge)  # that they can be merged is to be known before the training
         cells = replace(cells, targets=targets, codes=merged)
     return cells
+
+
+def _tell_boxes(asked: _Asked, report: Callable[[str], None]) -> None:
+    for name, source in asked.sources.items():
+        if boxes := boxes_without_code(source):
+            listed = ", ".join(f"{n} {label}" for label, n in boxes.items())
+            report(f"{name}: {sum(boxes.values())} boxes left out, of classes without a code ({listed})")
 
 
 def _without_empty_codes(cells: CellSet) -> CellSet:
