@@ -53,6 +53,13 @@ def comparison(**changes: Any) -> ComparisonRecipe:
     return ComparisonRecipe.model_validate({**values, **changes})
 
 
+def test_an_optimiser_of_the_base_would_do_nothing() -> None:
+    base = comparison().base.model_dump(exclude={"optimiser"})
+    assert comparison(base=base).optimisers[1].momentum == 0.5
+    with pytest.raises(ValueError, match=r"base\.optimiser: has no say; put its keys under `optimisers`"):
+        comparison(base={**base, "optimiser": {"weight_decay": 0.1}})
+
+
 def table(out: Path) -> list[dict[str, str]]:
     with (out / "comparison.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))

@@ -60,7 +60,7 @@ class ComparisonRecipe(Strict):
     """A recipe, and what it is to be tried with: the checked form of a file like `configs/train/compare.yaml`.
 
     Attributes:
-        base: the recipe that all share.
+        base: the recipe that all share; without an optimiser.
         backbones: the networks.
         optimisers: each is tried with each network.
     """
@@ -78,6 +78,12 @@ class ComparisonRecipe(Strict):
     @classmethod
     def _a_kind_is_enough(cls, value: Any) -> Any:
         return [{"kind": each} if isinstance(each, str) else each for each in value]
+
+    @model_validator(mode="after")
+    def _base_has_no_optimiser(self) -> ComparisonRecipe:
+        if "optimiser" in self.base.model_fields_set:
+            raise ValueError("base.optimiser: has no say; put its keys under `optimisers`, with each kind")
+        return self
 
     @model_validator(mode="after")
     def _each_once(self) -> ComparisonRecipe:
