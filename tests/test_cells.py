@@ -342,6 +342,20 @@ def test_boxes_are_what_they_are_called(typed_boxes: dict[str, Any], read: Calla
         read(RED, **wrong)
 
 
+def test_exchanged_labels_are_told_by_their_kind(boxes: Path, read: Callable[..., CellSet], tmp_path: Path) -> None:
+    """Fields whose boxes are called as the kinds are; in the second one the labellers exchanged red and white."""
+    for stem, names in (("a", ("rbc", "wbc")), ("b", ("wbc", "rbc"))):
+        voc(boxes / "annotations" / f"{stem}.xml", [(names[0], [37, 77, 83, 123]), (names[1], [127, 87, 173, 133])])
+    fields = {"format": "voc", "folder": str(boxes), "classes": {"rbc": "rbc", "wbc": "wbc"}, "swapped": ["b"]}
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"mine": {**fields, "labelled": ["rbc", "wbc"], "red_cell_px": {"any": 46}}}))
+    entry = {"format": "boxes", "datasets": own, "fields": "mine"}
+    cells = read(RED, **entry, classes={"rbc": "normocyte"})
+    assert cells.origins.tolist() == ["a.png 60 100", "b.png 60 100"]
+    white = read(WHITE, **entry, classes={"wbc": "neutrophil"})
+    assert white.origins.tolist() == ["a.png 150 110", "b.png 150 110"]
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [

@@ -206,7 +206,9 @@ def labelled_boxes(source: CellSource) -> list[LabelledBox]:
             if source.looks and field.source.partition("/")[2] not in source.looks:
                 continue
             for row, (name, kind) in enumerate(zip(field.names, field.kinds.tolist(), strict=True)):
-                label = next((word for word in (name, KINDS[kind]) if word in source.classes), "")
+                # Of labels that were exchanged, a name says nothing.
+                words = (name, KINDS[kind]) if fields.classes[name] == KINDS[kind] else (KINDS[kind],)
+                label = next((word for word in words if word in source.classes), "")
                 found.append(LabelledBox(field, row, split, label, name))
     return found
 
