@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from smearcount.cards import find_model
 from smearcount.errors import DatasetError, UsageError
 from smearcount.evaluation.detector import EvaluationJob, box_pairs, evaluate, labelled_fields
 from smearcount.images import open_image
+from smearcount.training.packaging import update_card
 
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
 BORDER = 60
@@ -114,3 +116,20 @@ def test_a_kind_that_is_found_only_has_no_figures_on_the_card(unlabelled_border,
     names = [metric.name for metric in find_model(str(own_detector)).card.metrics if metric.data.startswith("field,")]
     assert "rbc F1 at IoU 0.5" in names
     assert not any(name.startswith("wbc") for name in names)
+
+
+def test_figures_on_the_card_replace_those_of_the_same_fields_and_scale_only(unlabelled_border, own_detector) -> None:
+    datasets, _ = unlabelled_border
+    card = find_model(str(own_detector)).detector_card
+    update_card(own_detector, metrics=[{"name": "x", "data": "field, val, scale from labels", "n": 1, "value": 0.5}])
+    job = EvaluationJob(str(own_detector), ("field",), "train", on_card=True, datasets=datasets(BORDER))
+    for each in (job, replace(job, scale="estimated"), job):
+        evaluate(each)
+    evaluate(replace(job, datasets=datasets(2 * BORDER)))
+    told = Counter(metric.data for metric in find_model(str(own_detector)).card.metrics)
+    kinds = len(card.codes)
+    assert told == {
+        "field, val, scale from labels": 1,
+        "field, train, scale estimated, without 60 px at the border": 2 + 2 * kinds,
+        "field, train, scale from labels, without 120 px at the border": 2 + 2 * kinds,
+    }

@@ -227,9 +227,11 @@ def _with_thresholds(model: Model, fitted: dict[str, float], where: str) -> Mode
 
 
 def _to_card(model: Model, figures: dict[str, Any]) -> None:
+    """Put figures in the place of those of the same fields at a scale of the same origin."""
     from smearcount.training.packaging import update_card
 
-    kept = [m for m in model.card.metrics if m.data.split(",")[0] not in figures["groups"]]
+    measured = tuple(f"{group}, {_suffix(figures)}, " for group in figures["groups"])
+    kept = [m for m in model.card.metrics if not f"{m.data}, ".startswith(measured)]
     update_card(model.folder, metrics=[m.model_dump() for m in [*kept, *card_metrics(figures)]])
 
 
@@ -239,9 +241,8 @@ def card_metrics(figures: dict[str, Any]) -> list[Metric]:
     Kinds without a labelled cell have none.
     """
     metrics = []
-    suffix = f"{figures['split']}, scale {'from labels' if figures['scale'] == 'labels' else 'estimated'}"
     for group, summary in figures["groups"].items():
-        data = f"{group}, {suffix}"
+        data = f"{group}, {_suffix(figures)}"
         if left := figures["left_out_at_border"].get(group):
             data += f", without {left['border_px']} px at the border"
         for name in ("pooled_map50", "pooled_map50_95"):
@@ -262,3 +263,8 @@ def card_metrics(figures: dict[str, Any]) -> list[Metric]:
                 Metric(name=f"{kind} count error", data=data, n=values["true"], value=error, low=low, high=high)
             )
     return metrics
+
+
+def _suffix(figures: dict[str, Any]) -> str:
+    """What the card says of the fields of a look: their list, and where their scale is from."""
+    return f"{figures['split']}, scale {'from labels' if figures['scale'] == 'labels' else 'estimated'}"
