@@ -23,6 +23,7 @@ from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.offline import quiet_openvino
 from smearcount.runtimes import has_int8
 from smearcount.training import quantising
+from smearcount.training.packaging import update_card
 from smearcount.training.quantising import Agreement, compare, quantise
 from smearcount.training.samples import Samples, samples_in
 
@@ -178,6 +179,9 @@ needs_nncf = pytest.mark.skipif(
 @pytest.mark.filterwarnings("ignore")
 def test_an_int8_version_is_a_checked_copy(toy: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantising, "LEAST_CELLS", 10)
+    unmeasured = "Not measured yet: run `smearcount evaluate classifier`."
+    update_card(toy.folder, limits=(unmeasured,))
+    toy = Model(toy.folder)
     samples = samples_in(_reds_and_blues(tmp_path / "in", 60, 8), toy)
     (toy.folder / "split.csv").write_text("split,picture_sha256,group_sha256\n")
     folder, agreements = quantise(toy, samples, tmp_path / "out")
@@ -191,6 +195,7 @@ def test_an_int8_version_is_a_checked_copy(toy: Model, tmp_path: Path, monkeypat
     for each in agreements:
         assert (each.pictures, each.counts, each.apart) == (12, {"red": (6, 6), "blue": (6, 6)}, 0)
     assert {metric.value for metric in made.card.metrics} == {1.0}
+    assert made.card.limits == (unmeasured, "Figures against labels are those of toy; INT8 was compared with it.")
     assert "12 pictures not used to calibrate" in made.card.metrics[0].data
     assert quantise(toy, samples, tmp_path / "out")[0] == folder
     (folder / "notes.txt").write_text("mine")

@@ -181,6 +181,7 @@ def test_a_short_training_lowers_the_loss_and_ends_in_a_model(tmp_path: Path, mo
     folder = package_run(run, recipe, None)
     assert probe_errors(Model(folder), ("openvino", "torch"))
     assert "Not measured yet" in Model(folder).card.limits[0]
+    assert Model(folder).detector_card.min_score_from == "cells-yolo11-p4, not fitted to this model"
     update_card(folder, um_per_px=0.2)
     assert Model(folder).card.limits
     update_card(folder, metrics=[{"name": "mAP", "data": "sims, val", "n": 3, "value": 0.5}])

@@ -266,6 +266,7 @@ def _plain_words(recipe: dict[str, Any], recipe_path: Path) -> dict[str, Any]:
         "description": "Finds red cells, white cells and platelets; trained by its user.",
         "limits": [f"{_UNMEASURED}: run `smearcount evaluate detector`."],
         "training_data": [{"name": source, **unknown} for source in recipe["sources"]],
+        "min_score_from": f"{shipped_words['id']}, not fitted to this model",
     }
 
 
@@ -335,14 +336,16 @@ def copy_companions(folder: Path, target: Path) -> None:
 
 
 def update_card(folder: Path, **changes: Any) -> Card:
-    """Replace fields of a card (metrics, thresholds) and render its README again; with metrics it is a measured one.
+    """Replace fields of a card (metrics, thresholds) and render its README again.
+
+    With metrics it is a measured one, unless `limits` are given that say otherwise.
 
     Raises:
         ImageError: the folder can't be written.
     """
     before = Model(folder).card
     values = {**as_yaml(before), **changes}
-    if values["metrics"]:
+    if values["metrics"] and "limits" not in changes:
         values["limits"] = [limit for limit in values["limits"] if not limit.startswith(_UNMEASURED)]
     card = type(before).model_validate(values)
     _write_card(folder, card)

@@ -329,4 +329,5 @@ def _record(made: Model, agreements: Sequence[Agreement]) -> None:
         made.folder,
         **{name: round(value, 3) for name, value in allowed.items()},
         metrics=[metric.model_dump(exclude_none=True) for metric in metrics],
+        limits=made.card.limits,  # figures over float32 are none against labels
     )
