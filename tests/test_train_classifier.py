@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score
 
@@ -30,8 +32,9 @@ from smearcount.judging import Judged, figures
 from smearcount.naming_nets import BACKBONES, NetSpec, build_net
 from smearcount.patches import to_batch
 from smearcount.training import naming_data
-from smearcount.training.cell_views import plain_view
+from smearcount.training.cell_views import CellAugmentation, plain_view
 from smearcount.training.classifier import ClassifierRecipe, train_classifier
+from smearcount.training.naming_cells import CellData
 from smearcount.training.naming_data import balance_weights, epoch_rows
 from smearcount.training.naming_module import (
     NamingModule,
@@ -40,7 +43,7 @@ from smearcount.training.naming_module import (
     partial_losses,
     validation_figures,
 )
-from smearcount.training.naming_recipe import Balance, Optimiser, Phase
+from smearcount.training.naming_recipe import Balance, EarlyStop, NetChoice, Optimiser, Phase
 from smearcount.training.naming_setting import find_rate, quiet_lightning, steepest
 from smearcount.training.packaging import package_naming_run
 
@@ -609,6 +612,25 @@ def test_an_accelerator_that_is_not_there_is_refused(tmp_path: Path, accelerator
     with pytest.raises(ConfigError, match=f"accelerator: {accelerator}, devices: auto: not on this machine"):
         train_classifier(recipe(accelerator=accelerator), rendered_cells(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "part", [ClassifierRecipe, NetChoice, Optimiser, Phase, Balance, EarlyStop, CellData, CellAugmentation]
+)
+def test_the_recipe_of_the_thesis_explains_every_key(part: type[BaseModel]) -> None:
+    """As what it sets, or as a comment that can be uncommented."""
+    text = (shipped("configs") / "train" / "thesis.yaml").read_text()
+    assert [key for key in part.model_fields if not re.search(rf"\b{key}:", text)] == []
+
+
+def test_what_the_recipe_of_the_thesis_only_mentions_is_valid_too() -> None:
+    text = (shipped("configs") / "train" / "thesis.yaml").read_text()
+    every = yaml.safe_load(re.sub(r"^( *)# (?=\w+: )", r"\1", text, flags=re.MULTILINE))
+    data = {key: value for key, value in every["data"].items() if key not in ("collections", "cells")}
+    recipe = ClassifierRecipe.model_validate({**every, "data": data, "net": {**every["net"], "head": "plain"}})
+    assert recipe.augmentation.jpeg_share == 0.3
+    assert recipe.early_stopping == EarlyStop()
+    assert CellData.model_validate(data).painted == 700
 
 
 def test_the_shipped_recipe_is_that_of_the_thesis() -> None:
