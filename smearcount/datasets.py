@@ -199,14 +199,17 @@ LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float,
 
 def _field(path: Path, stem: str, source: FieldSource, boxes_of: LabelReader) -> LabelledField:
     width, height = open_image(path).size_wh
-    rows = [row for row in boxes_of(stem, width, height) if source.classes.get(row[0], row[0])]
+    rows = [row for row in boxes_of(stem, width, height) if source.classes.get(row[0]) != ""]
     unknown = {row[0] for row in rows} - source.classes.keys()
     if unknown:
         raise DatasetError(f"{path}: classes {sorted(unknown)} are not mapped to kinds for {source.name}")
     kinds = np.array([KINDS.index(source.classes[row[0]]) for row in rows], np.int64)
     if stem in source.swapped:
         kinds = np.array([1, 0, 2])[kinds]
-    boxes = clip_boxes(np.array([row[1:] for row in rows], np.float32).reshape(-1, 4), width, height)
+    corners = np.array([row[1:] for row in rows], np.float32).reshape(-1, 4)
+    if not (corners[:, 2:] >= corners[:, :2]).all():
+        raise DatasetError(f"{path}: a box whose right is left of its left, or bottom above its top, or no number")
+    boxes = clip_boxes(corners, width, height)
     real = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf) >= 3
     boxes, kinds = boxes[real], kinds[real]
     names = tuple(row[0] for row, kept in zip(rows, real.tolist(), strict=True) if kept)
@@ -277,7 +280,7 @@ def _read_voc(folder: Path) -> LabelReader:
 
 
 def _read_yolo(folder: Path) -> LabelReader:
-    names = (folder / "classes.txt").read_text().split("\n")
+    names = dict(enumerate((folder / "classes.txt").read_text().splitlines()))
 
     def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
         for line in (folder / "labels" / f"{stem}.txt").read_text().splitlines():

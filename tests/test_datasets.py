@@ -186,6 +186,34 @@ def test_a_class_without_a_kind_is_refused(tmp_path: Path) -> None:
         read_source(tmp_path, replace(source, classes=classes), "val")
 
 
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (("RBC", 25, 6, 5, 26), r"one\.png: a box whose right is left of its left"),
+        (("RBC", 5, 6, 25, float("nan")), r"one\.png: a box whose .* no number"),
+        (("", 5, 6, 25, 26), r"one\.png: classes \[''\] are not mapped"),
+    ],
+)
+def test_a_box_that_says_nothing_is_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, cell: Any, reason: str
+) -> None:
+    monkeypatch.setitem(CELLS, "one", [*CELLS["one"], cell])
+    monkeypatch.setattr("test_datasets.NAMES", [*NAMES, ""])
+    _, source = collection(tmp_path, form)
+    with pytest.raises(DatasetError, match=reason):
+        read_source(tmp_path, source, "val")
+
+
+@pytest.mark.parametrize("number", [4, -1])
+def test_a_number_that_is_none_of_the_classes_is_refused(tmp_path: Path, number: int) -> None:
+    """As where the numbers begin at 1, or the last class is not in the list."""
+    folder, source = collection(tmp_path, "yolo")
+    (folder / "labels" / "one.txt").write_text(f"0 0.5 0.5 0.2 0.2\n{number} 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DatasetError, match=rf"one: labels of format yolo can't be read \(KeyError: {number}\)"):
+        read_source(tmp_path, source, "val")
+
+
 def test_exchanged_labels_are_exchanged_back(tmp_path: Path) -> None:
     _, source = collection(tmp_path, "voc")
     one = read_source(tmp_path, replace(source, swapped=frozenset({"one"})), "val")[1]
