@@ -188,10 +188,15 @@ def stems_of(folder: Path, split: str) -> list[str]:
     """Stems of a split list; rendered smears need none, they are all for training."""
     listing = folder / f"{split}.txt"
     if listing.is_file():
-        return [line.strip() for line in listing.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in _text(listing).splitlines() if line.strip()]
     if split == "train" and (folder / "truth.json").is_file():
-        return [Path(name).stem for name in json.loads((folder / "truth.json").read_text())]
+        return [Path(name).stem for name in json.loads(_text(folder / "truth.json"))]
     raise DatasetError(f"{listing}: no such split list; make it, with the name of one picture without suffix a line")
+
+
+def _text(path: Path) -> str:
+    """A file in UTF-8, with the mark that Windows puts before it or without."""
+    return path.read_text(encoding="utf-8-sig")
 
 
 LabelReader = Callable[[str, int, int], Iterator[tuple[str, float, float, float, float]]]
@@ -280,10 +285,10 @@ def _read_voc(folder: Path) -> LabelReader:
 
 
 def _read_yolo(folder: Path) -> LabelReader:
-    names = dict(enumerate((folder / "classes.txt").read_text().splitlines()))
+    names = dict(enumerate(_text(folder / "classes.txt").splitlines()))
 
     def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
-        for line in (folder / "labels" / f"{stem}.txt").read_text().splitlines():
+        for line in _text(folder / "labels" / f"{stem}.txt").splitlines():
             if not line.strip():
                 continue
             index, *values = line.split()
@@ -300,7 +305,7 @@ def _read_yolo(folder: Path) -> LabelReader:
 
 
 def _read_coco(folder: Path) -> LabelReader:
-    content = json.loads((folder / "annotations.json").read_text())
+    content = json.loads(_text(folder / "annotations.json"))
     names = {category["id"]: category["name"] for category in content["categories"]}
     stems = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
     rows: dict[str, list[tuple[str, float, float, float, float]]] = {stem: [] for stem in stems.values()}
@@ -312,7 +317,7 @@ def _read_coco(folder: Path) -> LabelReader:
 
 def _read_iml(folder: Path) -> LabelReader:
     rows: dict[str, list[tuple[str, float, float, float, float]]] = {}
-    for image in json.loads((folder / "annotations.json").read_text()):
+    for image in json.loads(_text(folder / "annotations.json")):
         listed = rows.setdefault(Path(image["image_name"]).stem, [])
         for item in image["objects"]:
             x, y, w, h = (float(item["bbox"][key]) for key in "xywh")
@@ -321,7 +326,7 @@ def _read_iml(folder: Path) -> LabelReader:
 
 
 def _read_truth(folder: Path) -> LabelReader:
-    content = {Path(name).stem: entry for name, entry in json.loads((folder / "truth.json").read_text()).items()}
+    content = {Path(name).stem: entry for name, entry in json.loads(_text(folder / "truth.json")).items()}
 
     def boxes(stem: str, width: int, height: int) -> Iterator[tuple[str, float, float, float, float]]:
         for kind, box in zip(content[stem]["kinds"], content[stem]["boxes"], strict=True):

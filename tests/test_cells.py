@@ -181,6 +181,27 @@ def test_typed_fields_give_their_one_white_cell(typed: Path, read: Callable[...,
     assert cells.groups.tolist() == ["one"]
 
 
+def test_lists_of_windows_begin_with_a_mark(
+    points: Path, typed: Path, read: Callable[..., CellSet], tmp_path: Path
+) -> None:
+    """One folder is both: fields with points, and typed ones."""
+    classes = {code: code for code in WHITE}
+    entries: list[dict[str, Any]] = [
+        {"format": "typed", "classes": classes},
+        {"format": "points", "find": "rbc", "classes": CLASSES},
+        {"format": "listed", "list": tmp_path / "listed.csv", "classes": classes},
+    ]
+    (points / "train.txt").write_text("a\none\n")
+    (points / "val.txt").write_text("b\n")
+    (points / "labels" / "one.txt").write_text("")
+    (tmp_path / "listed.csv").write_text("image,x_px,y_px,um_per_px,type\none,300,200,0.16,neutrophil\n")
+    plain = [read((*RED, *WHITE), **entry).origins.tolist() for entry in entries]
+    assert [len(origins) for origins in plain] == [1, 6, 1]
+    for path in (*tmp_path.rglob("*.txt"), *tmp_path.rglob("*.csv")):
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert [read((*RED, *WHITE), **entry).origins.tolist() for entry in entries] == plain
+
+
 def test_typed_fields_that_give_no_cell_are_told_by_reason(typed: Path, disc_detector: Callable[..., Detector]) -> None:
     """One has two white cells, one has none, and of one no type is known; the cells sought are white by default."""
     entry = {"format": "typed", "um_per_px": {"any": UM_PER_PX}, "classes": {code: code for code in WHITE}}

@@ -112,6 +112,17 @@ def test_every_format_gives_the_same_cells(tmp_path: Path, form: str) -> None:
     assert one.um_per_px == pytest.approx(7.5 / 25)
 
 
+@pytest.mark.parametrize("form", WRITERS)
+def test_files_of_windows_begin_with_a_mark(tmp_path: Path, form: str) -> None:
+    folder, source = collection(tmp_path, form)
+    plain = read_source(tmp_path, source, "val")
+    for path in folder.rglob("*.*"):
+        if path.suffix in (".txt", ".json", ".xml"):
+            path.write_text(path.read_text(), encoding="utf-8-sig")
+    for ours, theirs in zip(read_source(tmp_path, source, "val"), plain, strict=True):
+        assert (ours.path, ours.names, ours.boxes.tolist()) == (theirs.path, theirs.names, theirs.boxes.tolist())
+
+
 @pytest.mark.parametrize("suffix", ["JPG", "Jpeg", "bmp", "webp", "TIFF", "tif"])
 def test_the_suffix_of_a_picture_is_any_of_those_read(tmp_path: Path, suffix: str) -> None:
     folder, source = collection(tmp_path, "voc")

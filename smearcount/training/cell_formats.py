@@ -153,7 +153,7 @@ def _listed(reading: Reading) -> Iterator[Window]:
     """Cells in a list `image,x_px,y_px,um_per_px,type` that lies apart from the pictures."""
     picture_of = picture_finder(reading.folder / "images")
     split_of = {stem: split for split, stem in _split_stems(reading.folder)}
-    with (shipped("configs") / reading.source.list).open(newline="", encoding="utf-8") as stream:
+    with (shipped("configs") / reading.source.list).open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
         stem, x, y, scale = row["image"], float(row["x_px"]), float(row["y_px"]), float(row["um_per_px"])
@@ -278,7 +278,7 @@ def _wanted(path: Path, reading: Reading) -> bool:
 def _originals_in_training(reading: Reading) -> frozenset[str]:
     if not reading.source.train_groups:
         return frozenset()
-    with Path(data_root() or "", reading.source.train_groups).open(newline="", encoding="utf-8") as stream:
+    with Path(data_root() or "", reading.source.train_groups).open(newline="", encoding="utf-8-sig") as stream:
         return frozenset(Path(row["original"]).stem for row in csv.DictReader(stream))
 
 

@@ -166,13 +166,13 @@ def readable(name: str, folder: Path, source: CellSource) -> Iterator[None]:
 
 def point_rows(path: Path) -> list[tuple[float, float, str]]:
     """The lines `x y class` of a file."""
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     return [(float(x), float(y), label) for x, y, label in rows]
 
 
 def types_of(path: Path) -> dict[str, dict[str, str]]:
     """The rows of a CSV file by their column `image`."""
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         return {row["image"]: row for row in csv.DictReader(stream)}
 
 

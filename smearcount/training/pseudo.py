@@ -122,7 +122,7 @@ def label_folder(job: LabelJob) -> Labelled:
     """
     pictures = list_folder(job.folder, recursive=True).pictures
     if job.listing:
-        stems = {line.strip() for line in job.listing.read_text().splitlines()}
+        stems = {line.strip() for line in job.listing.read_text(encoding="utf-8-sig").splitlines()}
         pictures = tuple(path for path in pictures if path.stem in stems)
     detector = Detector(find_model(job.model), RuntimeChoice(precision="f32"))
     return label_pictures(detector, pictures, job.um_per_px, job.out, _has_central_cell if job.central else None)
