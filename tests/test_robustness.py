@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from smearcount.cards import find_model
 from smearcount.evaluation import conditions
 from smearcount.evaluation.conditions import CONDITIONS, MAGNIFICATIONS, spread_fields
+from smearcount.records import Detections
 
 FLAT = np.full((120, 160, 3), 180, np.uint8)
 FIELD = np.random.default_rng(0).integers(60, 220, (120, 160, 3), np.uint8)
@@ -70,6 +73,23 @@ def test_a_magnification_changes_the_size_alone(name: str) -> None:
     larger = MAGNIFICATIONS[name](FLAT)
     assert larger.shape == (round(120 * factor), round(160 * factor), 3)
     assert np.abs(larger.astype(int) - 180).max() <= 1
+
+
+def test_over_no_cells_nothing_is_told(cells: Callable[..., Detections]) -> None:
+    """Fields of two red cells, of which a runtime finds one, with neither white cells nor platelets."""
+    two, one = cells([[10, 10, 40, 40], [60, 60, 90, 90]]), cells([[10, 10, 40, 40]])
+    told = conditions._compared([two, two], [two, one])
+    assert {kind: told[f"{kind} over reference"] for kind in ("rbc", "wbc", "platelet")} == {
+        **{"rbc": 0.75, "wbc": None, "platelet": None}
+    }
+    assert told["fields with the same counts"] == 0.5
+    empty = conditions._against_plain(np.array([[0.0, 0, 0, 0, 1], [0, 3, 0, 0, 1]]))
+    assert (empty["red cells over plain"], empty["mean absolute difference a field"]) == (None, 1.5)
+
+
+def test_a_model_without_weights_for_pytorch_is_compared_in_openvino() -> None:
+    names = [list(conditions._others(find_model(model))) for model in ("cells-yolo11-p4", "cells-yolo11-p4-int8")]
+    assert names == [["openvino bf16", "torch f32"], ["openvino bf16"]]
 
 
 @pytest.mark.parametrize(("number", "expected"), [(40, [10, 10, 10, 3]), (10, [3, 3, 2, 2]), (3, [1, 1, 1])])

@@ -130,6 +130,7 @@ def across_changes(
     Returns:
         For each change: pooled red cells over those of the plain fields, mean absolute difference a field, the share of
         fields with the same number of white cells, and the range of the estimated scale over that of the plain field.
+        Over no cells nothing is told: None.
     """
     detector = Detector(find_model(model), RuntimeChoice())
     table: dict[str, list[tuple[float, ...]]] = {name: [] for name in changes}
@@ -153,7 +154,7 @@ def across_changes(
 def _against_plain(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
     red, red_changed, white, white_changed, scales = rows.T
     return {
-        "red cells over plain": round(float(red_changed.sum() / red.sum()), 4),
+        "red cells over plain": _over(red_changed.sum(), red.sum(), 4),
         "mean absolute difference a field": round(float(np.mean(np.abs(red_changed - red) / np.maximum(red, 1))), 4),
         "fields with the same white cells": round(float(np.mean(white == white_changed)), 4),
         "scale over plain, least and most": [round(float(each), 3) for each in (scales.min(), scales.max())],
@@ -161,12 +162,17 @@ def _against_plain(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
     }
 
 
+def _over(found: float, reference: float, digits: int) -> float | None:
+    """A number of cells over another one; None over none."""
+    return round(float(found / reference), digits) if reference else None
+
+
 def across_runtimes(model: str, fields: Sequence[LabelledField], progress: Progress = iter) -> dict[str, Any]:
     """Every runtime and precision at hand against OpenVINO in float32, scale from the labels.
 
     Returns:
-        For each: share of fields with the same counts, pooled counts over the reference, and the largest distance in
-        pixels between corners of matched boxes.
+        For each: share of fields with the same counts, pooled counts over the reference, None over none, and the
+        largest distance in pixels between corners of matched boxes.
     """
     found = find_model(model)
     choices = {"openvino f32": RuntimeChoice("openvino", "cpu", "f32"), **_others(found)}
@@ -182,7 +188,9 @@ def across_runtimes(model: str, fields: Sequence[LabelledField], progress: Progr
 
 
 def _others(model: Model) -> dict[str, RuntimeChoice]:
-    choices = {"openvino bf16": RuntimeChoice("openvino", "cpu", "bf16"), "torch f32": RuntimeChoice("torch", "cpu")}
+    choices = {"openvino bf16": RuntimeChoice("openvino", "cpu", "bf16")}
+    if model.names("torch"):
+        choices["torch f32"] = RuntimeChoice("torch", "cpu")
     if model.names("onnx"):
         choices["onnx f32"] = RuntimeChoice("onnx", "cpu")
     return choices
@@ -203,8 +211,5 @@ def _compared(reference: Sequence[Detections], others: Sequence[Detections]) -> 
         "fields": len(same),
         "fields with the same counts": round(float(np.mean(same)), 4),
         "largest shift of a box (px)": round(farthest, 3),
-        **{
-            f"{kind} over reference": round(float(totals[1, i] / max(totals[0, i], 1)), 5)
-            for i, kind in enumerate(KINDS)
-        },
+        **{f"{kind} over reference": _over(totals[1, i], totals[0, i], 5) for i, kind in enumerate(KINDS)},
     }
