@@ -27,6 +27,7 @@ from smearcount.runtimes import RuntimeChoice
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of as recipe_cells
 from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.packaging import update_card
 
 Draw = Callable[..., Any]
 
@@ -321,6 +322,18 @@ def test_a_training_picture_is_known_by_its_pixels(patients: dict[str, Any], qua
             run_judging(job)
     else:
         assert run_judging(job)["left_out"] == 0
+
+
+def test_a_version_without_weights_for_pytorch_is_judged_without_heat_maps(asked: dict[str, Any]) -> None:
+    """As an INT8 one."""
+    files = Model(Path(asked["model"])).card.files
+    kept = {name: entry.model_dump() for name, entry in files.items() if entry.runtime != "torch"}
+    update_card(Path(asked["model"]), files=kept)
+    found = run_judging(Judging(**asked, split="val", sources=(), on_card=True))
+    assert (found["n"], found["accuracy"]["value"]) == (8, 1.0)
+    page = (asked["out"] / "report.html").read_text()
+    assert "heat map" not in page
+    assert Model(Path(asked["model"])).card.metrics
 
 
 def test_without_the_card_flag_the_model_stays_as_it_is(asked: dict[str, Any]) -> None:

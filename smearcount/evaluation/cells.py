@@ -123,7 +123,7 @@ class Judging:
 
 
 def run_judging(job: Judging) -> dict[str, Any]:
-    """Judge a classifier on the cells of a recipe, and write the report.
+    """Judge a classifier on the cells of a recipe, and write the report, with heat maps if it has weights for PyTorch.
 
     Returns:
         The figures; as `note` whether the temperature was fitted to these cells, and they chose the epoch; as `warning`
@@ -170,7 +170,8 @@ def run_judging(job: Judging) -> dict[str, Any]:
     warning = SEEN.format(n=seen, of=len(cells)) if seen else ""
     title = f"{model.card.id} on {where}"
     above = ". ".join(filter(None, (*missing, warning)))
-    write_report(judged, make_folder(job.out), title, heat_of(model, judged), note, above)
+    heat = heat_of(model, judged) if model.names("torch") else None
+    write_report(judged, make_folder(job.out), title, heat, note, above)
     found = figures(judged)
     if job.on_card:
         use = "fitted the temperature and chose the epoch" if chose else "fitted the temperature"
