@@ -66,6 +66,15 @@ def test_a_list_may_have_blanks_around_the_stems(label: Callable[..., Labelled],
     assert image["file_name"].endswith("f1.png")
 
 
+def test_a_picture_that_is_listed_and_not_there_is_named(label: Callable[..., Labelled], tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("f0\nf1.png\nf7\n")
+    with pytest.raises(
+        DatasetError, match=r"list\.txt: 2 of its stems, such as f1\.png, are of no picture in .*fields"
+    ):
+        label(tmp_path / "list.txt")
+    assert not (tmp_path / "out" / "annotations.json").exists()
+
+
 SUFFIXES = ("bmp", "JPG", "jpeg", "PNG", "tif", "TIFF", "tiff", "Webp")
 
 

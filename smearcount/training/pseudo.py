@@ -117,13 +117,18 @@ def label_folder(job: LabelJob) -> Labelled:
     """Label the pictures of a folder; those that can't be read are left out.
 
     Raises:
-        DatasetError: no picture was taken.
+        DatasetError: no picture was taken, or one that is listed is not there.
         ImageError: the folder can't be listed.
     """
     pictures = list_folder(job.folder, recursive=True).pictures
     if job.listing:
-        stems = {line.strip() for line in job.listing.read_text(encoding="utf-8-sig").splitlines()}
-        pictures = tuple(path for path in pictures if path.stem in stems)
+        stems = {line.strip() for line in job.listing.read_text(encoding="utf-8-sig").splitlines()} - {""}
+        pictures = tuple(path for path in pictures if path.stem.strip() in stems)
+        if absent := sorted(stems - {path.stem.strip() for path in pictures}):
+            raise DatasetError(
+                f"{job.listing}: {len(absent)} of its stems, such as {absent[0]}, are of no picture in {job.folder}; "
+                "give names without folder and suffix"
+            )
     detector = Detector(find_model(job.model), RuntimeChoice(precision="f32"))
     return label_pictures(detector, pictures, job.um_per_px, job.out, _has_central_cell if job.central else None)
 
