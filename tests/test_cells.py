@@ -202,6 +202,25 @@ def test_lists_of_windows_begin_with_a_mark(
     assert [read((*RED, *WHITE), **entry).origins.tolist() for entry in entries] == plain
 
 
+def test_a_collection_without_a_cell_of_the_codes_is_told(
+    boxes: Path, draw_discs: Draw, root: Path, disc_detector: Callable[..., Detector]
+) -> None:
+    folder_of_cells(root, draw_discs, {"round": 3})
+    sources = {
+        "own": CellSource.model_validate({"format": "folders", "classes": {"round": "normocyte"}}),
+        "theirs": CellSource.model_validate(
+            {"format": "boxes", "fields": "deepbionet", "classes": {"rbc": "normocyte"}}
+        ),
+        "other": CellSource.model_validate(
+            {"format": "boxes", "fields": "deepbionet", "classes": {"platelet": "platelet"}}
+        ),
+    }
+    told = list[str]()
+    cells = read_cells(sources, RED, disc_detector(), PATCH_UM, 96, report=told.append)
+    assert set(cells.sources.tolist()) == {"own", "theirs"}
+    assert told == ["other: no cell of normocyte, spherocyte, target_cell"]
+
+
 def test_typed_fields_that_give_no_cell_are_told_by_reason(typed: Path, disc_detector: Callable[..., Detector]) -> None:
     """One has two white cells, one has none, and of one no type is known; the cells sought are white by default."""
     entry = {"format": "typed", "um_per_px": {"any": UM_PER_PX}, "classes": {code: code for code in WHITE}}

@@ -42,10 +42,11 @@ def read_cells(
         patch_um: side of the classifier's window; more is kept around it.
         input_px: side of the largest input they are shown at; windows are kept at no more than twice that resolution.
         seed: of the splits and of the choice where a collection is larger than wanted.
-        report: takes a line for each collection of which fields were skipped, with their numbers by reason.
+        report: takes a line for each collection that has no cell of the codes, or of which fields were skipped, with
+            their numbers by reason.
 
     Raises:
-        DatasetError: a collection is missing or malformed, or has no cell of the codes.
+        DatasetError: a collection is missing or malformed, or none has a cell of the codes.
         ConfigError: the entry of a collection does not fit its pictures.
     """
     finest, parts, room = patch_um / (FINEST * input_px), [], MOST_BYTES
@@ -65,6 +66,8 @@ def read_cells(
             report(f"{name}: {skipped.total()} fields left out ({listed})")
         if windows:
             parts.append(_as_set(windows, name, source, codes))
+        elif report:
+            report(f"{name}: no cell of {', '.join(codes)}")
     if not parts:
         raise DatasetError(
             f"no labelled cell of {', '.join(codes)} in {', '.join(sources)}; see their `classes`, or ask for other "
