@@ -8,11 +8,14 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
+from safetensors.torch import save
+from typer.testing import CliRunner
 
 from smearcount.cards import Model
+from smearcount.cli import app
 from smearcount.config import read_model, shipped
 from smearcount.datasets import KINDS, LabelledField
-from smearcount.errors import ConfigError, DatasetError
+from smearcount.errors import ConfigError, DatasetError, ModelError
 from smearcount.simulate import random_set, render, write_set
 from smearcount.training import detector
 from smearcount.training.detector import DetectorRecipe, KindMaskedBCE, collate, train
@@ -78,6 +81,22 @@ def test_a_kind_without_a_weight_weighs_one() -> None:
     batch["img"] = batch["img"].float() / 255
     model.train().loss(batch)
     assert model.criterion.bbox_loss.weights.tolist() == [1, 4, 1]
+
+
+def test_a_wrong_word_of_the_card_is_known_before_the_training(tmp_path: Path) -> None:
+    (tmp_path / "words.yaml").write_text("id: Mine\n")
+    asked = ["train", "detector", str(RECIPE), "--card", str(tmp_path / "words.yaml"), "--out", str(tmp_path / "run")]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2
+    assert "words of the card of Mine: id: String should match pattern" in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"no weights", save({"a": torch.zeros(2)})])
+def test_weights_of_something_else_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "start.safetensors").write_bytes(content)
+    with pytest.raises(ModelError, match=r"start\.safetensors: .*; give the model\.safetensors of a training"):
+        detector._masked_model(read_model(DetectorRecipe, RECIPE), tmp_path / "start.safetensors")
 
 
 def test_a_collection_without_a_field_is_named() -> None:
@@ -162,7 +181,7 @@ def test_batches_hold_centre_size_boxes_in_shares_of_the_tile() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_a_short_training_lowers_the_loss_and_ends_in_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from smearcount.probe import probe_errors
-    from smearcount.training.packaging import package_run, update_card
+    from smearcount.training.packaging import assemble, detector_card, update_card
 
     write_set(
         {name: r.vary(width=320, height=240, um_per_px=0.16) for name, r in random_set(6, 1).items()}, sims(tmp_path)
@@ -178,7 +197,8 @@ def test_a_short_training_lowers_the_loss_and_ends_in_a_model(tmp_path: Path, mo
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     assert not list(tmp_path.rglob("*.pt"))
-    folder = package_run(run, recipe, None)
+    folder = run / "model"
+    assemble(run, detector_card(recipe, None), folder)
     assert probe_errors(Model(folder), ("openvino", "torch"))
     assert "Not measured yet" in Model(folder).card.limits[0]
     assert Model(folder).detector_card.min_score_from == "cells-yolo11-p4, not fitted to this model"

@@ -120,11 +120,12 @@ def train_detector(
     """Train a detector from a YAML recipe; the model is written into the sub-folder `model` of the output folder."""
     from smearcount.images import make_folder
     from smearcount.training.detector import train
-    from smearcount.training.packaging import package_run
+    from smearcount.training.packaging import assemble, detector_card
 
     with clear_errors():
+        own_card, folder = detector_card(recipe, card), out / "model"
         run = train(recipe, make_folder(out), device=device, start=start, datasets=datasets)
-        folder = package_run(run, recipe, card)
+        assemble(run, own_card, folder)
     measure = shlex.join(["smearcount", "evaluate", "detector", "--model", str(folder)])
     typer.echo(f"model in {folder}; measure it with: {measure}")
 

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 import yaml
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from smearcount.config import Strict, read_model
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source, validation_fields
+from smearcount.errors import ModelError
 from smearcount.images import open_image, write_text_atomic
 from smearcount.offline import quiet_ultralytics
 from smearcount.training.leaks import near_duplicates, signature
@@ -75,6 +77,7 @@ def train(
     Raises:
         DatasetError: no labelled collections are at hand, or one of them has no field to train on.
         ConfigError: the recipe is wrong.
+        ModelError: the weights to go on from are none, or of another architecture.
     """
     recipe = read_model(DetectorRecipe, recipe_path)
     root, sources = choose_sources(recipe.sources, datasets)
@@ -185,7 +188,11 @@ def _masked_model(recipe: DetectorRecipe, start: Path | None) -> Any:
 
     model = MaskedModel(deepcopy(recipe.architecture), ch=3, nc=len(KINDS), verbose=False)
     if start:
-        model.load_state_dict({key: value.float() for key, value in load_file(start).items()})
+        try:
+            model.load_state_dict({key: value.float() for key, value in load_file(start).items()})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            why = "no safetensors file" if isinstance(error, SafetensorError) else "not weights of this architecture"
+            raise ModelError(f"{start}: {why}; give the model.safetensors of a training with the same one") from error
     return model
 
 

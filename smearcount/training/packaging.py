@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
 from smearcount.cards import Card, ClassifierCard, DetectorCard, FileEntry, Model, TrainingData, as_yaml, find_model
-from smearcount.config import faults_of, load_yaml, shipped
+from smearcount.config import faults_of, load_yaml, read_model, shipped
 from smearcount.errors import ConfigError, ModelError, UsageError
 from smearcount.images import write_text_atomic
 from smearcount.probe import ProbeError, measure_probe
+from smearcount.training.detector import DetectorRecipe
 from smearcount.training.exporting import export_onnx, export_openvino, make_probe
 from smearcount.training.readme import render_readme
 
@@ -31,12 +32,11 @@ __all__ = [
     "assemble",
     "check_replaceable",
     "copy_companions",
+    "detector_card",
     "export_model",
     "git_commit",
     "package_classifier",
-    "package_detector",
     "package_naming_run",
-    "package_run",
     "staged",
     "update_card",
 ]
@@ -50,26 +50,26 @@ TAXONOMY_FILE = "taxonomy.yaml"
 """The shipped taxonomy and the codes that a recipe merges, beside the model that gives them."""
 
 
-def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], out: Path) -> Card:
-    """Write the model folder `out` of a detector; an existing one is replaced as a whole.
+def detector_card(recipe_path: Path, about_path: Path | None) -> Card:
+    """The card of a detector for `assemble`, to be had before the training, which a wrong word would cost.
 
     Args:
-        run: folder with `model.safetensors` and `architecture.yaml`.
-        recipe: content of the training recipe.
-        about: the words of the card: id, description, licence, intended_use, limits, training_data, thresholds.
-        out: target folder, normally `weights/<id>`.
+        recipe_path: of the training.
+        about_path: the words: id, description, licence, intended_use, limits, training_data, thresholds; plain ones
+            under an id of its own without it.
 
     Returns:
         The card, whose metrics are empty until `evaluate` has filled them in.
 
     Raises:
-        ConfigError: a word of the card is missing or wrong.
+        ConfigError: the recipe is malformed, or a word of the card is missing or wrong.
     """
-    card = _checked(
+    recipe = read_model(DetectorRecipe, recipe_path)
+    return _checked(
         DetectorCard,
         {
-            **about,
-            "um_per_px": recipe.get("found_um_per_px") or recipe["canonical_um_per_px"],
+            **(load_about(about_path) if about_path else _plain_words(recipe, recipe_path)),
+            "um_per_px": recipe.found_um_per_px or recipe.canonical_um_per_px,
             "largest_cell_um": LARGEST_CELL_UM,
             "mean": (0.0, 0.0, 0.0),
             "std": (1.0, 1.0, 1.0),
@@ -78,7 +78,6 @@ def package_detector(run: Path, recipe: dict[str, Any], about: dict[str, Any], o
             "files": {},
         },
     )
-    return assemble(run, card, out)
 
 
 def _checked(kind: type[Card], values: dict[str, Any]) -> Card:
@@ -245,19 +244,7 @@ def _unlike(folder: Path, runtime: str, worst: ProbeError) -> ModelError:
     )
 
 
-def package_run(run: Path, recipe_path: Path, about_path: Path | None) -> Path:
-    """Package a run as `<run>/model`, with the words of `about_path`, or plain ones under an id of its own.
-
-    Raises:
-        ConfigError: the recipe or the words are malformed.
-    """
-    recipe = load_yaml(recipe_path)
-    about = load_about(about_path) if about_path else _plain_words(recipe, recipe_path)
-    package_detector(run, recipe, about, run / "model")
-    return run / "model"
-
-
-def _plain_words(recipe: dict[str, Any], recipe_path: Path) -> dict[str, Any]:
+def _plain_words(recipe: DetectorRecipe, recipe_path: Path) -> dict[str, Any]:
     """The words of a card for a laboratory's own detector: technical fields as shipped, origin from the recipe."""
     shipped_words = load_about(shipped("configs") / "train" / "detector-card.yaml")
     unknown = {"licence": "not stated", "pictures": 0, "split": "train list"}
@@ -265,7 +252,7 @@ def _plain_words(recipe: dict[str, Any], recipe_path: Path) -> dict[str, Any]:
         "id": _own_id(recipe_path.stem, "detector"),
         "description": "Finds red cells, white cells and platelets; trained by its user.",
         "limits": [f"{_UNMEASURED}: run `smearcount evaluate detector`."],
-        "training_data": [{"name": source, **unknown} for source in recipe["sources"]],
+        "training_data": [{"name": source, **unknown} for source in recipe.sources],
         "min_score_from": f"{shipped_words['id']}, not fitted to this model",
     }
 
