@@ -15,7 +15,7 @@ from smearcount.cards import Model
 from smearcount.cli import app
 from smearcount.config import read_model, shipped
 from smearcount.datasets import KINDS, LabelledField
-from smearcount.errors import ConfigError, DatasetError, ModelError
+from smearcount.errors import ConfigError, DatasetError, ModelError, UsageError
 from smearcount.simulate import random_set, render, write_set
 from smearcount.training import detector
 from smearcount.training.detector import DetectorRecipe, KindMaskedBCE, collate, train
@@ -97,6 +97,12 @@ def test_weights_of_something_else_are_refused(tmp_path: Path, content: bytes) -
     (tmp_path / "start.safetensors").write_bytes(content)
     with pytest.raises(ModelError, match=r"start\.safetensors: .*; give the model\.safetensors of a training"):
         detector._masked_model(read_model(DetectorRecipe, RECIPE), tmp_path / "start.safetensors")
+
+
+@pytest.mark.parametrize("device", ["cuda", "99", "0,1"])
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(UsageError, match=r"--device: expected cpu or a number below \d+, of the cards that are here"):
+        train(RECIPE, tmp_path, device=device)
 
 
 def test_a_collection_without_a_field_is_named() -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from smearcount.config import Strict, read_model
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source, validation_fields
-from smearcount.errors import ModelError
+from smearcount.errors import ModelError, UsageError
 from smearcount.images import open_image, write_text_atomic
 from smearcount.offline import quiet_ultralytics
 from smearcount.training.leaks import near_duplicates, signature
@@ -78,8 +78,13 @@ def train(
         DatasetError: no labelled collections are at hand, or one of them has no field to train on.
         ConfigError: the recipe is wrong.
         ModelError: the weights to go on from are none, or of another architecture.
+        UsageError: the device is not there.
     """
-    recipe = read_model(DetectorRecipe, recipe_path)
+    recipe, cards = read_model(DetectorRecipe, recipe_path), torch.cuda.device_count()
+    if device != "cpu" and not (device.isdecimal() and int(device) < cards):
+        raise UsageError(
+            f"--device: expected cpu or a number below {cards}, of the cards that are here, got {device!r}"
+        )
     root, sources = choose_sources(recipe.sources, datasets)
     out.mkdir(parents=True, exist_ok=True)
     fields = _without_leaks(
