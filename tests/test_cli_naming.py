@@ -366,6 +366,13 @@ def test_names_of_whole_fields_are_measured(model: Path, labelled: dict[str, Any
     assert (n - 3) / n <= found["found"] <= (n - 1) / n
     assert found["accuracy"] <= found["found"]
     assert found["support"] == {"normocyte": n - 1, "spherocyte": 1}
+    assert found["scale"] == "estimated"
+    told = config.read_text()
+    config.write_text(f"{told}um_per_px: 0.12\n")
+    for asked, said in (("estimated", "settings"), ("labels", "labels")):
+        given = call("evaluate", "names", "--config", config, "--scale", asked, "--quiet")
+        assert json.loads(given.output)["scale"] == said
+    config.write_text(told)
     cells = tmp_path / "cells.yaml"
     entry = {"format": "points", "find": "rbc", "um_per_px": {"any": 0.178}, "classes": {"0": "normocyte", "3": ""}}
     cells.write_text(yaml.safe_dump({"mine": {**entry, "folder": str(tmp_path / "data" / "chula_rbc12")}}))

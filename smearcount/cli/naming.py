@@ -283,7 +283,9 @@ def evaluate_names(
             scales=field_scales(pipeline, fields, split) if scale == "slide" else None,
             progress=bar(quiet, "evaluating"),
         )
-        found = {"source": source, "split": split, "scale": scale, **point_figures(named, pipeline.namer.codes)}
+        # Settings go before what is estimated.
+        told = scale if scale == "labels" or settings.um_per_px is None else "settings"
+        found = {"source": source, "split": split, "scale": told, **point_figures(named, pipeline.namer.codes)}
     typer.echo(json.dumps(found, indent=2))
 
 
