@@ -150,8 +150,12 @@ def test_only_the_codes_of_the_set_are_painted(cells: CellSet) -> None:
 
 def test_what_holds_no_red_cell_is_not_painted(cells: CellSet) -> None:
     """Windows without a cell stay as they are under the brush: the number painted says so."""
-    bare = tuple(np.full((SIDE, SIDE, 3), 220, np.uint8) for _ in range(len(cells)))
-    painted = with_painted(replace(cells, pixels=bare), 6, seed=1)
+    bare, told = tuple(np.full((SIDE, SIDE, 3), 220, np.uint8) for _ in range(len(cells))), list[str]()
+    painted = with_painted(replace(cells, pixels=bare), 6, seed=1, report=told.append)
+    assert told[0] == "howell_jolly_body: 0 of 6 train cells painted, as no others suit"
+    assert len(told) == 2 * len(PAINTED_CODES)
+    with_painted(cells, 6, seed=1, report=told.append)
+    assert len(told) == 2 * len(PAINTED_CODES)
     assert not any(len(made(painted, code)) for code in PAINTED_CODES)
     assert all((window == 220).all() for window in painted.pixels)
 

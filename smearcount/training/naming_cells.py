@@ -358,7 +358,7 @@ def _cells(
     if data.painted:
         if not set(PAINTED_CODES).intersection(cells.codes):
             raise ConfigError(f"data.painted: none of {', '.join(PAINTED_CODES)} is among the codes; leave it out")
-        cells = with_painted(cells, data.painted, recipe.seed)
+        cells = with_painted(cells, data.painted, recipe.seed, report)
     if not data.codes:
         cells = _without_empty_codes(cells)
     if data.merge:

@@ -5,6 +5,7 @@ The cells that carry the paint have no label of their own but "anything without 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +20,12 @@ PAINTED = "painted:"
 """Before the name of the collection that a painted cell is of."""
 
 
-def with_painted(cells: CellSet, per_code: int, seed: int) -> CellSet:
+def with_painted(cells: CellSet, per_code: int, seed: int, report: Callable[[str], None] | None = None) -> CellSet:
     """The set with `per_code` painted training cells of each painted code, and a sixth as many for validation.
 
     As many cells again get harmless traces of the painter's hand and keep what is known of them, so that the paint is
     not what gives an inclusion away. Cells are taken evenly from every source; `sources` become `painted:<source>`.
+    Where too few cells suit, `report` takes a line that says how many there are.
     """
     codes = [code for code in PAINTED_CODES if code in cells.codes]
     rng = np.random.default_rng(seed)
@@ -31,6 +33,8 @@ def with_painted(cells: CellSet, per_code: int, seed: int) -> CellSet:
     for split, n in (("train", per_code), ("val", max(per_code // 6, 1))):
         for code in codes:
             parts.append(_painted(cells, _spread(cells, split, rng), (code, n), rng))
+            if report and len(parts[-1]) < n:
+                report(f"{code}: {len(parts[-1])} of {n} {split} cells painted, as no others suit")
         parts.append(_retouched(cells, _spread(cells, split, rng)[: n * len(codes)], rng))
     return join([part for part in parts if len(part)])
 
