@@ -405,6 +405,7 @@ def test_exchanged_labels_are_told_by_their_kind(boxes: Path, read: Callable[...
             {"format": "points", "val_share": 0.2},
             "val_share: only an entry of format folders or truth takes it, not one",
         ),
+        ({"format": "folders", "groups": "a.csv", "train_groups": "b.csv"}, "groups: not beside train_groups"),
         ({"format": "folders", "at_most": 9}, "at_most: only an entry of format boxes"),
         ({"format": "boxes", "fields": "x", "um_per_px": {"any": 0.1}}, "um_per_px: only an entry of format points or"),
         ({"format": "truth", "groups": "groups.csv"}, "groups: only an entry of format folders"),

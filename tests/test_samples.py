@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
+import yaml
 
 from smearcount.cards import Model
-from smearcount.errors import UsageError
-from smearcount.training.samples import samples_in
+from smearcount.errors import DatasetError, UsageError
+from smearcount.training.samples import samples_in, samples_of
 
 
 @pytest.fixture
@@ -73,3 +74,22 @@ def test_a_tiff_is_read_to_its_last_pixel(classifier: Model, tmp_path: Path) -> 
     content[last : last + 8] = bytes(8)
     (folder / "x.tif").write_bytes(content)
     assert len(samples_in(folder, classifier).faults) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_empty_list_of_fields_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    """Of five fields on either side, which are taken to calibrate and to compare."""
+    monkeypatch.setenv("SMEARCOUNT_DATA", str(tmp_path))
+    pictures(tmp_path / "own", 10, 40)
+    (tmp_path / "own" / "annotations").mkdir()
+    for row in range(10):
+        (tmp_path / "own" / "annotations" / f"{row:03}.xml").write_text("<annotation/>")
+    for each, rows in (("train", range(5)), ("val", range(5, 10))):
+        (tmp_path / "own" / f"{each}.txt").write_text("".join(f"{row:03}\n" for row in rows))
+    entry = {"format": "voc", "classes": {"R": "rbc"}, "labelled": ["rbc"], "red_cell_px": {"any": 20}}
+    (tmp_path / "fields.yaml").write_text(yaml.safe_dump({"own": entry}))
+    samples = samples_of(["own"], tmp_path / "fields.yaml")
+    assert (len(samples.calibration), len(samples.check)) == (5, 5)
+    (tmp_path / "own" / f"{split}.txt").write_text("\n")
+    with pytest.raises(DatasetError, match=f"no field in the {split} list of own"):
+        samples_of(["own"], tmp_path / "fields.yaml")

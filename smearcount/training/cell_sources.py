@@ -70,6 +70,8 @@ class CellSource(Strict):
     def _keys_of_its_format(self) -> CellSource:
         if self.format == "boxes" and not self.fields:
             raise ValueError("fields: expected the entry of the file of datasets whose boxes these are")
+        if self.groups and self.train_groups:
+            raise ValueError("groups: not beside train_groups, by which pictures of one name are a group")
         for key, formats in _TAKEN_BY.items():
             if self.format not in formats and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(

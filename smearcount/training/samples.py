@@ -11,7 +11,7 @@ import numpy as np
 
 from smearcount.cards import ClassifierCard, Model
 from smearcount.datasets import LabelledField, choose_sources, read_source
-from smearcount.errors import ImageError, UsageError
+from smearcount.errors import DatasetError, ImageError, UsageError
 from smearcount.images import ReadLimits, list_folder, open_image
 from smearcount.patches import SMALLEST_CELL_PX
 
@@ -91,7 +91,7 @@ def samples_of(sources: Sequence[str], datasets: Path | None = None) -> Samples:
     """Fields of labelled collections, with their scales: of the train lists to calibrate, of the val lists to compare.
 
     Raises:
-        DatasetError: the data are not at hand.
+        DatasetError: the data are not at hand, or a list is empty.
     """
     root, chosen = choose_sources(sources, datasets)
     parts = []
@@ -99,6 +99,8 @@ def samples_of(sources: Sequence[str], datasets: Path | None = None) -> Samples:
         looks: dict[str, list[LabelledField]] = {}
         for field in (field for source in chosen for field in read_source(root, source, split)):
             looks.setdefault(field.source, []).append(field)
+        if not looks:
+            raise DatasetError(f"no field in the {split} list of {', '.join(each.name for each in chosen)}")
         share = -(-number // len(looks))
         picked = [field for fields in looks.values() for field in _spread(fields, share)]
         parts.append(tuple((field.path, field.um_per_px) for field in picked[:number]))
