@@ -60,6 +60,14 @@ def test_an_optimiser_of_the_base_would_do_nothing() -> None:
         comparison(base={**base, "optimiser": {"weight_decay": 0.1}})
 
 
+def test_a_factor_for_rates_that_are_all_searched_for_would_do_nothing() -> None:
+    base = comparison().base.model_dump(exclude={"optimiser"})
+    searched = [{**phase, "find_rate": True} for phase in base["phases"]]
+    assert comparison(base={**base, "phases": [searched[0], base["phases"][1]]}).optimisers[1].rate_factor == 3
+    with pytest.raises(ValueError, match="rate_factor: has no say, as every phase searches for its rate"):
+        comparison(base={**base, "phases": searched})
+
+
 def table(out: Path) -> list[dict[str, str]]:
     with (out / "comparison.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))

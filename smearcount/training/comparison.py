@@ -51,7 +51,7 @@ class BackboneChoice(Strict):
 
 
 class OptimiserChoice(Optimiser):
-    """An optimiser, and a factor for every learning rate, as each kind wants rates of its own size."""
+    """An optimiser, and a factor for every learning rate that is not searched for: each kind wants its own size."""
 
     rate_factor: float = Field(default=1.0, gt=0)
 
@@ -83,6 +83,14 @@ class ComparisonRecipe(Strict):
     def _base_has_no_optimiser(self) -> ComparisonRecipe:
         if "optimiser" in self.base.model_fields_set:
             raise ValueError("base.optimiser: has no say; put its keys under `optimisers`, with each kind")
+        return self
+
+    @model_validator(mode="after")
+    def _factors_have_a_say(self) -> ComparisonRecipe:
+        if all(phase.find_rate for phase in self.base.phases) and any(
+            each.rate_factor != 1 for each in self.optimisers
+        ):
+            raise ValueError("optimisers.rate_factor: has no say, as every phase searches for its rate (find_rate)")
         return self
 
     @model_validator(mode="after")
