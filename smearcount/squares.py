@@ -149,7 +149,7 @@ def measure_squares(
     """
     grid = square_grid(source.size_wh, um_per_px)
     judged = grid.touching(region) if region else None
-    wanted = grid.touching(region.grown(_RING * SQUARE_UM / um_per_px)) if region else np.ones(grid.shape, np.bool_)
+    wanted = np.ones(grid.shape, np.bool_) if judged is None else _with_ring(judged)
     red = cells.take(cells.kinds == "rbc")
     at = centres(red.boxes)
     focus = np.zeros(grid.shape, np.float32)
@@ -198,6 +198,12 @@ def measure_squares(
         scanned_um2=scanned_um2,
         judged=judged,
     )
+
+
+def _with_ring(judged: Bools) -> Bools:
+    """Squares and those up to `_RING` beside them."""
+    ring = cv2.dilate(judged.astype(np.uint8), np.ones((2 * _RING + 1,) * 2))
+    return cast(Bools, ring.astype(np.bool_))
 
 
 def _levels(grey: Pixels, where: Pixels) -> FloatArray:

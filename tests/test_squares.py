@@ -17,7 +17,7 @@ from smearcount.images import ArraySource
 from smearcount.pairs import overlapping_discs
 from smearcount.records import Detections
 from smearcount.region import SOUGHT_UM, Region
-from smearcount.squares import _RING, LEVELS, SQUARE_UM, measure_squares, square_grid
+from smearcount.squares import _RING, LEVELS, measure_squares, square_grid
 
 Draw = Callable[..., Any]
 Cells = Callable[..., Detections]
@@ -202,6 +202,24 @@ def test_a_region_is_judged_as_within_the_whole(scatter_discs: Draw, cells: Cell
     assert part.shares()["countable"] == pytest.approx((part.reasons[judged] == 0).mean(), abs=0.01)
 
 
-def test_all_that_a_region_of_a_scan_is_judged_by_is_searched() -> None:
-    # The farthest corner of the squares measured around it, which are up to half as large again on a narrow picture.
-    assert _RING * SQUARE_UM + 1.5 * SQUARE_UM <= SOUGHT_UM
+def test_a_region_that_ends_within_a_large_square_is_judged_as_within_the_whole(
+    scatter_discs: Draw, cells: Cells
+) -> None:
+    """Squares of 63.75 um; from the second one on there is haze, which only its neighbours' neighbours are sure of."""
+    drawn = scatter_discs((2040, 2040), 30, 3)
+    bare = (drawn.pixels == drawn.pixels[0, 0]).all(axis=2)
+    bare[:, :510] = False
+    drawn.pixels[bare] = 171
+    found, region = cells(drawn.boxes), Region(shapely.box(300, 900, 514, 1100))
+    part, whole = (judge_squares(measure_squares(drawn, UM_PER_PX, found, each)) for each in (region, None))
+    judged = part.grid.touching(region)
+    assert set(whole.reasons[judged].tolist()) == {0, 3}
+    assert np.array_equal(part.reasons[judged], whole.reasons[judged])
+
+
+@pytest.mark.parametrize("um_per_px", [0.1, 1.0])
+def test_all_that_a_region_of_a_scan_is_judged_by_is_searched(um_per_px: float) -> None:
+    # From the far side of its squares to that of the ones measured around them, or of the picture.
+    for length in range(30, 2000):
+        edges = square_grid((round(length / um_per_px), 40), um_per_px).x_edges
+        assert (edges[_RING + 1 :] - edges[: -_RING - 1]).max(initial=0) * um_per_px <= SOUGHT_UM
