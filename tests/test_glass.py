@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+import shapely
 
 from smearcount import Pipeline, Settings
 from smearcount.images import ArraySource, open_image, write_picture
@@ -25,7 +26,8 @@ from smearcount.light.glass import (
     is_tinted,
     untinted,
 )
-from smearcount.light.illumination import even_light
+from smearcount.light.illumination import Lit, even_light, find_cells
+from smearcount.region import Region
 
 Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
@@ -192,6 +194,21 @@ def test_a_hazy_picture_has_the_scale_of_a_plain_one(pipeline: Pipeline, tmp_pat
         measured = pipeline.measure(tmp_path / "field.png").diameters_px
         assert 7.5 / np.median(measured) == pytest.approx(found.scale.um_per_px, rel=1e-4)
         assert len(found.reading) == (share < 1)
+
+
+def test_a_hazy_scan_is_made_clear_where_its_region_is(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its middle, where nothing is sought for a region in a corner, would tell of no faint cell."""
+    for name, value in (("region.LARGE_UM2", 1e5), ("region.SOUGHT_UM", 10.0), ("light.illumination._PART_PX", 400)):
+        monkeypatch.setattr(f"smearcount.{name}", value)
+    whole = open_image(SAMPLES / "large_field.jpg")
+    lit, corner = Lit(ArraySource(hazy(whole.read(0, 0, *whole.size_wh), 0.25))), Region(shapely.box(40, 40, 360, 360))
+    everywhere, _, all_cells = find_cells(lit, pipeline.detector, 0.15)
+    near, _, cells = find_cells(lit, pipeline.detector, 0.15, region=corner)
+    assert len(cells) < 0.5 * len(all_cells)
+    for each in (near, everywhere):
+        assert [note.partition(" ")[0] for note in each.source.notes] == ["contrast"]
+    inside = [int(corner.contains(each.boxes[:, :2]).sum()) for each in (cells, all_cells)]
+    assert inside[0] == pytest.approx(inside[1], abs=1)
 
 
 def test_a_hazy_picture_through_an_eyepiece_is_made_clear(pipeline: Pipeline) -> None:

@@ -23,7 +23,7 @@ from smearcount.light.field_stop import BLACK, field_of_view, fill, is_dim, is_p
 from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
-from smearcount.region import Region
+from smearcount.region import Region, sought_around
 from smearcount.scale import ScaledCells, find_at_scale, settle_scale, spread_estimate
 
 Rgb = npt.NDArray[np.uint8]
@@ -175,7 +175,8 @@ def find_cells(
 
     scale, found = search(lit)
     for mended in _MENDED:
-        if (better := mended(lit, scale, found)) is not lit:
+        part = sought_around(region, lit.source.size_wh, scale.um_per_px)
+        if (better := mended(lit, scale, found, part)) is not lit:
             lit, (scale, found) = better, search(better)
     return lit, scale, found
 
@@ -192,12 +193,12 @@ def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> 
 
     settled = search(lit)
     for mended in _MENDED:
-        if settled.cells is not None and (better := mended(lit, settled.scale, settled.cells)) is not lit:
+        if settled.cells is not None and (better := mended(lit, settled.scale, settled.cells, None)) is not lit:
             lit, settled = better, search(better)
     return settled
 
 
-def _without_reticle(lit: Lit, scale: Scale, found: Detections) -> Lit:
+def _without_reticle(lit: Lit, scale: Scale, found: Detections, _: Region | None) -> Lit:
     """A picture without lines across it, whose meshes and pieces are found as cells; itself where there are none."""
     known = scale.source not in ("estimated", "assumed") and (found.kinds == "wbc").sum() < _PIECES
     if known or not _is_small(lit.source):
@@ -206,16 +207,19 @@ def _without_reticle(lit: Lit, scale: Scale, found: Detections) -> Lit:
     return lit.changed(*without_lines(_all_of(lit.source), inside))
 
 
-def _with_clear_cells(lit: Lit, _: Scale, found: Detections) -> Lit:
-    """A picture with more contrast where the red cells found in it, or in its middle, are faint; else itself."""
-    width, height = lit.source.size_wh
+def _with_clear_cells(lit: Lit, _: Scale, found: Detections, part: Region | None) -> Lit:
+    """A picture with more contrast where the red cells in its middle, or in that of a part, are faint; else itself.
+
+    The part is where cells were sought; None for all of it.
+    """
     if not _is_small(lit.source):
         return lit
-    part_wh = min(width, _PART_PX), min(height, _PART_PX)
-    left, top = (width - part_wh[0]) // 2, (height - part_wh[1]) // 2
-    boxes = found.boxes[found.kinds == "rbc"] - np.array([left, top, left, top], np.float32)
-    inside = np.all((boxes[:, :2] >= 0) & (boxes[:, 2:] <= np.array(part_wh)), axis=1)
-    wanted = contrast_wanted(lit.source.read(left, top, *part_wh), boxes[inside])
+    size_wh = np.array(lit.source.size_wh)
+    wide = np.minimum(size_wh, _PART_PX)
+    corner = (size_wh - wide) // 2 if part is None else np.clip(part.middle - wide / 2, 0, size_wh - wide).astype(int)
+    boxes = found.boxes[found.kinds == "rbc"] - np.tile(corner, 2).astype(np.float32)
+    inside = np.all((boxes[:, :2] >= 0) & (boxes[:, 2:] <= wide), axis=1)
+    wanted = contrast_wanted(lit.source.read(*corner.tolist(), *wide.tolist()), boxes[inside])
     return lit.changed(*wanted.raised(_all_of(lit.source))) if wanted else lit
 
 
