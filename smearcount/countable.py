@@ -194,7 +194,8 @@ def _grown(sure: Bools, likely: Bools) -> Bools:
 def _stained(measures: SquareMeasures) -> tuple[FloatArray, FloatArray]:
     """Share of each square that is stained, and that is dark but belongs to no cell, `(rows, columns)`."""
     both = measures.on_cells.astype(np.int64) + measures.off_cells
-    light = _background_level(both.sum(axis=(0, 1)))
+    seen = both.reshape(-1, LEVELS) if measures.light is None else both[measures.light]
+    light = _background_level(seen.sum(axis=0))
     pixels = np.maximum(both.sum(axis=2), 1)
     stained, dark = (np.arange(LEVELS) < light * share for share in (STAINED, DARK))
     strange = measures.off_cells[..., dark].sum(axis=2)

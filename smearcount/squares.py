@@ -38,6 +38,9 @@ _RING = 2
 """Squares around those of a region that are measured too: at the border of a picture a square is judged with those up
 to two away."""
 
+_LIGHT_SQUARES = 8
+"""Rows and columns of squares, evenly spread, whose light stands for that of a picture of which a region is judged."""
+
 Pixels = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
@@ -111,8 +114,9 @@ class SquareMeasures:
         off_cells: likewise outside every box, of what was scanned.
         scanned: what of the picture was scanned; None for all of it.
         scanned_um2: area of the square that was scanned; None for all of it.
-        judged: `(rows, columns) bool`, the squares of the region that is counted, which with two around them are the
-            only ones that were measured; None for all.
+        judged: `(rows, columns) bool`, the squares of the region that is counted, which with two around them and those
+            of `light` are the only ones that were measured; None for all.
+        light: `(rows, columns) bool`, the squares that tell how light the picture is; None for all.
     """
 
     grid: Grid
@@ -125,6 +129,7 @@ class SquareMeasures:
     scanned: Region | None = None
     scanned_um2: FloatArray | None = None
     judged: Bools | None = None
+    light: Bools | None = None
 
 
 def square_grid(size_wh: tuple[int, int], um_per_px: float, side_um: float = SQUARE_UM) -> Grid:
@@ -148,8 +153,9 @@ def measure_squares(
         region: the part that is counted, if not all of it.
     """
     grid = square_grid(source.size_wh, um_per_px)
-    judged = grid.touching(region) if region else None
-    wanted = np.ones(grid.shape, np.bool_) if judged is None else _with_ring(judged)
+    everywhere = np.ones(grid.shape, np.bool_)
+    judged, light = (grid.touching(region), _spread(grid.shape)) if region else (everywhere, everywhere)
+    wanted = _with_ring(judged) | light
     red = cells.take(cells.kinds == "rbc")
     at = centres(red.boxes)
     focus = np.zeros(grid.shape, np.float32)
@@ -196,7 +202,8 @@ def measure_squares(
         off_cells=off_cells,
         scanned=scanned,
         scanned_um2=scanned_um2,
-        judged=judged,
+        judged=judged if region else None,
+        light=light if region else None,
     )
 
 
@@ -204,6 +211,15 @@ def _with_ring(judged: Bools) -> Bools:
     """Squares and those up to `_RING` beside them."""
     ring = cv2.dilate(judged.astype(np.uint8), np.ones((2 * _RING + 1,) * 2))
     return cast(Bools, ring.astype(np.bool_))
+
+
+def _spread(shape: tuple[int, int]) -> Bools:
+    """Squares all over a picture: the middles of equal parts of its rows and columns."""
+    parts = [min(side, _LIGHT_SQUARES) for side in shape]
+    middles = ((2 * np.arange(n) + 1) * side // (2 * n) for side, n in zip(shape, parts, strict=True))
+    chosen = np.zeros(shape, np.bool_)
+    chosen[np.ix_(*middles)] = True
+    return chosen
 
 
 def _levels(grey: Pixels, where: Pixels) -> FloatArray:
