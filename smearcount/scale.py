@@ -300,7 +300,8 @@ def find_at_scale(
 
     settled = settle_scale(source, detector, flag, metadata, slide, view)
     if settled.cells is None and part_at(settled.scale.um_per_px):
-        settled = spread_estimate(source, detector, settled, view)
+        # Whatever cells it brings were found at another scale, and far from the region as well.
+        settled = replace(spread_estimate(source, detector, settled, view), cells=None)
     scale, cells = settled.scale, settled.cells
     if cells is None:
         cells = search(scale.um_per_px)

@@ -130,6 +130,27 @@ def test_a_region_of_a_scan_has_the_scale_of_the_scan(draw_discs: Draw, disc_det
     assert len(find_at_scale(small, network, region=corner)[1]) == len(find_at_scale(small, network)[1])
 
 
+def test_a_region_of_a_small_scan_is_searched_at_its_scale(
+    draw_discs: Draw, disc_detector: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is estimated from all of it, by red cells that were sought at the scale of those in the middle."""
+    monkeypatch.setattr("smearcount.region.LARGE_UM2", 5e4)
+    monkeypatch.setattr("smearcount.region.SOUGHT_UM", 20.0)
+    discs = larger_in_the_middle((2300, 2200), 50)
+    smear, network = draw_discs((2300, 2200), discs, ("rbc",) * len(discs)), disc_detector(**WINDOW)
+    searched, find = [], network.find
+
+    def watched(seen: Any, um_per_px: float, part: Any = None) -> Detections:
+        searched.append((um_per_px, part is not None))
+        return find(seen, um_per_px, part)
+
+    monkeypatch.setattr(network, "find", watched)
+    scale, cells = find_at_scale(smear, network, region=Region(shapely.box(0, 0, 300, 300)))
+    assert scale.red_cell_px == pytest.approx(50, rel=0.02)
+    assert searched[-1] == (scale.um_per_px, True)
+    assert len(cells) < 0.5 * len(discs)
+
+
 def test_a_picture_of_one_crop_keeps_its_estimate(scatter_discs: Draw, disc_detector: Make) -> None:
     smear, network = scatter_discs((700, 600), 40, 2), disc_detector(**WINDOW)
     settled = settle_scale(smear, network)
