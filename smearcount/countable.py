@@ -87,10 +87,14 @@ class CountableMap:
         if self.reasons.size and not 0 <= self.reasons.min() <= self.reasons.max() < len(REASONS):
             raise ValueError(f"reasons: expected 0 to {len(REASONS) - 1}, got {np.unique(self.reasons)}")
 
+    @property
+    def judged_um2(self) -> npt.NDArray[np.float64]:
+        """Area of each square that is judged, `(rows, columns)`; 0 for others."""
+        return self.grid.areas_um2 * (1 if self.judged is None else self.judged)
+
     def shares(self) -> dict[str, float]:
         """Share of the area of the judged squares by reason; they sum to 1."""
-        judged = self.grid.areas_um2 * (1 if self.judged is None else self.judged)
-        area = np.bincount(self.reasons.ravel(), judged.ravel(), minlength=len(REASONS))
+        area = np.bincount(self.reasons.ravel(), self.judged_um2.ravel(), minlength=len(REASONS))
         return {name: float(part / area.sum()) for name, part in zip(REASONS, area, strict=True)}
 
     def region(self) -> Region | None:

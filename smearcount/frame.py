@@ -41,6 +41,11 @@ class Frame:
     squares: CountableMap | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def judged_um2(self) -> float:
+        """Area that the shares refer to; 0 where none was judged."""
+        return float(self.squares.judged_um2.sum()) if self.squares else 0.0
+
 
 def frame_of(
     source: PixelSource,

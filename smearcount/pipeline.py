@@ -314,6 +314,7 @@ class Pipeline:
         rule, whole = self.settings.edge_rule, self.settings.countable == "all"
         frame = frame_of(source, cells, scale.um_per_px, rule, region, view=lit.view, whole=whole)
         quality = assess(source, scale, cells, frame.counted, frame.excluded, part)
+        quality = replace(quality, shares=frame.shares, judged_um2=frame.judged_um2)
         result = SmearResult(
             image_id=ids[0],
             slide_id=ids[1],
@@ -326,7 +327,7 @@ class Pipeline:
             counted=frame.counted,
             counts=counting.count_cells(cells, names, frame.counted, frame.excluded, self.taxonomy),
             counted_area_um2=frame.area_um2,
-            quality=replace(quality, shares=frame.shares, warnings=(*quality.warnings, *frame.notes)),
+            quality=replace(quality, warnings=(*quality.warnings, *frame.notes)),
             provenance=self._provenance,
             found_as=None if np.array_equal(found.kinds, kinds) else found.kinds,
             reading=(*source.notes, *_searched(region, source.size_wh, scale.um_per_px)),

@@ -186,6 +186,7 @@ class Quality:
         overlapping: share of the red cells whose disc has more than a tenth in common with another one's.
         warnings: sentences for the reader, empty for a good field.
         shares: of a large picture, or of its region, the share that can be counted, and of the rest by reason.
+        judged_um2: area that the shares refer to, square micrometres; 0 without any.
     """
 
     sharpness: float
@@ -193,6 +194,7 @@ class Quality:
     overlapping: float
     warnings: tuple[str, ...] = ()
     shares: Mapping[str, float] = field(default_factory=dict)
+    judged_um2: float = 0.0
 
 
 @dataclass(frozen=True)

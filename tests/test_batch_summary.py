@@ -44,6 +44,7 @@ def picture(
         "warnings": [],
         "reading": [],
         "shares": {},
+        "judged_um2": 0.0,
     } | counts | (told or {})
 
 
@@ -196,13 +197,15 @@ def test_known_rows_give_known_figures(write: Any, taxonomy: Taxonomy) -> None:
 
 def test_warnings_and_what_is_not_counted_are_told(write: Any, taxonomy: Taxonomy) -> None:
     shares = {"countable": 0.75, "too thick": 0.25, "debris": 0.0}
-    told = {"warnings": ["out of focus <b>", "too sparse"], "excluded": {"edge": 3, "too thick": 40}, "shares": shares}
-    text = write(
-        [picture(taxonomy, "a", "s", told=told), picture(taxonomy, "b", "s"), failed(taxonomy, "c")], slides=True
-    )
+    told = {"warnings": ["out of focus <b>", "too sparse"], "excluded": {"edge": 3, "too thick": 40}}
+    # Of a region, a quarter of that of the other picture.
+    part = {"shares": {"background": 1.0}, "judged_um2": 5e4}
+    told |= {"shares": shares, "judged_um2": 2e5}
+    pictures = [picture(taxonomy, name, "s", told=each) for name, each in (("a", told), ("b", part))]
+    text = write([*pictures, failed(taxonomy, "c")], slides=True)
     assert Page(text).table(2) == [{"picture": "a", "warning": "out of focus <b>; too sparse"}]
     assert "Found, not counted: edge 5, too thick 40." in text
-    assert "judged square by square: countable 75.0 %, too thick 25.0 %" in text
+    assert "judged square by square: countable 60.0 %, too thick 20.0 %, background 20.0 %" in text
     assert "Pictures with a warning</dt><dd>1</dd>" in text
 
 

@@ -97,6 +97,7 @@ def test_empty_glass_of_a_large_picture_is_not_counted_area(large: tuple[ArraySo
     source, cells = large
     judged, whole = (frame_of(source, cells, UM, "corner", None, whole=flag) for flag in (False, True))
     assert whole.squares is None
+    assert (judged.judged_um2, whole.judged_um2) == (pytest.approx((3000 * UM) ** 2), 0)
     assert judged.shares["background"] == pytest.approx(0.5, abs=0.08)
     assert judged.area_um2 < 0.62 * whole.area_um2
     assert judged.counted.sum() + sum(judged.excluded.values()) == len(cells)
@@ -109,6 +110,7 @@ def test_the_region_and_the_map_are_both_kept(large: tuple[ArraySource, Detectio
     region = parse_region(rectangle(0, 0, 3000, 1000), "top")
     frame = frame_of(source, cells, UM, "corner", region, whole=False)
     assert (cells.boxes[frame.counted, 1] < 1000).all()
+    assert frame.judged_um2 == pytest.approx(3000 * 1200 * UM**2)  # whole squares, of 60 um
     assert frame.counted.sum() + sum(frame.excluded.values()) == len(cells)
 
 

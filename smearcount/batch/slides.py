@@ -48,6 +48,7 @@ def counts_as_json(result: SmearResult) -> dict[str, Any]:
         "warnings": list(result.quality.warnings),
         "reading": list(result.reading),
         "shares": dict(result.quality.shares),
+        "judged_um2": result.quality.judged_um2,
     }
 
 

@@ -115,13 +115,12 @@ class _Tally:
             if len(self.warned) < SHOWN_WARNED:
                 self.warned.append((_shown(row["image"]), [_shown(each) for each in counts["warnings"]]))
         self.excluded.update({_shown(reason): n for reason, n in counts["excluded"].items()})
-        whole_um2 = int(row["width"]) * int(row["height"]) * float(row["um_per_px"]) ** 2
         for reason, share in counts["shares"].items():
-            self.judged_um2[_shown(reason)] += share * whole_um2
+            self.judged_um2[_shown(reason)] += share * counts["judged_um2"]
 
     @property
     def area_shares(self) -> dict[str, float]:
-        """Of the pictures that were judged square by square, the share of their area by what was found there."""
+        """Of what was judged square by square, the share of its area by what was found there."""
         whole = self.judged_um2.total()
         return {reason: area / whole for reason, area in self.judged_um2.items()} if whole else {}
 
