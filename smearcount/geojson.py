@@ -39,14 +39,16 @@ def region_file(folder: Path, name: str) -> Path:
     """The file with the region of a picture: `<stem>.geojson` or `<full name>.geojson`, below the same sub-folders.
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is neither, or the picture has no name.
     """
-    places = (Path(f"{name}.geojson"), Path(name).with_suffix(".geojson"))
-    found = next((folder / place for place in places if (folder / place).is_file()), None)
+    if not Path(name).name:
+        raise ConfigError("pixels without a name have no region in a folder of regions; name them by image_id")
+    places = dict.fromkeys((Path(name).with_suffix(".geojson"), Path(f"{name}.geojson")))
+    found = next((folder / place for place in reversed(places) if (folder / place).is_file()), None)
     if found is None:
+        expected = " or ".join(place.as_posix() for place in places)
         raise ConfigError(
-            f"{name}: has no region: expected {places[1].as_posix()} or {places[0].as_posix()} in the folder of "
-            "regions; draw one, or leave the picture out"
+            f"{name}: has no region: expected {expected} in the folder of regions; draw one, or leave the picture out"
         )
     return found
 

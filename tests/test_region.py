@@ -254,6 +254,10 @@ def test_a_picture_finds_its_file_in_a_folder(tmp_path: Path) -> None:
         ConfigError, match=r"s/c\.v2\.jpg: has no region: expected s/c\.v2\.geojson or s/c\.v2\.jpg\.geojson"
     ):
         region_file(tmp_path, "s/c.v2.jpg")
+    with pytest.raises(ConfigError, match=r"c: has no region: expected c\.geojson in"):
+        region_file(tmp_path, "c")
+    with pytest.raises(ConfigError, match="pixels without a name .* image_id"):
+        region_file(tmp_path, "")
 
 
 def test_outlines_that_cross_themselves_are_mended_and_noted() -> None:
