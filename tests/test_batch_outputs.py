@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -160,6 +161,28 @@ def test_what_earlier_runs_drew_of_pictures_that_are_gone_is_told(tmp_path: Path
     assert run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv")).left_over == 0
     (out / "c.png.overlay.jpg").unlink()
     assert run_batch(DiscMaker(), replace(job, galleries=None)).left_over == 1
+
+
+def test_nothing_is_drawn_of_a_picture_whose_sheets_can_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sheets = smears(tmp_path / "in", "a.png", "b.png"), tmp_path / "g"
+    job = BatchJob(folder, tmp_path / "r.csv", overlays=tmp_path / "o", galleries=sheets)
+    sheets.mkdir()
+    (sheets / "a.png.gallery").touch()
+    assert [name for name, _ in run_batch(DiscMaker(), job).failed] == ["a.png"]
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["b.png.overlay.jpg"]
+
+    def half_written(analysis: Any, place: Path, stem: str) -> list[Path]:
+        (place / f"{stem}.gallery").mkdir()
+        (place / f"{stem}.gallery" / "normocyte.jpg").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (sheets / "a.png.gallery").unlink()
+    monkeypatch.setattr("smearcount.gallery.write_gallery", half_written)
+    assert [name for name, _ in run_batch(DiscMaker(), job).failed] == ["a.png"]
+    assert [path.name for path in sheets.iterdir()] == ["b.png.gallery"]
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["b.png.overlay.jpg"]
 
 
 def test_what_no_row_has_is_shown(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import socket
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -247,7 +247,7 @@ def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
         with unchanged(task.path):
             record = _analyzed(pipeline, wishes, task)
     except ChangedError as error:
-        _discard(record)
+        _discard(json.loads(record.files) if record else {})
         record = failed_record(task, Failure(str(error)), pipeline.taxonomy)
     return replace(
         record,
@@ -263,9 +263,9 @@ def _analyzed(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
     return failed_record(task, found, pipeline.taxonomy, wishes) if isinstance(found, Failure) else found
 
 
-def _discard(record: Record | None) -> None:
-    """Remove what was written for a picture."""
-    for folder, names in json.loads(record.files if record else "{}").items():
+def _discard(files: Mapping[str, Iterable[str]]) -> None:
+    """Remove what was written for a picture: names by folder."""
+    for folder, names in files.items():
         for name in names:
             with contextlib.suppress(OSError):
                 Path(folder, name).unlink()
@@ -291,16 +291,7 @@ def picture_digest(path: Path) -> str:
 
 
 def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
-    files: dict[str, dict[str, str]] = {}
-    if wishes.overlays:
-        overlay = place_of(wishes.overlays, task.image_id, "")
-        make_folder(overlay.parent)
-        _keep(files, wishes.overlays, [write_overlay(overlay, analysis.overlay(), wishes.overlay_format)])
-    if wishes.galleries:
-        from smearcount.gallery import write_gallery
-
-        gallery = place_of(wishes.galleries, task.image_id, "")
-        _keep(files, wishes.galleries, write_gallery(analysis, make_folder(gallery.parent), gallery.name))
+    files = _drawn(wishes, task, analysis)
     return Record(
         sha256=analysis.result.image_sha256,
         status="ok",
@@ -312,6 +303,26 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
         given=task.given,
         provenance=json.dumps(vars(analysis.result.provenance), sort_keys=True, default=dict),
     )
+
+
+def _drawn(wishes: Wishes, task: Task, analysis: Analysis) -> dict[str, dict[str, str]]:
+    """Write overlay and sheets, all of them or, if it raises, none; returns what `Record.files` says of them."""
+    files: dict[str, dict[str, str]] = {}
+    if wishes.overlays:
+        overlay = place_of(wishes.overlays, task.image_id, "")
+        make_folder(overlay.parent)
+        _keep(files, wishes.overlays, [write_overlay(overlay, analysis.overlay(), wishes.overlay_format)])
+    if wishes.galleries:
+        from smearcount.gallery import clear_gallery, write_gallery
+
+        gallery = place_of(wishes.galleries, task.image_id, "")
+        try:
+            _keep(files, wishes.galleries, write_gallery(analysis, make_folder(gallery.parent), gallery.name))
+        except Exception:
+            clear_gallery(place_of(wishes.galleries, task.image_id, ".gallery"), analysis.taxonomy)
+            _discard(files)
+            raise
+    return files
 
 
 def _keep(files: dict[str, dict[str, str]], folder: Path, written: list[Path]) -> None:
