@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from smearcount.batch import Failure, Progress, analyze_each
+from smearcount.batch.files import locked
 from smearcount.errors import UsageError
 from smearcount.images import check_target, partial_path, refuse_inputs, write_picture, write_text_atomic
 from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS, read_manifest
@@ -66,10 +67,15 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
 
     Raises:
         ImageError: the folder can't be written.
-        UsageError: it holds another file of the name of the manifest.
+        UsageError: it holds another file of the name of the manifest, or another run is writing to it.
     """
-    listed = list(dict.fromkeys(images))
-    before = _listed(check_target(out / MANIFEST)) | _listed(partial_path(out / MANIFEST))
+    with locked([check_target(out / MANIFEST)]):
+        return _cropped(pipeline, list(dict.fromkeys(images)), out, progress)
+
+
+def _cropped(pipeline: Pipeline, listed: Sequence[Path], out: Path, progress: Progress) -> Cropped:
+    """What `write_crops` does while no other run writes to the folder."""
+    before = _listed(out / MANIFEST) | _listed(partial_path(out / MANIFEST))
     known = {stem.casefold(): stem for stem in before}
     content = {name: before[stem][0]["image_sha256"] for name, stem in known.items()}
     stems: dict[Path, str] = {}

@@ -12,6 +12,7 @@ import pytest
 from fake_batch import DiscMaker, smear, smears
 
 from smearcount.crops import write_crops
+from smearcount.errors import UsageError
 from smearcount.images import write_picture
 from smearcount.manifests import MANIFEST_COLUMNS
 from smearcount.pipeline import Analysis, Pipeline
@@ -106,3 +107,18 @@ def test_progress_that_is_stopped_is_a_run_that_is_stopped(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         write_crops(DiscMaker().load(1), [folder / "a.png", folder / "b.png"], out, progress)
     assert listed(out) == there(out) != set()
+
+
+def test_a_second_run_on_a_folder_is_refused_while_the_first_one_writes(tmp_path: Path) -> None:
+    folder, out = smears(tmp_path / "in", "a.png", "b.png"), tmp_path / "o"
+    pipeline = DiscMaker().load(1)
+
+    def meanwhile(paths: Iterable[Path]) -> Iterator[Path]:
+        with pytest.raises(UsageError, match=r"manifest\.csv: another run .* is writing it"):
+            write_crops(pipeline, [folder / "b.png"], out)
+        yield from paths
+
+    write_crops(pipeline, [folder / "a.png"], out, meanwhile)
+    write_crops(pipeline, [folder / "b.png"], out)
+    assert {name[0] for name in listed(out)} == {"a", "b"}
+    assert {each.name for each in out.iterdir()} == {"manifest.csv", *there(out)}
