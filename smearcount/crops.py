@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from smearcount.batch import Failure, Progress, analyze_each
-from smearcount.batch.files import locked
+from smearcount.batch.files import in_turn
 from smearcount.errors import UsageError
 from smearcount.images import check_target, partial_path, refuse_inputs, write_picture, write_text_atomic
 from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS, read_manifest
@@ -69,7 +69,7 @@ def write_crops(pipeline: Pipeline, images: Iterable[Path], out: Path, progress:
         ImageError: the folder can't be written.
         UsageError: it holds another file of the name of the manifest, or another run is writing to it.
     """
-    with locked([check_target(out / MANIFEST)]):
+    with in_turn(check_target(out / MANIFEST)):
         return _cropped(pipeline, list(dict.fromkeys(images)), out, progress)
 
 

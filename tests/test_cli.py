@@ -20,10 +20,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from smearcount import __version__
+from smearcount.batch.files import in_turn
 from smearcount.cards import find_model
 from smearcount.cli import app
 from smearcount.cli.common import bar, waiting
 from smearcount.config import Settings, shipped
+from smearcount.errors import UsageError
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import report_columns
 from smearcount.taxonomy import load_taxonomy
@@ -60,6 +62,28 @@ def test_analyze_prints_a_table_and_writes_three_files(tmp_path: Path) -> None:
     for word in ("Red blood cells", "White blood cells", "Platelets", "95 % limits", "sampling error only"):
         assert word in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sparse.cells.csv", "sparse.json", "sparse.overlay.jpg"]
+
+
+def test_pictures_of_one_name_that_two_runs_analyse_are_written_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, refused = Analysis.save, list[str]()
+
+    def watched(analysis: Analysis, *given: Any, **more: Any) -> list[Path]:
+        with pytest.raises(UsageError, match="another run") as told, in_turn(tmp_path / "sparse.json"):
+            pass
+        refused.append(str(told.value))
+        return save(analysis, *given, **more)
+
+    monkeypatch.setattr(Analysis, "save", watched)
+    words = ("analyze", SPARSE, "--out", tmp_path, "--classifiers", "none", "--um-per-px", 0.16)
+    assert call(*words).exit_code == 0
+    assert len(refused) == 1
+    monkeypatch.setattr("smearcount.cli.analysis.WAIT_S", 0.1)
+    with in_turn(tmp_path / "sparse.json"):
+        result = call(*words)
+    assert result.exit_code == 1
+    assert "sparse.json: another run" in result.stderr
 
 
 def test_overlays_in_another_format_take_the_place_of_the_earlier_one(tmp_path: Path) -> None:

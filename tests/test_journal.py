@@ -14,6 +14,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ import pytest
 from fake_batch import DiscMaker, smear, smears
 
 from smearcount.batch import BatchJob, Outcome, run_batch
-from smearcount.batch.files import locked, sweep
+from smearcount.batch.files import in_turn, locked, sweep
 from smearcount.batch.journal import Journal, Measure, Record
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import replacing
@@ -561,6 +562,27 @@ def test_two_runs_on_one_output_refuse_each_other(tmp_path: Path) -> None:
         assert batch(folder, tmp_path / "x.csv").done == 1
     assert batch(folder, tmp_path / "r.csv").done == 1
     assert not [path.name for path in tmp_path.iterdir() if path.name.endswith(".lock")]
+
+
+def test_runs_of_one_output_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, first = tmp_path / "a.json", ExitStack()
+    first.enter_context(in_turn(target))
+    with pytest.raises(UsageError, match="another run .* is writing it"), in_turn(target, 0.1):
+        pass
+    threading.Timer(0.2, first.close).start()
+    with in_turn(target, 60):
+        assert [path.name for path in tmp_path.iterdir()] == [".a.json.lock"]
+    assert not list(tmp_path.iterdir())
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(ImageError, match="No locks available"), locked([target]):
+        pass
+    with in_turn(target):
+        target.touch()
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_outputs_of_long_names_do_not_lock_each_other_out(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -15,9 +16,12 @@ from pathlib import Path
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import part_key, real_path
 
-__all__ = ["locked", "sweep"]
+__all__ = ["in_turn", "locked", "sweep"]
 
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{16}\.part", re.DOTALL)
+
+_AGAIN_S = 0.02
+"""Between two looks at a lock that another run holds."""
 
 
 @contextlib.contextmanager
@@ -35,10 +39,27 @@ def locked(paths: Iterable[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
+def in_turn(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Keep other runs from an output, as `locked` does, on disks that have locks: a run that is alone needs none.
+
+    Args:
+        path: of the output.
+        wait_s: how long another run is waited for, in seconds.
+
+    Raises:
+        UsageError: another run writes it.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImageError):
+            stack.enter_context(_locked(real_path(path), wait_s))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(target: Path, wait_s: float = 0.0) -> Iterator[None]:
     name = f".{part_key(target)}.lock"
     lock = target / ".smearcount.lock" if target.is_dir() else target.with_name(name)
-    file = _take(lock, target)
+    file = _take(lock, target, time.monotonic() + wait_s)
     try:
         owner = {"process": os.getpid(), "machine": socket.gethostname()}
         with contextlib.suppress(OSError):  # a full disk: the lock is held without these words as well
@@ -52,15 +73,25 @@ def _locked(target: Path) -> Iterator[None]:
         file.close()
 
 
-def _take(lock: Path, target: Path) -> FileIO:
+def _take(lock: Path, target: Path, until_s: float) -> FileIO:
     while True:
         try:
             file = lock.open("a+b", buffering=0)
         except OSError as error:
             raise ImageError(f"{lock}: can't be made ({error.strerror}); check the permissions") from error
-        if not _hold(file, lock):
+        try:
+            is_ours = _hold(file, lock)
+        except ImageError:
+            file.close()
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            raise
+        if not is_ours:
             owner = _owner(file)
             file.close()
+            if time.monotonic() < until_s:
+                time.sleep(_AGAIN_S)
+                continue
             raise UsageError(f"{target}: another run{owner} is writing it; wait for its end, or give another name")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):

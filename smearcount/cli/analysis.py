@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from smearcount.records import SmearResult
     from smearcount.taxonomy import Taxonomy
 
+WAIT_S = 60.0
+"""For another run that writes results of a picture of the same name."""
+
 
 @app.command()
 @with_settings
@@ -67,6 +70,7 @@ def _analyze_all(
     as_json: bool,
 ) -> int:
     from smearcount.batch import Failure, analyze_each
+    from smearcount.batch.files import in_turn
     from smearcount.images import make_folder, refuse_inputs
     from smearcount.output_names import OVERLAYS, stem_in, unique_stems
     from smearcount.pipeline import Pipeline
@@ -84,12 +88,13 @@ def _analyze_all(
     pipeline = Pipeline.load(settings)
 
     def finish(path: Path, analysis: Analysis) -> tuple[SmearResult, list[Path]]:
-        stem = stem_in(out, stems[path], analysis.result)
-        if stem != stems[path]:
-            refuse([stem])
-            _show_renamed(path, stem, out)
-        sheets = _write_gallery(analysis, out, stem, wanted=gallery)
-        return analysis.result, [*sheets, *analysis.save(out, stem, overlay_format=overlay_format)]
+        with in_turn(out / f"{stems[path]}.json", WAIT_S):
+            stem = stem_in(out, stems[path], analysis.result)
+            if stem != stems[path]:
+                refuse([stem])
+                _show_renamed(path, stem, out)
+            sheets = _write_gallery(analysis, out, stem, wanted=gallery)
+            return analysis.result, [*sheets, *analysis.save(out, stem, overlay_format=overlay_format)]
 
     shown = bar(quiet or as_json, "analysing")
     for path, outcome in analyze_each(pipeline, shown(stems), lambda path: (path.name, ""), finish):
