@@ -185,6 +185,14 @@ def test_nothing_is_drawn_of_a_picture_whose_sheets_can_not_be_written(
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["b.png.overlay.jpg"]
 
 
+def test_a_cluster_without_its_engine_is_wrong_usage(tmp_path: Path) -> None:
+    folder = smears(tmp_path / "in", "a.png")
+    result = call("batch", folder, "--out", tmp_path / "r.csv", "--ray-address", "127.0.0.1:9")
+    assert result.exit_code == 2
+    assert "--engine ray" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 def test_what_no_row_has_is_shown(tmp_path: Path) -> None:
     folder = smears(tmp_path / "in", "a.png")
     words = ("batch", folder, "--out", tmp_path / "x.csv", "--overlays", tmp_path / "x", "--workers", 0)

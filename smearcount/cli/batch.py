@@ -27,6 +27,7 @@ from smearcount.cli.common import (
     with_settings,
 )
 from smearcount.config import Settings
+from smearcount.errors import UsageError
 
 if TYPE_CHECKING:
     from smearcount.batch import BatchJob, Outcome, Stage
@@ -98,6 +99,8 @@ def _engine(settings: Settings, name: str, workers: int | None, address: str) ->
         wanted = settings.device == "cuda"
         at_once = calls_at_once(settings.batch_size, on_card=wanted)
         return partial(run_ray, RayPlan(address, workers or 0, settings.threads, wanted, at_once))
+    if address:
+        raise UsageError("--ray-address: the pictures would be analysed on this machine alone; give --engine ray too")
     if workers == 0:
         return run_here
     on_card = _on_card(settings)
