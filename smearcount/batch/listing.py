@@ -163,7 +163,7 @@ def _walk(job: BatchJob, listing: Listing, faults: dict[Path, str]) -> Iterator[
             fresh = (status.st_dev, status.st_ino) not in seen
             seen.add((status.st_dev, status.st_ino))
             listing.linked += not fresh
-            found = list_folder(folder, False, job.overlays) if fresh else None
+            found = list_folder(folder, False) if fresh else None
             folders += _folders(folder) if fresh and job.recursive else []
             pictures = found.pictures if found else ()
             fields = pictures if folder == job.folder else _fields_of(folder, pictures)

@@ -13,6 +13,7 @@ from smearcount.images.raster import open_raster
 from smearcount.images.slides import is_mirax, open_slide, slide_vendor
 from smearcount.images.source import DEFAULT_LIMITS, ImageSource, ReadLimits
 from smearcount.images.tiff import open_tiff, scanner_of
+from smearcount.output_names import OVERLAYS
 
 __all__ = [
     "SUFFIXES",
@@ -158,8 +159,8 @@ def find_images(folder: Path, recursive: bool) -> list[Path]:
     return [path for path in list_folder(folder, recursive).pictures if path.suffix.lower() in SUFFIXES]
 
 
-def list_folder(folder: Path, recursive: bool, overlays: Path | None = None) -> FolderListing:
-    """What a folder holds; files named `*.overlay.jpg`, `.png` or `.tif` and the pictures in `overlays` are left out.
+def list_folder(folder: Path, recursive: bool) -> FolderListing:
+    """What a folder holds; files named `*.overlay.jpg`, `.png` or `.tif` are left out.
 
     A folder that symbolic links reach twice is listed once. A link to nowhere is listed: opening it says so.
 
@@ -168,7 +169,7 @@ def list_folder(folder: Path, recursive: bool, overlays: Path | None = None) -> 
     """
     visible = _visible_files(folder, recursive)
     pictures = [path for path in visible if _named(path)]
-    taken = [path for path in pictures if not _is_overlay(path, folder, overlays)]
+    taken = [path for path in pictures if not path.name.lower().endswith(OVERLAYS)]
     return FolderListing(tuple(taken), len(pictures) - len(taken), len(visible) - len(pictures))
 
 
@@ -194,15 +195,6 @@ def _kind_or_none(path: Path) -> str:
 
 def _named(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or path.suffix.lower() in _NAMES
-
-
-def _is_overlay(path: Path, folder: Path, overlays: Path | None) -> bool:
-    name = path.name.lower()
-    if name.endswith((".overlay.jpg", ".overlay.png", ".overlay.tif")):
-        return True
-    if overlays is None or folder.resolve().is_relative_to(overlays.resolve()):
-        return False
-    return path.parent.resolve().is_relative_to(overlays.resolve())
 
 
 def _visible_files(folder: Path, recursive: bool) -> list[Path]:
