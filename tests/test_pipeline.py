@@ -16,7 +16,7 @@ import tifffile
 from smearcount import Pipeline, Settings
 from smearcount.config import shipped
 from smearcount.errors import ChangedError, ConfigError, ImageError
-from smearcount.images import open_image
+from smearcount.images import file_sha256, open_image
 from smearcount.light import illumination
 from smearcount.output_names import shortened
 from smearcount.pipeline import Analysis
@@ -347,3 +347,14 @@ def test_another_process_makes_the_same_pipeline_of_a_pickle(tmp_path: Path) -> 
     assert first.counts == second.counts
     assert first.cells.equals(second.cells)
     assert first.result.provenance == second.result.provenance
+
+
+def test_provenance_has_every_setting_that_changes_counts(tmp_path: Path) -> None:
+    taxonomy = tmp_path / "own.yaml"
+    taxonomy.write_bytes((shipped("configs") / "taxonomy.yaml").read_bytes())
+    settings = Settings(classifiers=(), page=1, level=0, taxonomy=taxonomy)
+    told = Pipeline.load(settings).analyze(SAMPLES / "sparse.jpg", um_per_px=0.16).result.provenance.settings
+    of_models = {"detector", "classifiers", "runtime", "device", "precision"}
+    assert set(Settings.model_fields) - of_models - {"threads", "tile", "max_megapixels"} <= set(told)
+    assert (told["page"], told["level"], told["channel"]) == (1, 0, None)
+    assert told["taxonomy"] == file_sha256(taxonomy)

@@ -94,7 +94,7 @@ class Stage:
         label: what is being done: `measuring` the scales of slides, `checking` the journal, `analysing`, or `writing`
             the tables.
         done: pictures.
-        total: pictures; 0 where it is not known.
+        total: pictures.
     """
 
     label: str
