@@ -174,8 +174,11 @@ def test_each_pixel_is_read_once_in_small_parts(scatter_discs: Draw, cells: Cell
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (1500, 1100), (2640, 2160)])
-def test_a_region_is_judged_as_within_the_whole(scatter_discs: Draw, cells: Cells, corner: tuple[int, int]) -> None:
+def test_a_region_is_judged_as_within_the_whole(
+    scatter_discs: Draw, cells: Cells, corner: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A crowd at the border, where a square is judged with those up to two away; what is far is not read."""
+    monkeypatch.setattr("smearcount.squares._LIGHT_SQUARES", 1)
     left, top = corner
     drawn = scatter_discs((2880, 2400), 7.5 / UM_PER_PX, 3)
     crowd = np.abs(centres(drawn.boxes) - corner).max(axis=1) < 700
@@ -192,7 +195,7 @@ def test_a_region_is_judged_as_within_the_whole(scatter_discs: Draw, cells: Cell
             return read
 
     measures = measure_squares(Source(), UM_PER_PX, found, region)
-    assert sum(reads) < 0.75 * 2880 * 2400
+    assert sum(reads) < 0.5 * 2880 * 2400
     part, whole = judge_squares(measures), judge_squares(measure_squares(drawn, UM_PER_PX, found))
     judged = part.grid.touching(region)
     assert np.array_equal(part.reasons[judged], whole.reasons[judged])
@@ -203,9 +206,12 @@ def test_a_region_is_judged_as_within_the_whole(scatter_discs: Draw, cells: Cell
 
 
 def test_a_region_that_ends_within_a_large_square_is_judged_as_within_the_whole(
-    scatter_discs: Draw, cells: Cells
+    scatter_discs: Draw, cells: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Squares of 63.75 um; from the second one on there is haze, which only its neighbours' neighbours are sure of."""
+    # But for one, no square is measured beside those that belong to the region; how light the picture is, is given.
+    monkeypatch.setattr("smearcount.squares._LIGHT_SQUARES", 1)
+    monkeypatch.setattr("smearcount.countable._background_level", lambda _: 53.5)
     drawn = scatter_discs((2040, 2040), 30, 3)
     bare = (drawn.pixels == drawn.pixels[0, 0]).all(axis=2)
     bare[:, :510] = False
