@@ -33,7 +33,7 @@ BOX_MARGIN_UM = 0.5
 LEVELS = 64
 """Bins of the grey levels of a square."""
 
-_SQUARES_AT_ONCE = 8
+_SQUARES_AT_ONCE, _MOST_THREADS = 8, 4
 _RING = 2
 """Squares around those of a region that are measured too: at the border of a picture a square is judged with those up
 to two away."""
@@ -165,7 +165,7 @@ def measure_squares(
     plain_levels: dict[tuple[int, int], FloatArray] = {}
 
     def measure(band: _Band) -> None:
-        for column, pixels, green, occupied in band.squares(um_per_px):
+        for column, pixels, green, occupied in band.squares(source, um_per_px):
             part = plain_part(pixels, occupied.shape)
             focus[band.row, column] = sharpness(green, um_per_px) / SHARPEST_RATIO
             coarse = resize_rgb(green, occupied.shape[1], occupied.shape[0])
@@ -175,11 +175,11 @@ def measure_squares(
                 plain[band.row, column] = np.packbits(part)
                 plain_levels[band.row, column] = _levels(coarse, part & (1 - occupied)) / np.float32(max(part.sum(), 1))
 
-    # Read here and measured there: as many bands at once as OpenCV may use threads, and one more in hand.
-    workers = max(1, cv2.getNumThreads())
+    # As many bands at once as OpenCV may use threads, each read and measured on one, and one more waiting.
+    workers = min(max(1, cv2.getNumThreads()), _MOST_THREADS)
     with ThreadPoolExecutor(workers, "smearcount-squares") as threads:
         under_way: deque[Future[None]] = deque()
-        for band in _bands(source, grid, wanted, cells.boxes):
+        for band in _bands(grid, wanted, cells.boxes):
             under_way.append(threads.submit(measure, band))
             if len(under_way) > workers:
                 under_way.popleft().result()
@@ -236,7 +236,7 @@ class _Band:
         start: column of the first square.
         edges: `(n + 1,)` of the n squares in x.
         top: of the band in the picture.
-        pixels: `(H, W, 3) uint8 RGB`.
+        bottom: of the band in the picture.
         boxes: those that may reach into it.
     """
 
@@ -244,27 +244,27 @@ class _Band:
     start: int
     edges: list[int]
     top: int
-    pixels: Pixels
+    bottom: int
     boxes: FloatArray
 
-    def squares(self, um_per_px: float) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
+    def squares(self, source: PixelSource, um_per_px: float) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
         """Of each square its column, pixels, green, and which of its pixels of `GRAIN_UM` lie in a box: 1, else 0."""
-        bottom, green = self.top + len(self.pixels), cv2.extractChannel(self.pixels, 1)
+        pixels = source.read(self.edges[0], self.top, self.edges[-1] - self.edges[0], self.bottom - self.top)
+        green = cv2.extractChannel(pixels, 1)
         for column, (left, right) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True), self.start):
             part = np.s_[:, left - self.edges[0] : right - self.edges[0]]
-            occupied = _occupied(self.boxes, (left, self.top, right, bottom), um_per_px)
-            yield column, self.pixels[part], cast(Pixels, green[part]), occupied
+            occupied = _occupied(self.boxes, (left, self.top, right, self.bottom), um_per_px)
+            yield column, pixels[part], cast(Pixels, green[part]), occupied
 
 
-def _bands(source: PixelSource, grid: Grid, wanted: Bools, boxes: FloatArray) -> Iterator[_Band]:
+def _bands(grid: Grid, wanted: Bools, boxes: FloatArray) -> Iterator[_Band]:
     boxes = boxes[np.argsort(boxes[:, 1], kind="stable")]
     tallest = float((boxes[:, 3] - boxes[:, 1]).max(initial=0)) + 2 * BOX_MARGIN_UM / grid.um_per_px
     for row, columns in enumerate(wanted):
         top, bottom = grid.y_edges[row : row + 2].tolist()
         near = boxes[slice(*np.searchsorted(boxes[:, 1], (top - tallest, bottom + tallest)))]
         for start, end in _runs(columns):
-            edges = grid.x_edges[start : end + 1].tolist()
-            yield _Band(row, start, edges, top, source.read(edges[0], top, edges[-1] - edges[0], bottom - top), near)
+            yield _Band(row, start, grid.x_edges[start : end + 1].tolist(), top, bottom, near)
 
 
 def _runs(wanted: Bools) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from smearcount import Pipeline, Settings
 from smearcount.images import open_image
 from smearcount.light import illumination
 from smearcount.light.reticle import without_lines
+from smearcount.records import Detections, Scale
 
 Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
@@ -122,3 +125,30 @@ def test_a_field_behind_a_grid_is_counted_like_a_plain_one(
     for kind in ("rbc", "wbc"):
         there, found = (int((each.detections.kinds == kind).sum()) for each in (plain, shown))
         assert abs(found - there) <= 0.05 * there, kind
+
+
+@pytest.mark.parametrize(("um_per_px", "kept"), [(0.3, True), (0.1, False)])
+def test_a_scan_is_not_searched_for_lines(um_per_px: float, *, kept: bool) -> None:
+    """A picture of 0.25 mm2 and more that is read by regions was not made through an eyepiece."""
+    pixels = ruled(np.tile(field(), (2, 3, 1)), 0, 600, 12)
+    scan = Scan(pixels.shape[1::-1], pixels)
+    found = Detections(*(np.zeros(shape, kind) for shape, kind in (((0, 4), "f4"), (0, "f4"), (0, "U3"), (0, "?"))))
+    lit = illumination.Lit(cast(Any, scan))
+    assert (illumination._without_reticle(lit, Scale(um_per_px, "estimated"), found, None) is lit) == kept
+
+
+@dataclass
+class Scan:
+    """A picture that is not held in memory, as far as anybody asks."""
+
+    size_wh: tuple[int, int]
+    pixels: Pixels
+    um_per_px: float | None = None
+    path: Path = Path("scan.tif")
+    scale_origin: str = ""
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+    downsample: float = 1.0
+
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
+        return self.pixels[y : y + h, x : x + w]

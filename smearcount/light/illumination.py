@@ -23,7 +23,7 @@ from smearcount.light.field_stop import BLACK, field_of_view, fill, is_dim, is_p
 from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
-from smearcount.region import Region, sought_around
+from smearcount.region import LARGE_UM2, Region, sought_around
 from smearcount.scale import ScaledCells, find_at_scale, settle_scale, spread_estimate
 
 Rgb = npt.NDArray[np.uint8]
@@ -199,9 +199,13 @@ def settle_lit(lit: Lit, detector: Detector, um_per_px: float | None = None) -> 
 
 
 def _without_reticle(lit: Lit, scale: Scale, found: Detections, _: Region | None) -> Lit:
-    """A picture without lines across it, whose meshes and pieces are found as cells; itself where there are none."""
+    """A picture without lines across it, whose meshes and pieces are found as cells; itself where there are none.
+
+    A scan was not made through an eyepiece.
+    """
     known = scale.source not in ("estimated", "assumed") and (found.kinds == "wbc").sum() < _PIECES
-    if known or not _is_small(lit.source):
+    scanned = math.prod(lit.source.size_wh) * scale.um_per_px**2 >= LARGE_UM2
+    if known or not (isinstance(lit.source, ArraySource) or (_is_small(lit.source) and not scanned)):
         return lit
     inside = lit.view.mask(lit.source.size_wh) if lit.view else None
     return lit.changed(*without_lines(_all_of(lit.source), inside))
