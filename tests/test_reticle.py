@@ -130,7 +130,7 @@ def test_a_field_behind_a_grid_is_counted_like_a_plain_one(
 @pytest.mark.parametrize(("um_per_px", "kept"), [(0.3, True), (0.1, False)])
 def test_a_scan_is_not_searched_for_lines(um_per_px: float, *, kept: bool) -> None:
     """A picture of 0.25 mm2 and more that is read by regions was not made through an eyepiece."""
-    pixels = ruled(np.tile(field(), (2, 3, 1)), 0, 600, 12)
+    pixels = ruled(np.tile(field(), (2, 3, 1)), 0, 450, 8)
     scan = Scan(pixels.shape[1::-1], pixels)
     found = Detections(*(np.zeros(shape, kind) for shape, kind in (((0, 4), "f4"), (0, "f4"), (0, "U3"), (0, "?"))))
     lit = illumination.Lit(cast(Any, scan))
