@@ -197,7 +197,7 @@ class Pipeline:
                 "nms_iou": self.detector.card.nms_iou,
                 "um_per_px": settings.um_per_px,
                 "countable": settings.countable,
-                **{name: getattr(settings, name) for name in ("page", "level", "channel")},
+                **{name: getattr(settings, name) for name in ("batch_size", "page", "level", "channel")},
                 "taxonomy": settings.taxonomy and file_sha256(settings.taxonomy),
                 "region": ONE_EACH if self._regions else self.region and self.region.outline.wkt,
             },
