@@ -11,7 +11,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -685,10 +685,11 @@ def test_of_pictures_in_hand_at_a_time_one_is_large(tmp_path: Path) -> None:
         at_work.remove(task.image_id)
         return task.image_id
 
-    turn, names = Lock(), ["large.tif", "other.tif", "small.tif", "gone.tif"]
+    def do(name: str) -> Any:
+        with large.turn(tmp_path / name):
+            return call(work.Task(tmp_path / name, name, ""))
+
+    names, large = ["large.tif", "other.tif", "small.tif", "gone.tif"], work.LargeInTurn()
     with ThreadPoolExecutor(4) as hands:
-        done = hands.map(
-            lambda name: work._one_large_at_a_time(turn, call, work.Task(tmp_path / name, name, "")), names
-        )
-        assert list(done) == names
+        assert list(hands.map(do, names)) == names
     assert all(len(each & {"large.tif", "other.tif"}) < 2 for each in seen)

@@ -110,6 +110,17 @@ def test_an_engine_that_is_closed_ends_its_workers(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_is_ended_tidies_up_what_it_has_in_hand(tmp_path: Path) -> None:
+    results = run_local(LocalPlan(1, 1, at_once=2), Squares(tmp_path), [1, -2])
+    assert next(results) == [(0, (1, 1))]
+    until = time.monotonic() + 20
+    while not (tmp_path / "-2.part").exists():
+        assert time.monotonic() < until
+    results.close()
+    assert not multiprocessing.active_children()
+    assert not (tmp_path / "-2.part").exists()
+
+
 def test_cores_are_shared() -> None:
     assert LocalPlan().share(100, 8, 8 * WORKER_BYTES) == (8, 1)
     assert LocalPlan().share(3, 8, 8 * WORKER_BYTES) == (3, 2)
@@ -124,6 +135,8 @@ def test_there_are_no_more_workers_than_memory_for() -> None:
     assert LocalPlan().share(100, 64, 31 * WORKER_BYTES) == (31, 2)
     assert LocalPlan().share(100, 64, WORKER_BYTES // 2) == (1, 64)
     assert LocalPlan(workers=5).share(100, 64, WORKER_BYTES) == (5, 12)  # as was asked for
+    assert LocalPlan(at_once=8, most=2).share(100, 64, 64 * WORKER_BYTES) == (2, 32)
+    assert LocalPlan(at_once=8, most=2).share(100, 64, 2 * WORKER_BYTES) == (1, 64)
 
 
 def test_the_limits_of_a_container_count(tmp_path: Path) -> None:

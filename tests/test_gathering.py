@@ -1,6 +1,9 @@
 """Calls of several threads, answered together."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from threading import Event, Lock
@@ -105,3 +108,26 @@ def test_a_field_has_the_same_answer_alone_and_in_company() -> None:
         # The last numbers of a batch are worked out by other instructions.
         np.testing.assert_allclose(answer, together(field)[0], atol=1e-12)
         assert np.abs(answer - alone(field)[0]).max() < 1e-2
+
+
+def test_an_error_leaves_nothing_of_the_call_behind() -> None:
+    """Of a graphics card without memory the tensors of the failed call must go, or the next call fails too."""
+
+    class Tensor:
+        pass
+
+    left: list[weakref.ref[Tensor]] = []
+
+    def run(batch: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+        tensor = Tensor()
+        left.append(weakref.ref(tensor))
+        raise RuntimeError("out of memory")
+
+    gathering = Gathering(run, 2)
+    gc.disable()
+    try:
+        with suppress(RuntimeError):
+            gathering(np.zeros((1, 3)))
+        assert left[0]() is None
+    finally:
+        gc.enable()

@@ -82,7 +82,7 @@ def test_windows_sampled_by_the_network_are_those_of_the_patches(turn: int, side
     source = open_image(Path(__file__).parents[1] / "sample_smears" / "normal.jpg")
     pixels = source.read(0, 0, 400, 320)
     places = np.array([[200.3, 150.8], [5.5, 3.2], [399.0, 316.6], [60.0, 310.1]], np.float32)
-    planes = run._windows(places, side_px, 64, turn, torch.from_numpy(pixels))
+    planes = run._windows(torch.from_numpy(pixels), torch.from_numpy(places), side_px, 64, turn)
     mean, std = (np.array(v).reshape(3, 1, 1) for v in (classifier.card.mean, classifier.card.std))
     for (x, y), found in zip(places.tolist(), planes.numpy(), strict=True):
         expected = np.rot90(sample_window(ArraySource(pixels), (x, y), side_px, 64)[0], turn)

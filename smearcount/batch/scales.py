@@ -10,7 +10,6 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,7 @@ from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.jobs import Stage, Watch
 from smearcount.batch.journal import Journal, Measure
 from smearcount.batch.listing import Picture
-from smearcount.batch.work import Maker, picture_digest
+from smearcount.batch.work import LargeInTurn, Maker, picture_digest
 from smearcount.engines import Engine
 from smearcount.errors import ChangedError
 from smearcount.geometry import FloatArray
@@ -40,7 +39,13 @@ class _MeasureWork:
         """Load the models and return the function of one picture."""
         if threads:
             cv2.setNumThreads(threads)
-        return partial(measure_one, self.maker.load(threads))
+        pipeline, large = self.maker.load(threads), LargeInTurn()
+
+        def do(path: Path) -> Measure | None:
+            with large.turn(path):
+                return measure_one(pipeline, path)
+
+        return do
 
 
 def measure_one(pipeline: Pipeline, path: Path) -> Measure | None:

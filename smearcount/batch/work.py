@@ -9,7 +9,7 @@ import re
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -35,14 +35,15 @@ from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record", "picture_digest"]
+__all__ = ["BatchWork", "LargeInTurn", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record"]
+__all__ += ["picture_digest"]
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
 
 
-LARGE_BYTES = 16_000_000
-"""Of a file that may take much memory: a photograph of some 100 megapixels, a scan."""
+LARGE_BYTES = 2_000_000
+"""Of a file that may take much memory: a photograph of some 14 megapixels, a scan."""
 
 
 class Maker(Protocol):
@@ -224,17 +225,30 @@ class BatchWork:
         if threads:
             cv2.setNumThreads(threads)
         call = partial(analyze_one, self.maker.load(threads), self.wishes)
-        return partial(_one_large_at_a_time, Lock(), call)
+        large = LargeInTurn()
+
+        def do(task: Task) -> Record:
+            with large.turn(task.path):
+                return call(task)
+
+        return do
 
 
-def _one_large_at_a_time(turn: Lock, call: Callable[[Task], Record], task: Task) -> Record:
-    """The record of a picture; of several in hand only one is large."""
-    try:
-        large = task.path.stat().st_size > LARGE_BYTES
-    except OSError:
-        large = False
-    with turn if large else contextlib.nullcontext():
-        return call(task)
+class LargeInTurn:
+    """Of the pictures that a worker has in hand no more than one is large."""
+
+    def __init__(self) -> None:
+        self._alone = Lock()
+
+    @contextlib.contextmanager
+    def turn(self, path: Path) -> Iterator[None]:
+        """The block in which a picture is worked on; that of a large one waits for the one before."""
+        try:
+            large = path.stat().st_size > LARGE_BYTES
+        except OSError:
+            large = False
+        with self._alone if large else contextlib.nullcontext():
+            yield
 
 
 def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -105,14 +106,14 @@ def _engine(settings: Settings, name: str, workers: int | None, address: str) ->
         return run_here
     on_card = _on_card(settings)
     at_once = calls_at_once(settings.batch_size, on_card=on_card)
-    return partial(run_local, LocalPlan(workers or GPU_WORKERS * on_card, settings.threads, at_once))
+    return partial(run_local, LocalPlan(workers or 0, settings.threads, at_once, GPU_WORKERS * on_card))
 
 
 def _on_card(settings: Settings) -> bool:
-    """Whether the pipeline is likely to take a graphics card; nothing but the number of workers depends on it."""
+    """Whether the pipeline is likely to take a graphics card: by it go the workers, and the pictures in their hands."""
     from smearcount.cuda import has_driver
 
-    could = settings.device == "auto" and settings.runtime in ("auto", "torch")
+    could = find_spec("torch") is not None and settings.device == "auto" and settings.runtime in ("auto", "torch")
     return settings.device == "cuda" or (could and has_driver())
 
 

@@ -6,15 +6,17 @@ has a pipe of its own, so the task that was being done is known.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,8 +38,9 @@ _STARTS = 3
 
 _PATIENCE_S = 5.0
 
-WORKER_BYTES = 600_000_000
-"""Memory of a worker that finds and names the cells of fields: 485 MB at its peak."""
+WORKER_BYTES, IN_HAND_BYTES = 600_000_000, 80_000_000
+"""Memory of a worker that finds and names the cells of fields, 485 MB at its peak, and of each more that it has in
+hand: of 3000 x 2000 px 76 MB."""
 
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -50,18 +53,21 @@ class LocalPlan:
         workers: processes; 0 for as many as there are cores, or tasks, or memory for.
         threads: of each process; 0 for an equal share of the cores.
         at_once: tasks that each has in hand, on as many threads: what they ask of a graphics card comes together.
+        most: workers where their number is left open; 0 for no such limit.
     """
 
     workers: int = 0
     threads: int = 0
     at_once: int = 1
+    most: int = 0
 
     def share(self, tasks: int, cores: int, memory: int) -> tuple[int, int]:
         """Number of processes and threads of each for so many tasks, with so many bytes of memory.
 
         One thread a process wins over many threads in few processes: decoding and post-processing have no threads.
         """
-        workers = self.workers or min(max(1, cores // (self.threads or 1)), memory // WORKER_BYTES)
+        fitting = memory // (WORKER_BYTES + (self.at_once - 1) * IN_HAND_BYTES)
+        workers = self.workers or min(max(1, cores // (self.threads or 1)), fitting, self.most or fitting)
         workers = max(1, min(workers, tasks))
         return workers, self.threads or max(1, cores // workers)
 
@@ -128,9 +134,9 @@ class _Worker:
         except ValueError:
             return f"signal {-code}"
 
-    def stop(self) -> None:
+    def stop(self, patience_s: float = _PATIENCE_S) -> None:
         """End the process; it is asked first, so that no half-written file stays behind."""
-        self.process.join(_PATIENCE_S)
+        self.process.join(patience_s)
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
@@ -206,6 +212,8 @@ class _Pool:
                     raise content
                 if word == "ready":
                     worker.ready, self._false_starts = True, 0
+                elif word == "broken":
+                    sys.stderr.write(content)
                 else:
                     worker.given.remove(number)
                     found.append((number, content))
@@ -234,8 +242,9 @@ class _Pool:
         """End all workers, idle or not."""
         for worker in self._workers:
             worker.process.terminate()
+        until = time.monotonic() + _PATIENCE_S
         for worker in self._workers:
-            worker.stop()
+            worker.stop(max(0.0, until - time.monotonic()))
 
 
 def _serve(pipe: Connection, packed: bytes, threads: int, at_once: int) -> None:
@@ -254,20 +263,43 @@ def _serve(pipe: Connection, packed: bytes, threads: int, at_once: int) -> None:
         for number, task in _given(pipe):
             pipe.send(("done", number, call(task)))
         return
-    alone = threading.Lock()
+    _Hands(pipe, call).work(at_once)
 
-    def do(number: int, task: Any) -> None:
+
+class _Hands:
+    """The threads of a worker that has several tasks in hand."""
+
+    def __init__(self, pipe: Connection, call: Callable[[Any], Any]) -> None:
+        self._pipe, self._call, self._alone = pipe, call, threading.Lock()
+        self._busy: set[int] = set()
+
+    def work(self, at_once: int) -> None:
+        """Do the tasks that come until the pipe is closed."""
+        hands = ThreadPoolExecutor(at_once, "smearcount-task")
         try:
-            result = call(task)
-            with alone:
-                pipe.send(("done", number, result))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)  # as an error ends a worker that does one task after the other
+            for number, task in _given(self._pipe):
+                hands.submit(self._do, number, task)
+        except SystemExit:
+            hands.shutdown(wait=False, cancel_futures=True)
+            for thread in tuple(self._busy):
+                # As the signal does on the main thread, so that each tidies up.
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))
+            raise
+        finally:
+            hands.shutdown()
 
-    with ThreadPoolExecutor(at_once, "smearcount-task") as hands:
-        for number, task in _given(pipe):
-            hands.submit(do, number, task)
+    def _do(self, number: int, task: Any) -> None:
+        self._busy.add(threading.get_ident())
+        try:
+            result = self._call(task)
+            with self._alone:
+                self._pipe.send(("done", number, result))
+        except Exception:
+            with self._alone:
+                self._pipe.send(("broken", number, traceback.format_exc()))
+            os._exit(1)  # as an error ends a worker that does one task after the other
+        finally:
+            self._busy.discard(threading.get_ident())
 
 
 def _given(pipe: Connection) -> Iterator[tuple[int, Any]]:

@@ -169,7 +169,8 @@ def _offline() -> Generator[None, None, None]:
 
 def _mapped(ray: Any, plan: RayPlan, work: Work, tasks: Sequence[Any]) -> Generator[Results, None, None]:
     workers, cards = plan.share(len(tasks), ray.cluster_resources())
-    rows = max(1, min(_MOST_ROWS, len(tasks) // (16 * workers)))
+    # Small enough to be spread and done again, large enough for all that an actor has in hand.
+    rows = max(1, min(plan.at_once, -(-len(tasks) // workers)), min(_MOST_ROWS, len(tasks) // (16 * workers)))
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
     tally = ray.remote(_Tally).options(num_cpus=0, scheduling_strategy=here).remote()
     items = [{"number": number, "task": pickle.dumps(task)} for number, task in enumerate(tasks)]

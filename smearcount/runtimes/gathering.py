@@ -49,7 +49,12 @@ class Gathering:
             self._waiting.append(mine)
         with self._free:
             self._answer(self._taken(mine))
-        return mine[1].result()
+        answer = mine[1]
+        try:
+            return answer.result()
+        finally:
+            # An error leads to this frame, and from it to what holds the error: the tensors of its frames would stay.
+            del mine, answer
 
     def _taken(self, mine: Waiting) -> list[Waiting]:
         """A call, and those that wait with a picture of its size; none where another took it along."""
@@ -68,8 +73,8 @@ class Gathering:
         try:
             outputs = self._run(np.concatenate(pictures + pictures[:1] * (self._size - len(pictures))))
         except BaseException as error:
-            for _, answer in batch:
-                answer.set_exception(error)
+            while batch:
+                batch.pop()[1].set_exception(error)
             return
         for row, (_, answer) in enumerate(batch):
             answer.set_result(tuple(output[row : row + 1] for output in outputs))

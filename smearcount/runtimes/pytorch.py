@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import Any
 
@@ -94,27 +93,33 @@ class TorchRuntime:
     ) -> tuple[Floats, ...]:
         """See `InferWindows`; the network is given what `patches.sample_window` gives, but for a grey level or two."""
         at_once = max(1, self.at_once // samples_across(side_px / out_px) ** 2)
-        parts = [
-            self._outputs(picture, partial(self._windows, centres_xy[row : row + at_once], side_px, out_px, turn))
-            for turn in turns
-            for row in range(0, len(centres_xy), at_once)
-        ]
-        return tuple(np.concatenate(columns) for columns in zip(*parts, strict=True))
+
+        def batches(there: Any, places: Any) -> Iterator[Any]:
+            for turn in turns:
+                for row in range(0, len(places), at_once):
+                    yield self._windows(there, places[row : row + at_once], side_px, out_px, turn)
+
+        return self._outputs(batches, picture, centres_xy)
 
     def _answer(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
-        return self._outputs(batch, self._planes)
+        return self._outputs(lambda there: [self._planes(there)], batch)
 
-    def _outputs(self, given: npt.NDArray[Any], to_planes: Callable[[Any], Any]) -> tuple[Floats, ...]:
-        """What the network says of an array that was made its input where the network is."""
+    def _outputs(self, batches: Callable[..., Iterable[Any]], *given: npt.NDArray[Any]) -> tuple[Floats, ...]:
+        """What the network says of the batches that are made of some arrays where it is, one below the other."""
         torch, road = self._torch, self._road
         with torch.inference_mode():
-            there = road.send(torch.from_numpy(np.require(given, requirements=("C", "W"))))
+            sent = [road.send(torch.from_numpy(np.require(each, requirements=("C", "W")))) for each in given]
             with self._alone:
-                road.begin(there)
-                result = self._net(to_planes(there).to(self._dtype, memory_format=torch.channels_last))
+                road.begin(sent)
+                parts = [self._asked(planes) for planes in batches(*sent)]
+                outputs = [torch.cat(columns) if len(parts) > 1 else columns[0] for columns in zip(*parts, strict=True)]
                 done = road.end()
-            outputs = result if isinstance(result, tuple | list) else (result,)
-            return tuple(road.fetch(each, done) for each in outputs if isinstance(each, torch.Tensor))
+            return tuple(road.fetch(each, done) for each in outputs)
+
+    def _asked(self, planes: Any) -> list[Any]:
+        result = self._net(planes.to(self._dtype, memory_format=self._torch.channels_last))
+        outputs = result if isinstance(result, tuple | list) else (result,)
+        return [each for each in outputs if isinstance(each, self._torch.Tensor)]
 
     def _planes(self, given: Any) -> Any:
         """A batch as `(B, 3, H, W)`, normalised."""
@@ -124,15 +129,15 @@ class TorchRuntime:
     def _normalised(self, planes: Any) -> Any:
         return (planes * (1 / 255) - self._mean) / self._std
 
-    def _windows(self, centres_xy: FloatArray, side_px: float, out_px: int, turn: int, picture: Any) -> Any:
+    def _windows(self, picture: Any, centres_xy: Any, side_px: float, out_px: int, turn: int) -> Any:
         """Windows of a picture `(H, W, 3)` as `(N, 3, out_px, out_px)`, normalised."""
-        torch, there = self._torch, picture.device
+        torch, (height, width) = self._torch, picture.shape[:2]
         finer = samples_across(side_px / out_px)
-        samples, size_wh = out_px * finer, torch.tensor(picture.shape[1::-1], device=there)
-        from_middle = (torch.arange(samples, device=there) + 0.5) * (side_px / samples) - side_px / 2
+        samples = out_px * finer
+        from_middle = (torch.arange(samples, device=picture.device) + 0.5) * (side_px / samples) - side_px / 2
         # From -1 at the left and upper edge of the picture to 1 at the right and lower one.
-        places = (torch.from_numpy(centres_xy).to(there)[:, None] + from_middle[:, None]) * (2 / size_wh) - 1
-        x, y = places[:, None, :, 0], places[:, :, None, 1]
+        x = (centres_xy[:, :1] + from_middle)[:, None, :] * (2 / width) - 1
+        y = (centres_xy[:, 1:] + from_middle)[:, :, None] * (2 / height) - 1
         grid = torch.stack(torch.broadcast_tensors(x, y), -1).view(1, -1, samples, 2)
         # Beyond the picture the sampling has zeros, which stand for the fill.
         planes = picture.permute(2, 0, 1)[None].float() - FILL
@@ -150,7 +155,7 @@ class _Here:
         """The tensor."""
         return host
 
-    def begin(self, sent: Any) -> None:
+    def begin(self, sent: Iterable[Any]) -> None:
         """The network may begin."""
 
     def end(self) -> None:
@@ -176,11 +181,12 @@ class _Lanes:
         with self._cuda.stream(self._there):
             return host.pin_memory().to(self._device, non_blocking=True)
 
-    def begin(self, sent: Any) -> None:
+    def begin(self, sent: Iterable[Any]) -> None:
         """What the thread gives the network from now on waits for what was sent."""
         network = self._cuda.current_stream(self._device)
         network.wait_stream(self._there)
-        sent.record_stream(network)
+        for each in sent:
+            each.record_stream(network)
 
     def end(self) -> Any:
         """The event after which the network is done with what it was given."""
