@@ -685,11 +685,8 @@ def test_of_pictures_in_hand_at_a_time_one_is_large(tmp_path: Path) -> None:
         at_work.remove(task.image_id)
         return task.image_id
 
-    def do(name: str) -> Any:
-        with large.turn(tmp_path / name):
-            return call(work.Task(tmp_path / name, name, ""))
-
-    names, large = ["large.tif", "other.tif", "small.tif", "gone.tif"], work.LargeInTurn()
+    do = work.one_large_at_a_time(call, lambda task: task.path)
+    names = ["large.tif", "other.tif", "small.tif", "gone.tif"]
     with ThreadPoolExecutor(4) as hands:
-        assert list(hands.map(do, names)) == names
+        assert list(hands.map(do, [work.Task(tmp_path / name, name, "") for name in names])) == names
     assert all(len(each & {"large.tif", "other.tif"}) < 2 for each in seen)

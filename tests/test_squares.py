@@ -205,6 +205,13 @@ def test_a_region_is_judged_as_within_the_whole(
     assert part.shares()["countable"] == pytest.approx((part.reasons[judged] == 0).mean(), abs=0.01)
 
 
+def add_haze(drawn: Any, left_px: int) -> None:
+    """Darken the glass of a drawn picture from a column on."""
+    bare = (drawn.pixels == drawn.pixels[0, 0]).all(axis=2)
+    bare[:, :left_px] = False
+    drawn.pixels[bare] = 171
+
+
 def test_a_region_that_ends_within_a_large_square_is_judged_as_within_the_whole(
     scatter_discs: Draw, cells: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,9 +220,7 @@ def test_a_region_that_ends_within_a_large_square_is_judged_as_within_the_whole(
     monkeypatch.setattr("smearcount.squares._LIGHT_SQUARES", 1)
     monkeypatch.setattr("smearcount.countable._background_level", lambda _: 53.5)
     drawn = scatter_discs((2040, 2040), 30, 3)
-    bare = (drawn.pixels == drawn.pixels[0, 0]).all(axis=2)
-    bare[:, :510] = False
-    drawn.pixels[bare] = 171
+    add_haze(drawn, 510)
     found, region = cells(drawn.boxes), Region(shapely.box(300, 900, 514, 1100))
     part, whole = (judge_squares(measure_squares(drawn, UM_PER_PX, found, each)) for each in (region, None))
     judged = part.grid.touching(region)
@@ -226,9 +231,7 @@ def test_a_region_that_ends_within_a_large_square_is_judged_as_within_the_whole(
 def test_a_region_is_judged_by_the_light_of_the_picture(scatter_discs: Draw, cells: Cells) -> None:
     """Haze all around it, which would be taken for glass."""
     drawn = scatter_discs((2880, 2880), 30, 3)
-    bare = (drawn.pixels == drawn.pixels[0, 0]).all(axis=2)
-    bare[:, :960] = False
-    drawn.pixels[bare] = 171
+    add_haze(drawn, 960)
     found, region = cells(drawn.boxes), Region(shapely.box(2000, 900, 2300, 1300))
     part, whole = (judge_squares(measure_squares(drawn, UM_PER_PX, found, each)) for each in (region, None))
     judged = part.grid.touching(region)

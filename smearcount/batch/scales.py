@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.jobs import Stage, Watch
 from smearcount.batch.journal import Journal, Measure
 from smearcount.batch.listing import Picture
-from smearcount.batch.work import LargeInTurn, Maker, picture_digest
+from smearcount.batch.work import Maker, one_large_at_a_time, picture_digest
 from smearcount.engines import Engine
 from smearcount.errors import ChangedError
 from smearcount.geometry import FloatArray
@@ -39,13 +40,7 @@ class _MeasureWork:
         """Load the models and return the function of one picture."""
         if threads:
             cv2.setNumThreads(threads)
-        pipeline, large = self.maker.load(threads), LargeInTurn()
-
-        def do(path: Path) -> Measure | None:
-            with large.turn(path):
-                return measure_one(pipeline, path)
-
-        return do
+        return one_large_at_a_time(partial(measure_one, self.maker.load(threads)), lambda path: path)
 
 
 def measure_one(pipeline: Pipeline, path: Path) -> Measure | None:

@@ -9,13 +9,13 @@ import re
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cv2
 
@@ -35,12 +35,14 @@ from smearcount.runtimes import RuntimeChoice, model_for
 from smearcount.slide_scale import SlideScales
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = ["BatchWork", "LargeInTurn", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record"]
-__all__ += ["picture_digest"]
+__all__ = ["BatchWork", "PipelineMaker", "Task", "Wishes", "analyze_one", "failed_record"]
+__all__ += ["one_large_at_a_time", "picture_digest"]
 
 _NO_EFFECT = frozenset(("threads", "tile", "detector", "classifiers", "taxonomy"))
 """Settings that change no count, or stand in the identity by their content."""
 
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 LARGE_BYTES = 2_000_000
 """Of a file that may take much memory: a photograph of some 14 megapixels, a scan."""
@@ -225,30 +227,22 @@ class BatchWork:
         if threads:
             cv2.setNumThreads(threads)
         call = partial(analyze_one, self.maker.load(threads), self.wishes)
-        large = LargeInTurn()
-
-        def do(task: Task) -> Record:
-            with large.turn(task.path):
-                return call(task)
-
-        return do
+        return one_large_at_a_time(call, lambda task: task.path)
 
 
-class LargeInTurn:
-    """Of the pictures that a worker has in hand no more than one is large."""
+def one_large_at_a_time(call: Callable[[Asked], Answer], path_of: Callable[[Asked], Path]) -> Callable[[Asked], Answer]:
+    """A function of pictures that waits with a large one until another large one is done."""
+    alone = Lock()
 
-    def __init__(self) -> None:
-        self._alone = Lock()
-
-    @contextlib.contextmanager
-    def turn(self, path: Path) -> Iterator[None]:
-        """The block in which a picture is worked on; that of a large one waits for the one before."""
+    def do(asked: Asked) -> Answer:
         try:
-            large = path.stat().st_size > LARGE_BYTES
+            large = path_of(asked).stat().st_size > LARGE_BYTES
         except OSError:
             large = False
-        with self._alone if large else contextlib.nullcontext():
-            yield
+        with alone if large else contextlib.nullcontext():
+            return call(asked)
+
+    return do
 
 
 def analyze_one(pipeline: Pipeline, wishes: Wishes, task: Task) -> Record:
