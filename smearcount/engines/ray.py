@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -224,8 +224,10 @@ class _Actor:
     """
 
     def __init__(self, packed: bytes, threads: int, at_once: int, tally: Any) -> None:
-        self._packed, self._threads, self._at_once, self._tally = packed, threads, at_once, tally
+        self._packed, self._threads, self._tally = packed, threads, tally
         self._call: Any = None
+        # Kept from block to block: a new thread's memory and what libraries hold for it are made anew.
+        self._hands = ThreadPoolExecutor(at_once, "smearcount-task")
 
     def __call__(self, block: Any) -> dict[str, list[Any]]:
         """The result of each task of a block, or the error that keeps all tasks from being done."""
@@ -241,8 +243,8 @@ class _Actor:
 
     def _done(self, rows: Sequence[dict[str, Any]]) -> list[Any]:
         suspect = self._begun_in_vain("block", rows[0]["number"]) > 0
-        with ThreadPoolExecutor(1 if suspect else self._at_once, "smearcount-task") as hands:
-            results = list(hands.map(partial(self._once, suspect=suspect), rows))
+        each: Callable[..., Iterable[Any]] = map if suspect else self._hands.map
+        results = list(each(partial(self._once, suspect=suspect), rows))
         self._tally.end.remote("block", rows[0]["number"])
         return results
 
