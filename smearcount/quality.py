@@ -18,7 +18,9 @@ from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.region import Region
 from smearcount.taxonomy import Taxonomy
 
-__all__ = ["NOT_RECOGNISED", "assess", "remarks", "sharpness", "warnings_of"]
+__all__ = ["NOT_RECOGNISED", "assess", "focus_view", "remarks", "sharpness", "warnings_of"]
+
+Grey = npt.NDArray[np.uint8]
 
 FOCUS_UM_PER_PX = 0.2
 FOCUS_SIDE_UM = 25.0
@@ -50,22 +52,28 @@ ENOUGH_WHITE = 100
 NOT_RECOGNISED = ("blasts", "atypical lymphocytes", "smudge cells")
 
 
-def sharpness(green: npt.NDArray[np.uint8], um_per_px: float) -> float:
+def focus_view(green: Grey, um_per_px: float) -> Grey:
+    """The green channel `(H, W)` of a picture at 0.2 um a pixel, so that magnification has no part in its focus."""
+    factor = um_per_px / FOCUS_UM_PER_PX
+    return resize_rgb(green, max(8, round(green.shape[1] * factor)), max(8, round(green.shape[0] * factor)))
+
+
+def sharpness(view: Grey) -> float:
     """Strength of the detail of 0.2 to 0.4 um against that of 0.4 to 1.6 um.
 
     Args:
-        green: `(H, W) uint8`, the green channel of a picture.
-        um_per_px: its scale; the measure is taken at 0.2 um a pixel, so that magnification has no part in it.
+        view: as from `focus_view`.
 
     Returns:
         A ratio without unit: 0 for a blank picture.
     """
-    factor = um_per_px / FOCUS_UM_PER_PX
-    size_wh = (max(8, round(green.shape[1] * factor)), max(8, round(green.shape[0] * factor)))
-    seen = resize_rgb(green, *size_wh).astype(np.float32)
-    fine, coarse = (cv2.GaussianBlur(seen, (0, 0), 1.0), cv2.GaussianBlur(seen, (0, 0), 4.0))
+    seen = view.astype(np.float32)
+    fine = cv2.GaussianBlur(seen, (0, 0), 1.0)
+    # What is left of the detail needs no more pixels than this.
+    half = cv2.resize(fine, (seen.shape[1] // 2, seen.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    coarse = cv2.GaussianBlur(half, (0, 0), 2.0)
     # OpenCV takes a mean square several times as fast as NumPy.
-    structure = cv2.norm(fine, coarse, cv2.NORM_L2SQR) / seen.size
+    structure = cv2.norm(half, coarse, cv2.NORM_L2SQR) / half.size
     detail = max(cv2.norm(seen, fine, cv2.NORM_L2SQR) / seen.size - ROUNDING_NOISE, 0.0)
     return detail / structure if structure > 1 else 0.0
 
@@ -92,7 +100,7 @@ def _focus(source: PixelSource, um_per_px: float, part: Region | None) -> float:
         min(max(math.floor(middle - length / 2), 0), most - length)
         for middle, length, most in ((x, w, source.size_wh[0]), (y, h, source.size_wh[1]))
     )
-    return sharpness(source.read(left, top, w, h)[..., 1], um_per_px) / SHARPEST_RATIO
+    return sharpness(focus_view(source.read(left, top, w, h)[..., 1], um_per_px)) / SHARPEST_RATIO
 
 
 def _bounds(source: PixelSource, part: Region | None) -> tuple[int, int, int, int]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from smearcount.geometry import FloatArray, areas, centres, resize_rgb
 from smearcount.images import PixelSource
 from smearcount.pairs import overlapping_discs
-from smearcount.quality import SHARPEST_RATIO, sharpness
+from smearcount.quality import SHARPEST_RATIO, focus_view, sharpness
 from smearcount.records import Detections
 from smearcount.region import Region
 from smearcount.unscanned import Edges, plain_part, scanned_areas_um2, scanned_region
@@ -167,8 +167,9 @@ def measure_squares(
     def measure(band: _Band) -> None:
         for column, pixels, green, occupied in band.squares(source, um_per_px):
             part = plain_part(pixels, occupied.shape)
-            focus[band.row, column] = sharpness(green, um_per_px) / SHARPEST_RATIO
-            coarse = resize_rgb(green, occupied.shape[1], occupied.shape[0])
+            view = focus_view(green, um_per_px)
+            focus[band.row, column] = sharpness(view) / SHARPEST_RATIO
+            coarse = resize_rgb(view, occupied.shape[1], occupied.shape[0])
             on_cells[band.row, column] = _levels(coarse, occupied)
             off_cells[band.row, column] = _levels(coarse, 1 - occupied)
             if part is not None:

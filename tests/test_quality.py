@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import shapely
 
-from smearcount.quality import assess, sharpness
+from smearcount.quality import assess, focus_view, sharpness
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
 
@@ -29,10 +29,15 @@ def field(scatter_discs: Draw) -> Pixels:
     return np.clip(cv2.GaussianBlur(pixels, (0, 0), 1.5) + grain[..., None], 0, 255).astype(np.uint8)
 
 
+def sharp(pixels: Pixels, um_per_px: float = UM_PER_PX) -> float:
+    """The sharpness of a picture `(H, W, 3)`."""
+    return sharpness(focus_view(np.ascontiguousarray(pixels[..., 1]), um_per_px))
+
+
 def test_sharpness_falls_with_every_step_of_blur(field: Pixels) -> None:
-    values = [sharpness(field[..., 1], UM_PER_PX)]
+    values = [sharp(field)]
     for sigma in (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0, 20.0):
-        values.append(sharpness(cv2.GaussianBlur(field, (0, 0), sigma)[..., 1].astype(np.uint8), UM_PER_PX))
+        values.append(sharp(cv2.GaussianBlur(field, (0, 0), sigma)))
     assert all(b < a for a, b in zip(values[:-1], values[1:], strict=True)), values
     assert values[-1] < values[0] / 5
 
@@ -42,22 +47,22 @@ def test_magnification_has_little_part_in_it(field: Pixels, factor: float) -> No
     size = (round(600 * factor),) * 2
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     resized = cv2.resize(field, size, interpolation=method).astype(np.uint8)
-    value = sharpness(resized[..., 1], UM_PER_PX / factor)
-    assert value == pytest.approx(sharpness(field[..., 1], UM_PER_PX), rel=0.35)
-    blurred = sharpness(cv2.GaussianBlur(field, (0, 0), 4)[..., 1].astype(np.uint8), UM_PER_PX)
+    value = sharp(resized, UM_PER_PX / factor)
+    assert value == pytest.approx(sharp(field), rel=0.35)
+    blurred = sharp(cv2.GaussianBlur(field, (0, 0), 4))
     assert value > 1.5 * blurred
 
 
 def test_turning_and_brightness_change_nothing(field: Pixels) -> None:
-    value = sharpness(field[..., 1], UM_PER_PX)
-    assert sharpness(np.rot90(field[..., 1]).copy(), UM_PER_PX) == pytest.approx(value, rel=1e-3)
-    assert sharpness((field[..., 1] // 2).astype(np.uint8), UM_PER_PX) == pytest.approx(value, rel=0.1)
+    value = sharp(field)
+    assert sharp(np.rot90(field)) == pytest.approx(value, rel=1e-3)
+    assert sharp(field // 2) == pytest.approx(value, rel=0.1)
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (3, 200), (64, 64)])
 def test_a_blank_picture_has_no_sharpness(size_hw: tuple[int, int]) -> None:
     for um_per_px in (0.02, 0.2, 2.0):
-        assert sharpness(np.full(size_hw, 214, np.uint8), um_per_px) == 0
+        assert sharp(np.full((*size_hw, 3), 214, np.uint8), um_per_px) == 0
 
 
 def boxes_in_a_row(n: int, side: float, step: float) -> npt.NDArray[np.float32]:
