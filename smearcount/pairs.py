@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from smearcount.geometry import FloatArray, areas, centres, diameters
 
-__all__ = ["ClosePairs", "close_pairs", "overlapping_discs", "overlapping_pairs"]
+__all__ = ["ClosePairs", "close_pairs", "overlapping_discs"]
 
 DISC_OVERLAP = 0.1
 """Share of a cell's disc under another one. Boxes are some 12 % wider than their cells, so that discs of cells that
@@ -51,19 +51,6 @@ def close_pairs(boxes_xyxy: FloatArray, min_iou: float) -> ClosePairs:
         close = iou > min_iou
         found.append((first[close], second[close], iou[close]))
     return ClosePairs(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
-
-
-def overlapping_pairs(boxes_xyxy: FloatArray) -> tuple[Rows, Rows, FloatArray]:
-    """Pairs of boxes that share an area, each pair both ways: first rows, second rows, area shared in square pixels."""
-    corners = _columns(boxes_xyxy)
-    found = [(np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0, np.float32))]
-    for first, second in _neighbours(corners):
-        common = _common_areas(corners, first, second)
-        found.append((first[common > 0], second[common > 0], common[common > 0]))
-    first, second, common = (np.concatenate(columns) for columns in zip(*found, strict=True))
-    rows, partners = np.concatenate([first, second]), np.concatenate([second, first])
-    by_row = np.lexsort((partners, rows))
-    return rows[by_row], partners[by_row], np.concatenate([common, common])[by_row]
 
 
 def _columns(boxes_xyxy: FloatArray) -> FloatArray:
@@ -128,11 +115,12 @@ def overlapping_discs(boxes: FloatArray) -> npt.NDArray[np.bool_]:
     Args:
         boxes: `(N, 4) float32`.
     """
-    first, second, _ = overlapping_pairs(boxes)
+    pairs = close_pairs(boxes, 0)
     heavy = np.zeros(len(boxes), np.bool_)
-    for start in range(0, len(first), PAIRS_AT_ONCE):
-        some = slice(start, start + PAIRS_AT_ONCE)
-        heavy[first[some][_lie_on(boxes[first[some]], boxes[second[some]])]] = True
+    for start in range(0, len(pairs.first), PAIRS_AT_ONCE):
+        first, second = (rows[start : start + PAIRS_AT_ONCE] for rows in (pairs.first, pairs.second))
+        for ours, theirs in ((first, second), (second, first)):
+            heavy[ours[_lie_on(boxes[ours], boxes[theirs])]] = True
     return heavy
 
 

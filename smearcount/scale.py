@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smearcount.detector import Detector
-from smearcount.geometry import FloatArray, areas, diameters
+from smearcount.geometry import FloatArray, diameters
 from smearcount.images import PixelSource
-from smearcount.pairs import overlapping_pairs
+from smearcount.pairs import close_pairs
 from smearcount.records import RED_CELL_UM, Detections, Scale
 from smearcount.region import Region, sought_around, with_edge_of
 
@@ -100,10 +100,9 @@ class _Crop:
 
 def isolated_red_diameters(cells: Detections) -> FloatArray:
     """Diameters in pixels of the red cells that do not touch the border: the isolated ones where they are enough."""
-    first, second, common = overlapping_pairs(cells.boxes)
-    area = areas(cells.boxes)
+    touching = close_pairs(cells.boxes, TOUCHING_IOU)
     alone = np.ones(len(cells), np.bool_)
-    alone[first[common > TOUCHING_IOU * (area[first] + area[second] - common)]] = False
+    alone[touching.first] = alone[touching.second] = False
     red = (cells.kinds == "rbc") & ~cells.at_edge
     return diameters(cells.boxes[red & alone if (red & alone).sum() >= ENOUGH_CELLS else red])
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from smearcount import pairs as module
-from smearcount.geometry import areas, iou_matrix
-from smearcount.pairs import close_pairs, overlapping_pairs
+from smearcount.geometry import iou_matrix
+from smearcount.pairs import close_pairs, overlapping_discs
 
 
 def random_boxes(n: int, seed: int = 5) -> npt.NDArray[np.float32]:
@@ -22,34 +22,33 @@ def random_boxes(n: int, seed: int = 5) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize("n", [0, 1, 2, 60, 199, 700])
 def test_pairs_that_share_an_area_are_those_of_the_matrix(n: int) -> None:
     boxes = random_boxes(n)
-    first, second, common = overlapping_pairs(boxes)
-    shared = iou_matrix(boxes, boxes) > 0
-    np.fill_diagonal(shared, val=False)
-    assert sorted(np.stack([first, second], axis=1).tolist()) == np.argwhere(shared).tolist()
-    union = areas(boxes[first]) + areas(boxes[second]) - common
-    np.testing.assert_allclose(common / union, iou_matrix(boxes, boxes)[first, second], rtol=1e-6)
+    pairs = close_pairs(boxes, 0)
+    found = np.sort(np.stack([pairs.first, pairs.second], axis=1), axis=1)
+    assert sorted(found.tolist()) == np.argwhere(np.triu(iou_matrix(boxes, boxes) > 0, 1)).tolist()
+    np.testing.assert_allclose(pairs.iou, iou_matrix(boxes, boxes)[pairs.first, pairs.second], rtol=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [7, 199, 700])
 def test_pairs_are_the_same_however_many_are_sought_together(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     boxes = random_boxes(700)
     boxes[3] = (0, 0, 400, 400)
-    whole = overlapping_pairs(boxes)
+    whole = overlapping_discs(boxes)
     monkeypatch.setattr(module, "BOXES_AT_ONCE", at_once)
-    for ours, theirs in zip(overlapping_pairs(boxes), whole, strict=True):
-        assert np.array_equal(ours, theirs)
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
+    assert np.array_equal(overlapping_discs(boxes), whole)
+    assert 0 < whole.sum() < len(whole)
 
 
 def test_pairs_of_many_boxes_need_little_memory() -> None:
-    overlapping_pairs(random_boxes(500))
+    close_pairs(random_boxes(500), 0)
     boxes = random_boxes(8000)
     tracemalloc.start()
-    pairs = len(overlapping_pairs(boxes)[0])
+    pairs = len(close_pairs(boxes, 0).first)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert pairs > 8000
+    assert pairs > 4000
     # The matrix of all pairs takes 256 MB a field.
-    assert peak < 40e6
+    assert peak < 20e6
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 64, 1024])

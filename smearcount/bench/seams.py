@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, areas, centres
-from smearcount.pairs import overlapping_pairs
+from smearcount.geometry import FloatArray, centres
+from smearcount.pairs import close_pairs
 
 __all__ = ["MATCH_IOU", "Origin", "central_counts", "finders", "seam_figures"]
 
@@ -50,17 +50,13 @@ def central_counts(origins: Sequence[Origin], size_wh: tuple[int, int], border_p
 
 
 def finders(truth_xyxy: FloatArray, found_xyxy: FloatArray) -> npt.NDArray[np.intp]:
-    """How many found boxes have each true box `(N, 4)` as the one they overlap most, by `MATCH_IOU` or more, `(N,)`."""
-    boxes = np.concatenate([truth_xyxy, found_xyxy])
-    first, second, common = overlapping_pairs(boxes)
-    across = (first < len(truth_xyxy)) & (second >= len(truth_xyxy))
-    first, second, common = first[across], second[across] - len(truth_xyxy), common[across]
-    area = areas(truth_xyxy)[first] + areas(found_xyxy)[second] - common
-    overlap = common / area
-    order = np.lexsort((-overlap, second))
-    _, best = np.unique(second[order], return_index=True)
-    rows = order[best]
-    return np.bincount(first[rows[overlap[rows] >= MATCH_IOU]], minlength=len(truth_xyxy)).astype(np.intp)
+    """How many found boxes `(F, 4)` overlap each true box `(N, 4)` most, and by more than `MATCH_IOU`, `(N,)`."""
+    pairs, true = close_pairs(np.concatenate([truth_xyxy, found_xyxy]), MATCH_IOU), len(truth_xyxy)
+    ours, theirs = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)
+    order = np.lexsort((-pairs.iou, theirs))
+    order = order[(ours[order] < true) & (theirs[order] >= true)]
+    _, best = np.unique(theirs[order], return_index=True)
+    return np.bincount(ours[order[best]], minlength=true).astype(np.intp)
 
 
 def seam_figures(truth_xyxy: FloatArray, first: Origin, second: Origin, band_px: float) -> dict[str, Any]:
