@@ -97,8 +97,8 @@ class Classifier:
             return self._run(batch if unsure is None else quarter_turns(batch[unsure]))
 
         # While the network is at one batch, the windows of the next are sampled.
-        with InFlight(self._batch, lambda batch: self._look(partial(ask, batch))) as flight:
-            return self._join(list(flight.answers(chunks)))
+        with InFlight(self._look) as flight:
+            return self._join(list(flight.answers(partial(ask, self._batch(chunk)) for chunk in chunks)))
 
     def _name_blocks(
         self, source: PixelSource, middles: FloatArray, side_px: float, order: list[int], infer: InferWindows
@@ -109,14 +109,14 @@ class Classifier:
             asked, turns = (places, (0,)) if unsure is None else (places[unsure], QUARTERS)
             return infer(block.pixels, asked, side_px, self.card.input_px, turns)
 
-        def begin(found: tuple[list[int], _Block]) -> Ask:
-            rows, block = found
-            order.extend(rows)
-            return partial(ask, block, middles[rows] - np.array((block.left, block.top), np.float32))
+        def asks() -> Iterator[Ask]:
+            for rows, block in _blocks(source, middles, side_px):
+                order.extend(rows)
+                yield partial(ask, block, middles[rows] - np.array((block.left, block.top), np.float32))
 
         # While the network is at one block, the next is read.
-        with InFlight(begin, self._look) as flight:
-            return self._join(list(flight.answers(_blocks(source, middles, side_px))))
+        with InFlight(self._look) as flight:
+            return self._join(list(flight.answers(asks())))
 
     def _look(self, ask: Ask) -> tuple[FloatArray, FloatArray]:
         """Probabilities and embeddings; of cells of which one look leaves it unsure, the mean of four quarter turns."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,10 +21,9 @@ from smearcount.suppression import VOTE_IOU, greedy_nms, voted_boxes
 from smearcount.windows import (
     Box,
     InFlight,
-    Place,
-    Strips,
     Window,
     canonical_size,
+    in_strips,
     plan_windows,
     read_view,
     to_planes,
@@ -61,10 +59,6 @@ class Part(Protocol):
 
 Look = Callable[[Box], Found]
 """The cells of a view of the picture that is being searched."""
-
-Read = tuple[npt.NDArray[np.uint8] | FloatArray, Place] | None
-Seen = tuple[FloatArray, Place] | None
-"""What is read of a view and what the network says of it, each with its place; None where the view is blank."""
 
 
 class Detector:
@@ -127,45 +121,40 @@ class Detector:
         return Detections(boxes, scores, self._kinds[kinds], touches_edge(boxes, width, height, slack))
 
     def _search(self, source: PixelSource, canonical_wh: tuple[int, int], part: Part | None) -> Found:
-        """Cells of the windows in canonical pixels; while the network is at one, others are read and decoded."""
+        """Cells of the windows in canonical pixels; while the network is at some, others are read and decoded."""
         if max(canonical_wh) <= self.card.window_px:
-            return self._decoded(self._seen(self._run, self._read(canonical_wh, (source, (0, 0, *canonical_wh)))))
+            return self._cells_in(source, (0, 0, *canonical_wh), canonical_wh, self._run)
         windows = list(self.windows(canonical_wh))
         if part is not None:
             cores = np.array([window.core for window in windows]) * np.divide(source.size_wh * 2, canonical_wh * 2)
             windows = [window for window, wanted in zip(windows, part.touches(cores), strict=True) if wanted]
-        strips = Strips(source, self._tile)
         run, at_once = self._run.streams if len(windows) >= MANY_WINDOWS else (self._run, 1)
-        with InFlight(partial(self._read, canonical_wh), partial(self._seen, run), at_once) as flight:
+
+        def work(wanted: tuple[PixelSource, Box]) -> Found:
+            return self._cells_in(*wanted, canonical_wh, run)
+
+        # One thread more than the network answers at a time, which reads and decodes meanwhile.
+        with InFlight(work, at_once + 1) as flight:
 
             def look(view: Box) -> Found:
-                # Not from the strips: what lies elsewhere would take the place of the strip that is still needed.
-                return self._decoded(flight.ask((source, view)).result())
+                return flight.ask((source, view)).result()
 
-            answers = flight.answers((strips, window.view) for window in windows)
+            views = [window.view for window in windows]
+            answers = flight.answers(in_strips(source, views, canonical_wh, self._tile))
             parts = [
-                self._emit(self._decoded(seen), window, canonical_wh, look)
-                for window, seen in zip(windows, answers, strict=True)
+                self._emit(found, window, canonical_wh, look) for window, found in zip(windows, answers, strict=True)
             ]
         boxes, scores, kinds = (np.concatenate(columns) for columns in zip(NOTHING, *parts, strict=True))
         keep = self._merge_seams(boxes, scores, kinds)
         return boxes[keep], scores[keep], kinds[keep]
 
-    def _read(self, canonical_wh: tuple[int, int], wanted: tuple[PixelSource, Box]) -> Read:
-        """A view of a picture as the network takes it."""
-        found = read_view(*wanted, canonical_wh)
-        return None if found is None else (self._to_batch(found[0], self.card), found[1])
-
-    @staticmethod
-    def _seen(run: Runtime, read: Read) -> Seen:
-        """What the network says of a view."""
-        return None if read is None else (run(read[0])[0][0], read[1])
-
-    def _decoded(self, seen: Seen) -> Found:
-        """Cells of one view in canonical pixels of the whole picture."""
-        if seen is None:
+    def _cells_in(self, source: PixelSource, view: Box, canonical_wh: tuple[int, int], run: Runtime) -> Found:
+        """Cells of one view, in canonical pixels of the whole picture: read, asked of the network, decoded."""
+        read = read_view(source, view, canonical_wh)
+        if read is None:
             return NOTHING
-        output, place = seen
+        pixels, place = read
+        output = run(self._to_batch(pixels, self.card))[0][0]
         boxes, scores, kinds = decode(output, self._min_scores, self.card)
         boxes = clip_boxes(boxes, *place.size_wh)
         real = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) >= MIN_SIDE_PX

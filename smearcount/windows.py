@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby, islice
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -21,20 +23,15 @@ from smearcount.cards import DetectorCard
 from smearcount.geometry import FILL, FloatArray, resize_rgb
 from smearcount.images import PixelSource
 
-__all__ = ["InFlight", "Place", "Strips", "Window", "canonical_size", "plan_windows"]
-__all__ += ["read_view", "to_planes", "to_tensor"]
+__all__ = ["InFlight", "Place", "Window", "canonical_size", "in_strips"]
+__all__ += ["plan_windows", "read_view", "to_planes", "to_tensor"]
 
 BLANK_RANGE = 8
 """Grey levels; a view whose pixels differ by less in every channel is empty, whatever a network may see in it."""
 
-UNDER_WAY = 2
-"""Windows begun beyond the one whose answer is waited for: one is in the network, one is being read; with a network in
-several streams one more for each other stream."""
-
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Given = TypeVar("Given")
-Prepared = TypeVar("Prepared")
 Answer = TypeVar("Answer")
 
 
@@ -98,34 +95,56 @@ class Place:
         return boxes * np.array(self.gain_xy * 2, np.float32) + np.array(self.corner_xy * 2, np.float32)
 
 
-class Strips:
-    """A picture of which several windows are read together: as many in width as asked for, at their common height.
+class Strip:
+    """Some windows of a row, read together when the first of them is asked for.
 
     Args:
         source: the picture.
-        together: how many windows; one strip of that many is held.
+        box: x_min, y_min, x_max, y_max of the strip, in pixels of the picture.
     """
 
-    def __init__(self, source: PixelSource, together: int) -> None:
+    def __init__(self, source: PixelSource, box: Box) -> None:
         self.size_wh = source.size_wh
-        self._source, self._together = source, together
-        self._left, self._top, self._strip = 0, 0, np.zeros((0, 0, 3), np.uint8)
+        self._source, self._box = source, box
+        self._pixels: Pixels | None = None
+        self._alone = Lock()
 
     def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         """The rectangle with its top-left corner at x, y, `(h, w, 3) uint8 RGB`, a view of the strip."""
-        left, top = x - self._left, y - self._top
-        if min(left, top) < 0 or left + w > self._strip.shape[1] or top + h > self._strip.shape[0]:
-            self._left, self._top, left, top = x, y, 0, 0
-            self._strip = self._source.read(x, y, min(w * self._together, self.size_wh[0] - x), h)
-        return self._strip[top : top + h, left : left + w]
+        left, top, right, bottom = self._box
+        with self._alone:
+            if self._pixels is None:
+                self._pixels = self._source.read(left, top, right - left, bottom - top)
+        return self._pixels[y - top : y - top + h, x - left : x - left + w]
+
+
+def in_strips(
+    source: PixelSource, views: Sequence[Box], canonical_wh: tuple[int, int], together: int
+) -> Iterator[tuple[PixelSource, Box]]:
+    """Each view, row by row, with what it is read from: a strip of so many views of one row, or the picture for one."""
+    if together == 1:
+        yield from ((source, view) for view in views)
+        return
+    for _, row in groupby(views, key=lambda view: view[1]):
+        waiting = iter(row)
+        while some := list(islice(waiting, together)):
+            boxes = np.array([_stored(view, canonical_wh, source.size_wh) for view in some])
+            strip = Strip(source, (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()))
+            yield from ((strip, view) for view in some)
+
+
+def _stored(view: Box, canonical_wh: tuple[int, int], size_wh: tuple[int, int]) -> Box:
+    """The whole pixels of a picture that a view of the canonical picture touches."""
+    per_x, per_y = size_wh[0] / canonical_wh[0], size_wh[1] / canonical_wh[1]
+    right, bottom = min(math.ceil(view[2] * per_x), size_wh[0]), min(math.ceil(view[3] * per_y), size_wh[1])
+    return math.floor(view[0] * per_x), math.floor(view[1] * per_y), right, bottom
 
 
 def read_view(source: PixelSource, view: Box, canonical_wh: tuple[int, int]) -> tuple[Pixels, Place] | None:
     """The pixels `(H, W, 3) uint8 RGB` of a view of the canonical picture, resampled to it; None where it is blank."""
     width, height = source.size_wh
     per_x, per_y = width / canonical_wh[0], height / canonical_wh[1]
-    left, top = math.floor(view[0] * per_x), math.floor(view[1] * per_y)
-    right, bottom = (min(math.ceil(view[2] * per_x), width), min(math.ceil(view[3] * per_y), height))
+    left, top, right, bottom = _stored(view, canonical_wh, source.size_wh)
     region = source.read(left, top, right - left, bottom - top)
     if _is_blank(region):
         return None
@@ -161,25 +180,19 @@ def to_tensor(pixels: Pixels, card: DetectorCard) -> FloatArray:
     return ((tensor - mean) / std).astype(np.float32)
 
 
-class InFlight(Generic[Given, Prepared, Answer]):
-    """The network on threads of its own, while the caller's prepares what comes next and works on what came before.
-
-    One thread for both, since together they take a small part of the network's time, and only one at a time asks a
-    picture for pixels.
+class InFlight(Generic[Given, Answer]):
+    """Work on threads of its own, while the caller's thread works on what came before.
 
     Args:
-        prepare: the first step, such as reading a view.
-        run: the second step, such as the network; begun in the order asked.
-        at_once: calls of it at a time.
+        work: what is done to each, such as reading a window and asking the network; begun in the order asked.
+        at_once: how many at a time.
     """
 
-    def __init__(
-        self, prepare: Callable[[Given], Prepared], run: Callable[[Prepared], Answer], at_once: int = 1
-    ) -> None:
-        self._prepare, self._run, self._under_way = prepare, run, UNDER_WAY + at_once - 1
-        self._threads = ThreadPoolExecutor(at_once, "smearcount-network")
+    def __init__(self, work: Callable[[Given], Answer], at_once: int = 1) -> None:
+        self._work, self._under_way = work, at_once + 1
+        self._threads = ThreadPoolExecutor(at_once, "smearcount-work")
 
-    def __enter__(self) -> InFlight[Given, Prepared, Answer]:
+    def __enter__(self) -> InFlight[Given, Answer]:
         """A thread starts with the first thing asked."""
         return self
 
@@ -188,11 +201,11 @@ class InFlight(Generic[Given, Prepared, Answer]):
         self._threads.shutdown(cancel_futures=True)
 
     def ask(self, given: Given) -> Future[Answer]:
-        """Prepare now and run later; an error of the network is raised by `result()`."""
-        return self._threads.submit(self._run, self._prepare(given))
+        """Work on it as soon as a thread is free; an error of the work is raised by `result()`."""
+        return self._threads.submit(self._work, given)
 
     def answers(self, given: Iterable[Given]) -> Iterator[Answer]:
-        """What comes of each, in order; never more than a few under way."""
+        """What comes of each, in order; never more than those that are worked on and one more under way."""
         begun: deque[Future[Answer]] = deque()
         for each in given:
             begun.append(self.ask(each))

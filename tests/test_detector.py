@@ -27,6 +27,7 @@ from smearcount.windows import Window, plan_windows, to_planes, to_tensor
 
 WHOLE = 4096
 UM_PER_PX = 0.16
+PATIENCE_S = 20.0
 Draw = Callable[..., Any]
 Make = Callable[..., Detector]
 
@@ -133,10 +134,10 @@ def test_in_a_part_the_same_cells_are_found_in_fewer_windows(
 
 
 class OneByOne:
-    """The slow and obvious way: each view is read, run and answered before the next."""
+    """The slow and obvious way: each view is worked on and answered before the next."""
 
-    def __init__(self, prepare: Callable[[Any], Any], run: Callable[[Any], Any], _: int) -> None:
-        self._prepare, self._run = prepare, run
+    def __init__(self, work: Callable[[Any], Any], _: int) -> None:
+        self._work = work
 
     def __enter__(self) -> OneByOne:
         return self
@@ -146,7 +147,7 @@ class OneByOne:
 
     def ask(self, given: Any) -> Future[Any]:
         answer: Future[Any] = Future()
-        answer.set_result(self._run(self._prepare(given)))
+        answer.set_result(self._work(given))
         return answer
 
     def answers(self, given: Iterable[Any]) -> Iterator[Any]:
@@ -220,6 +221,35 @@ def test_how_many_windows_are_read_together_changes_nothing(draw_discs: Draw, di
     assert len(reads[3]) == len(strips) + len(again)
     assert min(len(strips), 6 * len(again)) >= 6
     assert again <= set(reads[0]) & set(reads[1])
+
+
+def test_the_next_window_is_read_while_the_network_is_at_one(scatter_discs: Draw, disc_detector: Make) -> None:
+    """The network waits until more windows are read than it was asked for: in turns, none would come through."""
+    smear, network, turn = scatter_discs((900, 700), 47, 5), disc_detector(), threading.Condition()
+    windows = len(list(network.windows(detector.canonical_size(smear.size_wh, UM_PER_PX, network.card))))
+    reads = asked = 0
+    steady = network._run
+
+    class Counted:
+        size_wh = smear.size_wh
+
+        def read(self, *region: int) -> Any:
+            nonlocal reads
+            with turn:
+                reads += 1
+                turn.notify_all()
+            return smear.read(*region)
+
+    def run(batch: FloatArray) -> tuple[FloatArray, ...]:
+        nonlocal asked
+        with turn:
+            asked += 1
+            assert turn.wait_for(lambda: reads > asked or reads >= windows, PATIENCE_S)
+        return steady(batch)
+
+    network._run = network_of(run)
+    assert len(network.find(Counted(), UM_PER_PX)) == len(smear.discs)
+    assert reads >= windows > 4
 
 
 @pytest.mark.parametrize("culprit", ["read", "network"])
