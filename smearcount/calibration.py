@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools
+
 __all__ = ["TEMPERATURES", "abstention_rows", "fit_temperature"]
 
 TEMPERATURES = (0.05, 20.0)
@@ -17,7 +19,6 @@ TEMPERATURES = (0.05, 20.0)
 _STEPS = 61
 
 Floats = npt.NDArray[np.floating[Any]]
-Bools = npt.NDArray[np.bool_]
 
 
 def fit_temperature(logits: Floats, targets: Bools) -> float:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray, Indices, Pixels, Strings
 from smearcount.geometry import resize_rgb
 from smearcount.images import ReadLimits, open_image
 
 __all__ = ["CellSet", "Kept", "PictureWindow", "Windows", "join", "pixels_of", "side_of"]
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,12 @@ class Windows(Sequence[Pixels]):
         """The pixels of a row, or a list of those of a slice."""
         return [pixels_of(each) for each in self._kept[row]] if isinstance(row, slice) else pixels_of(self._kept[row])
 
-    def take(self, rows: npt.NDArray[np.intp]) -> Windows:
+    def take(self, rows: Indices) -> Windows:
         """The windows of the given rows, in that order."""
         return Windows(self._kept[row] for row in rows)
 
     @property
-    def sides(self) -> npt.NDArray[np.intp]:
+    def sides(self) -> Indices:
         """The side of each window in pixels, `(N,)`."""
         return np.array([side_of(each) for each in self._kept], np.intp)
 
@@ -124,13 +122,13 @@ class CellSet:
     """
 
     pixels: Sequence[Pixels]
-    um_per_px: npt.NDArray[np.float32]
-    targets: npt.NDArray[np.bool_]
+    um_per_px: FloatArray
+    targets: Bools
     codes: tuple[str, ...]
-    sources: npt.NDArray[np.str_]
-    groups: npt.NDArray[np.str_]
-    splits: npt.NDArray[np.str_]
-    origins: npt.NDArray[np.str_]
+    sources: Strings
+    groups: Strings
+    splits: Strings
+    origins: Strings
 
     def __post_init__(self) -> None:
         """Check that everything is parallel, that windows are square, and that each cell may be something."""
@@ -146,7 +144,7 @@ class CellSet:
         """Number of cells."""
         return len(self.pixels)
 
-    def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_]) -> CellSet:
+    def take(self, rows: Indices | Bools) -> CellSet:
         """The cells of the given indices or mask, in that order."""
         index = np.asarray(np.flatnonzero(rows) if rows.dtype == np.bool_ else rows, np.intp)
         return CellSet(
@@ -161,26 +159,26 @@ class CellSet:
         )
 
     @property
-    def sides_px(self) -> npt.NDArray[np.intp]:
+    def sides_px(self) -> Indices:
         """`(N,)`, the side of each window."""
         return Windows.of(self.pixels).sides
 
     @property
-    def exact(self) -> npt.NDArray[np.bool_]:
+    def exact(self) -> Bools:
         """`(N,)`, which cells have a single code."""
         return np.asarray(self.targets.sum(axis=1) == 1)
 
     @property
-    def labels(self) -> npt.NDArray[np.intp]:
+    def labels(self) -> Indices:
         """`(N,)` index of the code of each cell; of the first one where a cell may be several."""
         return np.asarray(self.targets.argmax(axis=1), np.intp)
 
     @property
-    def shared_groups(self) -> npt.NDArray[np.str_] | None:
+    def shared_groups(self) -> Strings | None:
         """The groups `(N,)`; None where each is a single cell."""
         return None if len(np.unique(self.groups)) == len(self) else self.groups
 
-    def in_turns(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    def in_turns(self, rows: Indices) -> Indices:
         """Rows `(M,)` in their order, but the sources taking turns: the first of each, then the second of each."""
         turn = np.zeros(len(rows), np.intp)
         for source in np.unique(self.sources[rows]):

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray, Pixels
 from smearcount.cards import ClassifierCard, Model
-from smearcount.geometry import FloatArray, centres, diameters, resize_rgb
+from smearcount.geometry import centres, diameters, resize_rgb
 from smearcount.images import ArraySource, PixelSource
-from smearcount.patches import Pixels, sample_window, to_batch
+from smearcount.patches import sample_window, to_batch
 from smearcount.runtimes import InferWindows, RuntimeChoice, make_runtime
 from smearcount.windows import InFlight
 
 __all__ = ["Batch", "Classifier", "Named", "calibrated", "fitted", "name_thresholds", "quarter_turns", "without_giants"]
 
-Batch = npt.NDArray[np.uint8] | FloatArray
-Bools = npt.NDArray[np.bool_]
+Batch = Pixels | FloatArray
 
 Ask = Callable[[Bools | None], tuple[FloatArray, ...]]
 """Logits and embeddings of some cells, or the logits of the unsure among them by each of `QUARTERS`."""
@@ -213,5 +213,5 @@ def _blocks(source: PixelSource, middles: FloatArray, side_px: float) -> Iterato
         low, high = middles[rows].min(axis=0) - reach, middles[rows].max(axis=0) + reach
         left, top = max(int(low[0]), 0), max(int(low[1]), 0)
         right, bottom = min(int(high[0]) + 1, width), min(int(high[1]) + 1, height)
-        pixels: npt.NDArray[np.uint8] = source.read(left, top, right - left, bottom - top)
+        pixels: Pixels = source.read(left, top, right - left, bottom - top)
         yield rows, _Block(pixels, left, top, (width, height))

@@ -9,20 +9,20 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import FloatArray, Indices, Pixels
 from smearcount.cards import ClassifierCard, find_model
 from smearcount.classifier import Classifier, Named, fitted, name_thresholds, without_giants
 from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.errors import SmearcountError, UsageError
-from smearcount.geometry import FloatArray, centres, diameters
+from smearcount.geometry import centres, diameters
 from smearcount.images import ImageSource, ReadLimits, check_target, grow_text, list_folder, open_image
 from smearcount.lists import read_lines
 from smearcount.manifests import ListedPatch, listed_patches, manifests_beside
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.naming import hear_experts, load_experts
-from smearcount.patches import SMALLEST_CELL_PX, Pixels, sample_window, view_of_patch
+from smearcount.patches import SMALLEST_CELL_PX, sample_window, view_of_patch
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -156,7 +156,7 @@ def _heard(classifier: Classifier, shown: Sequence[_Shown], job: ClassifyJob) ->
     sizes = np.array([each.size_um or 0.0 for each in shown], np.float32)
     named = without_giants(classifier.name_views(each.view for each in shown), sizes, classifier.card)
 
-    def ask(expert: Classifier, rows: npt.NDArray[np.intp]) -> FloatArray:
+    def ask(expert: Classifier, rows: Indices) -> FloatArray:
         at = [each for each, _ in job.experts].index(expert)
         answers = expert.name_views(shown[row].expert_views[at] for row in rows.tolist())
         return without_giants(answers, sizes[rows], expert.card).probs

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import Bools, Doubles, FloatArray, Pixels
 from smearcount.images import PixelSource
 from smearcount.quality import BLURRED, CROWDED_COVER, CROWDED_OVERLAP, SPARSE_RED
 from smearcount.records import Detections
@@ -60,8 +60,6 @@ LEAST_SCANNED = 0.5
 _UNSCANNED = 255
 
 Counts2d = npt.NDArray[np.int64]
-Pixels = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +86,7 @@ class CountableMap:
             raise ValueError(f"reasons: expected 0 to {len(REASONS) - 1}, got {np.unique(self.reasons)}")
 
     @property
-    def judged_um2(self) -> npt.NDArray[np.float64]:
+    def judged_um2(self) -> Doubles:
         """Area of each square that is judged, `(rows, columns)`; 0 for others."""
         return self.grid.areas_um2 * (1 if self.judged is None else self.judged)
 

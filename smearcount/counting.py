@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import Bools, FloatArray, Strings
 from smearcount.records import KINDS, UNCLASSIFIED, Counts, Detections, Labels
 from smearcount.taxonomy import Taxonomy
 
@@ -36,9 +35,6 @@ __all__ = [
 EDGE_RULES = ("corner", "all")
 EDGE_INSET_PX = 2.0
 EDGE_GUARD_UM = 3.0
-
-Strings = npt.NDArray[np.str_]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
+from smearcount.arrays import FloatArray
 from smearcount.config import Strict, read_entries, shipped
 from smearcount.errors import DatasetError, UsageError
-from smearcount.geometry import FloatArray, clip_boxes, diameters, touches_edge
+from smearcount.geometry import clip_boxes, diameters, touches_edge
 from smearcount.images import open_image
 from smearcount.images.opening import SUFFIXES
 from smearcount.records import RED_CELL_UM

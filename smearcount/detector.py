@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray, Indices
 from smearcount.cards import DetectorCard, Model
 from smearcount.errors import ModelError
-from smearcount.geometry import FloatArray, centres, clip_boxes, iou_matrix, touches_edge
+from smearcount.geometry import centres, clip_boxes, iou_matrix, touches_edge
 from smearcount.images import PixelSource
 from smearcount.pairs import close_pairs
 from smearcount.records import Detections
@@ -44,7 +45,7 @@ MANY_WINDOWS = 16
 EDGE_SLACK_PX = 2.0
 MIN_SIDE_PX = 3.0
 
-Found = tuple[FloatArray, FloatArray, npt.NDArray[np.intp]]
+Found = tuple[FloatArray, FloatArray, Indices]
 """Boxes `(N, 4)`, scores and kinds by number `(N,)`."""
 
 NOTHING: Found = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.intp)
@@ -53,7 +54,7 @@ NOTHING: Found = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros
 class Part(Protocol):
     """A part of a picture in which cells are sought."""
 
-    def touches(self, boxes_xyxy: npt.NDArray[Any], /) -> npt.NDArray[np.bool_]:
+    def touches(self, boxes_xyxy: npt.NDArray[Any], /) -> Bools:
         """Which rectangles `(N, 4)`, in pixels, reach into it."""
 
 
@@ -174,11 +175,11 @@ class Detector:
         return boxes, scores, kinds
 
     @staticmethod
-    def _cut(boxes: FloatArray, view: Box, canonical_wh: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    def _cut(boxes: FloatArray, view: Box, canonical_wh: tuple[int, int]) -> Bools:
         """Which boxes end at an edge of the view that is not an edge of the picture."""
         x_min, y_min, x_max, y_max = boxes.T
         left, top, right, bottom = view
-        cut: npt.NDArray[np.bool_] = (
+        cut: Bools = (
             ((x_min <= left + 1) & (left > 0))
             | ((y_min <= top + 1) & (top > 0))
             | ((x_max >= right - 1) & (right < canonical_wh[0]))
@@ -200,7 +201,7 @@ class Detector:
         best = int(overlaps.argmax())
         return boxes[best], scores[best], kinds[best]
 
-    def _merge_seams(self, boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    def _merge_seams(self, boxes: FloatArray, scores: FloatArray, kinds: Indices) -> Indices:
         """Rows that stay when cells emitted on both sides of a seam become one."""
         core_px, band = self.core_px, (SEAM_UM + CELL_MARGIN_UM) / self.card.um_per_px
         # A cell larger than the margin is read again from both sides, however far from the seam its centre lies.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from smearcount.arrays import Bools, FloatArray
 from smearcount.countable import COUNTABLE, REASONS, CountableMap, countable_map
-from smearcount.counting import EDGE_INSET_PX, Bools, counted_mask
-from smearcount.geometry import FloatArray
+from smearcount.counting import EDGE_INSET_PX, counted_mask
 from smearcount.images import PixelSource
 from smearcount.light.field_stop import counted_in_view
 from smearcount.records import Detections

@@ -11,9 +11,9 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from smearcount.arrays import Indices, Pixels
 from smearcount.counting import classified_total, kind_total, percentage
 from smearcount.geometry import centres
 from smearcount.images import make_folder, write_picture
@@ -26,8 +26,6 @@ from smearcount.report import percent_text
 from smearcount.taxonomy import Taxonomy, file_name_of
 
 __all__ = ["clear_gallery", "contact_sheets", "write_gallery"]
-
-Pixels = npt.NDArray[np.uint8]
 
 PER_SHEET = 200
 MOST_SHEETS = 5
@@ -69,7 +67,7 @@ class _Group:
     kind: str
     names: tuple[str, str]
     colour: tuple[int, ...]
-    rows: npt.NDArray[np.intp]
+    rows: Indices
     asked: int
 
 

@@ -11,12 +11,11 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+
+from smearcount.arrays import Bools, FloatArray, Pixels
 
 __all__ = ["FILL", "FloatArray", "areas", "centres", "clip_boxes", "diameters", "iou_matrix", "resize_rgb"]
 __all__ += ["samples_across", "touches_edge"]
-
-FloatArray = npt.NDArray[np.float32]
 
 FILL = 214
 """Grey level outside the picture: the light of an empty background."""
@@ -44,10 +43,10 @@ def clip_boxes(boxes_xyxy: FloatArray, width: int, height: int) -> FloatArray:
     return cast(FloatArray, np.clip(boxes_xyxy, 0, limits))
 
 
-def touches_edge(boxes_xyxy: FloatArray, width: int, height: int, slack_px: float = 2.0) -> npt.NDArray[np.bool_]:
+def touches_edge(boxes_xyxy: FloatArray, width: int, height: int, slack_px: float = 2.0) -> Bools:
     """Which boxes come within `slack_px` of the border of a `width` x `height` image, `(N,)` bool."""
     x_min, y_min, x_max, y_max = boxes_xyxy.T
-    touches: npt.NDArray[np.bool_] = (
+    touches: Bools = (
         (x_min <= slack_px) | (y_min <= slack_px) | (x_max >= width - slack_px) | (y_max >= height - slack_px)
     )
     return touches
@@ -64,13 +63,13 @@ def iou_matrix(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
     return cast(FloatArray, np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
 
 
-def resize_rgb(pixels: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
+def resize_rgb(pixels: Pixels, width: int, height: int) -> Pixels:
     """Resample `pixels (H, W, 3)` or `(H, W) uint8`: by area where it shrinks below 0.6, else bilinear."""
     if (pixels.shape[1], pixels.shape[0]) == (width, height):
         return pixels
     shrinks = width * height < 0.36 * pixels.shape[0] * pixels.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cast("npt.NDArray[np.uint8]", cv2.resize(pixels, (width, height), interpolation=method))
+    return cast(Pixels, cv2.resize(pixels, (width, height), interpolation=method))
 
 
 def samples_across(px_per_px: float) -> int:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Doubles, FloatArray, Indices
 from smearcount.errors import RuntimeMissingError
-from smearcount.geometry import FloatArray, iou_matrix
+from smearcount.geometry import iou_matrix
 
 __all__ = [
     "Agreement",
@@ -37,7 +38,6 @@ __all__ = [
     "match_boxes",
 ]
 
-Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer[Any]]
 MinScores = Mapping[int, float] | Sequence[float]
 
@@ -86,10 +86,10 @@ class AveragePrecision:
 class Matches:
     """Indices of the pairs, `found` and `true` `(P,)`, best score first, and of the boxes left over, ascending."""
 
-    found: npt.NDArray[np.intp]
-    true: npt.NDArray[np.intp]
-    unmatched_found: npt.NDArray[np.intp]
-    unmatched_true: npt.NDArray[np.intp]
+    found: Indices
+    true: Indices
+    unmatched_found: Indices
+    unmatched_true: Indices
 
 
 @dataclass(frozen=True)

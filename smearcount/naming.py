@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import FloatArray, Indices
 from smearcount.cards import Card, find_model
 from smearcount.classifier import Classifier, name_thresholds
 from smearcount.config import Settings
 from smearcount.errors import ConfigError
-from smearcount.geometry import FloatArray
 from smearcount.images import PixelSource
 from smearcount.mending.tiebreak import Expert, TieBreaker, break_ties, first_shared_pair
 from smearcount.records import Detections, Labels
@@ -20,8 +19,6 @@ from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy
 
 __all__ = ["Namer", "hear_experts", "load_experts"]
-
-Rows = npt.NDArray[np.intp]
 
 
 class Namer:
@@ -86,7 +83,7 @@ class Namer:
         codes = classifier.card.codes
         experts = [(each, margin) for each, margin in self.experts if set(each.card.codes) <= set(codes)]
 
-        def ask(expert: Classifier, rows: Rows) -> FloatArray:
+        def ask(expert: Classifier, rows: Indices) -> FloatArray:
             return expert.name(source, boxes[rows], um_per_px).probs
 
         return hear_experts(classifier.name(source, boxes, um_per_px).probs, codes, experts, ask)
@@ -123,7 +120,7 @@ def hear_experts(
     probs: FloatArray,
     codes: tuple[str, ...],
     experts: Sequence[tuple[Classifier, float]],
-    ask: Callable[[Classifier, Rows], FloatArray],
+    ask: Callable[[Classifier, Indices], FloatArray],
 ) -> FloatArray:
     """Probabilities `(N, K)` of the codes after the experts were heard where the two best ones are close.
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Doubles, Pixels
 from smearcount.geometry import diameters
 from smearcount.records import UNCLASSIFIED, SmearResult
 from smearcount.taxonomy import Taxonomy
@@ -28,9 +29,6 @@ __all__ = [
     "rings",
     "stroke",
 ]
-
-Pixels = npt.NDArray[np.uint8]
-Points = npt.NDArray[np.float64]
 
 WEIGHTS = {"rbc": 1.0, "platelet": 1.0, "wbc": 1.5, "nrbc": 1.5}
 _LAYERS = {"rbc": 0, "platelet": 1, "wbc": 2, "nrbc": 3}
@@ -99,7 +97,7 @@ def outline_style(result: SmearResult, taxonomy: Taxonomy, zoom: float = 1) -> O
 
 
 @lru_cache(maxsize=1)
-def _unit_outline() -> Points:
+def _unit_outline() -> Doubles:
     """`(120, 2)` points x, y of a rounded square in [-1, 1], evenly spaced: |x|^2.5 + |y|^2.5 = 1 (Lamé's curve).
 
     It hugs a round cell and still holds the tips of a sickle that lies across its box, which an ellipse would cut.
@@ -112,7 +110,7 @@ def _unit_outline() -> Points:
     return np.stack([np.interp(wanted, walked, curve[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def rings(box_xyxy: Points, limit_wh: Points, pen: Pen) -> npt.NDArray[np.int64]:
+def rings(box_xyxy: Doubles, limit_wh: Doubles, pen: Pen) -> npt.NDArray[np.int64]:
     """Where casing, line and casing again begin and end around a box: `(4, 120, 2)` points x, y, innermost first.
 
     In 16ths of a pixel from the centre of the first one. A cell cut by the border of the picture keeps a closed

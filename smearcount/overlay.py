@@ -14,8 +14,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Pixels
 from smearcount.countable import COLOURS, TINT
 from smearcount.geometry import resize_rgb
 from smearcount.images import PixelSource
@@ -29,7 +29,6 @@ from smearcount.taxonomy import Taxonomy
 
 __all__ = ["dim_outside", "draw_overlay", "read_reduced", "reduction", "scale_bar"]
 
-Pixels = npt.NDArray[np.uint8]
 _XY = tuple[int, int]
 
 _BARS_UM = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
+
+from smearcount.arrays import Pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["BLUE", "FAINT", "INK", "ORANGE", "data_uri", "make_figure", "one_line", "page_of", "rendered", "tidy"]
-
-Pixels = npt.NDArray[np.uint8]
 
 INK, FAINT, BLUE, ORANGE = "#1c2733", "#6b7785", "#1f5fa8", "#c2571a"
 _LONGEST = 26

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, areas, centres, diameters
+from smearcount.arrays import Bools, FloatArray, Indices
+from smearcount.geometry import areas, centres, diameters
 
 __all__ = ["ClosePairs", "close_pairs", "overlapping_discs"]
 
@@ -27,15 +27,13 @@ BOXES_AT_ONCE = 4096
 LEAST_IOU = 1e-9
 """Stands for a threshold of zero: boxes overlap by more than this or not at all."""
 
-Rows = npt.NDArray[np.intp]
-
 
 @dataclass(frozen=True, eq=False)
 class ClosePairs:
     """Boxes that overlap much, each pair once: rows `(P,) int` of both, and their intersection over union `(P,)`."""
 
-    first: Rows
-    second: Rows
+    first: Indices
+    second: Indices
     iou: FloatArray
 
 
@@ -58,7 +56,7 @@ def _columns(boxes_xyxy: FloatArray) -> FloatArray:
     return np.ascontiguousarray(boxes_xyxy.T)
 
 
-def _neighbours(corners: FloatArray, most: float = math.inf) -> Iterator[tuple[Rows, Rows]]:
+def _neighbours(corners: FloatArray, most: float = math.inf) -> Iterator[tuple[Indices, Indices]]:
     """Pairs of boxes, each once, that may touch: few of all pairs.
 
     The boxes are put in rows as high as the longest reach, and ordered in each from left to right: what is close to one
@@ -92,14 +90,14 @@ def _neighbours(corners: FloatArray, most: float = math.inf) -> Iterator[tuple[R
         yield order[first[close]], order[second[close]]
 
 
-def _stretches(rows: Rows, begin: Rows, end: Rows) -> tuple[Rows, Rows]:
+def _stretches(rows: Indices, begin: Indices, end: Indices) -> tuple[Indices, Indices]:
     """Each row as often as its stretch is long, beside the rows of that stretch."""
     lengths = end - begin
     offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.repeat(rows, lengths), np.repeat(begin, lengths) + offsets
 
 
-def _common_areas(corners: FloatArray, first: Rows, second: Rows) -> FloatArray:
+def _common_areas(corners: FloatArray, first: Indices, second: Indices) -> FloatArray:
     """Area that boxes, columns `(4, N)`, in some rows share with those in others, in square pixels."""
     x_min, y_min, x_max, y_max = corners
     width = np.minimum(x_max[first], x_max[second]) - np.maximum(x_min[first], x_min[second])
@@ -107,7 +105,7 @@ def _common_areas(corners: FloatArray, first: Rows, second: Rows) -> FloatArray:
     return cast(FloatArray, np.maximum(width, 0) * np.maximum(height, 0))
 
 
-def overlapping_discs(boxes: FloatArray) -> npt.NDArray[np.bool_]:
+def overlapping_discs(boxes: FloatArray) -> Bools:
     """Which cells lie on another one: the discs in their boxes share more than `DISC_OVERLAP` of the cell's own.
 
     The area that two discs share is that of a lens (Weisstein, Circle-Circle Intersection, MathWorld, eq. 14).
@@ -124,7 +122,7 @@ def overlapping_discs(boxes: FloatArray) -> npt.NDArray[np.bool_]:
     return heavy
 
 
-def _lie_on(first: FloatArray, second: FloatArray) -> npt.NDArray[np.bool_]:
+def _lie_on(first: FloatArray, second: FloatArray) -> Bools:
     """Whether the disc in each box `(N, 4)` lies on the one in its partner."""
     a, b = diameters(first).astype(np.float64) / 2, diameters(second).astype(np.float64) / 2
     # Where one disc lies in the other, or apart from it, the clipped cosines give all of the smaller one, or nothing.

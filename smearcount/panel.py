@@ -11,14 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from smearcount.arrays import Pixels
 from smearcount.outlines import Pen, rings, stroke
 
 __all__ = ["ALERT", "FAINT", "INK", "PAPER", "Face", "Row", "Span", "face_for", "letters", "render_rows", "wrap"]
 
-Pixels = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAPER, INK, FAINT, ALERT = (252, 252, 252), (20, 20, 24), (95, 95, 102), (165, 60, 0)

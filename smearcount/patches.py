@@ -9,9 +9,9 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from smearcount.geometry import FILL, FloatArray, centres, samples_across
+from smearcount.arrays import FloatArray, Pixels
+from smearcount.geometry import FILL, centres, samples_across
 from smearcount.images import PixelSource
 
 __all__ = [
@@ -34,8 +34,6 @@ SMALLEST_CELL_PX = 8
 
 PATCH_SIDE_UM = {"rbc": 12.0, "wbc": 24.0, "nrbc": 24.0, "platelet": 12.0}
 """Physical side of a patch where no classifier's card says otherwise."""
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)

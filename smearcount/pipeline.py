@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 import smearcount
 from smearcount import counting, report
+from smearcount.arrays import Pixels
 from smearcount.config import OverlayFormat, Settings, read_model
 from smearcount.countable import CountableMap, shade
 from smearcount.detector import Detector
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Analysis", "Pipeline"]
-
-Pixels = npt.NDArray[np.uint8]
 
 ONE_EACH = "one for each picture"
 """Stands in the provenance for a folder of regions."""

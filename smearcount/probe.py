@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from smearcount.arrays import FloatArray
 from smearcount.cards import Card, DetectorCard, Model
 from smearcount.cuda import has_cuda
 from smearcount.errors import ModelError
-from smearcount.geometry import FloatArray
 from smearcount.runtimes import RuntimeChoice, make_runtime
 
 __all__ = ["PROBE_SCORE", "ProbeError", "measure_probe", "probe_error", "probe_errors"]
-
 
 PROBE_SCORE = 0.25
 """Boxes of a detector's probe are compared where they score as much; the others mean nothing."""

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray, Indices, Strings
+
 __all__ = [
     "KINDS",
     "RED_CELL_UM",
@@ -37,10 +39,6 @@ RED_CELL_UM = 7.5
 UNCLASSIFIED = "unclassified"
 """The label of a cell that no classifier named with enough certainty."""
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.intp] | Bools
-
 
 def _check(name: str, array: npt.NDArray[Any], shape: tuple[int | None, ...], dtype: type | None) -> None:
     fits = array.ndim == len(shape) and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
@@ -60,9 +58,9 @@ class Detections:
         at_edge: `(N,) bool`, the box reaches the border of the picture or the edge of the field of view.
     """
 
-    boxes: Floats
-    scores: Floats
-    kinds: npt.NDArray[np.str_]
+    boxes: FloatArray
+    scores: FloatArray
+    kinds: Strings
     at_edge: Bools
 
     def __post_init__(self) -> None:
@@ -80,7 +78,7 @@ class Detections:
         """Number of cells."""
         return len(self.boxes)
 
-    def take(self, rows: Rows) -> Detections:
+    def take(self, rows: Indices | Bools) -> Detections:
         """The cells of the given indices or mask, all fields alike."""
         return Detections(self.boxes[rows], self.scores[rows], self.kinds[rows], self.at_edge[rows])
 
@@ -100,7 +98,7 @@ class Labels:
         codes: the K codes of the columns.
     """
 
-    probs: Floats
+    probs: FloatArray
     codes: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -110,7 +108,7 @@ class Labels:
         if not np.all((np.abs(sums - 1) < 1e-3) | (sums == 0)):
             raise ValueError(f"probs: expected rows that sum to 1 or 0, got sums from {sums.min()} to {sums.max()}")
 
-    def take(self, rows: Rows) -> Labels:
+    def take(self, rows: Indices | Bools) -> Labels:
         """The rows of the given indices or mask."""
         return Labels(self.probs[rows], self.codes)
 
@@ -245,13 +243,13 @@ class SmearResult:
     scale: Scale
     detections: Detections
     labels: Labels
-    names: npt.NDArray[np.str_]
+    names: Strings
     counted: Bools
     counts: Counts
     counted_area_um2: float
     quality: Quality
     provenance: Provenance
-    found_as: npt.NDArray[np.str_] | None = None
+    found_as: Strings | None = None
     reading: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -15,15 +15,13 @@ import numpy.typing as npt
 import shapely
 from shapely.affinity import translate
 
+from smearcount.arrays import Bools, FloatArray, Pixels
 from smearcount.counting import EDGE_INSET_PX, counted_mask, counting_frame
 from smearcount.errors import ConfigError
-from smearcount.geometry import FloatArray
 from smearcount.records import Detections
 
 __all__ = ["LARGE_UM2", "REMEDY", "SOUGHT_UM", "Region", "counted_area_um2", "counted_in_region", "polygons"]
 __all__ += ["common_part", "sought_around", "with_edge_of"]
-
-Bools = npt.NDArray[np.bool_]
 
 _NUDGE_XY = (2.0**-20, 2.0**-21)
 """Pixels a point is moved to the right and down: one on an outline belongs to the region right of or below it, and a
@@ -89,7 +87,7 @@ class Region:
         """The region and what lies up to so many pixels around it."""
         return Region(cast("shapely.Polygon | shapely.MultiPolygon", self.outline.buffer(px)), name=self.name)
 
-    def mask(self, shape_wh: tuple[int, int], size_wh: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
+    def mask(self, shape_wh: tuple[int, int], size_wh: tuple[int, int] | None = None) -> Pixels:
         """One inside, zero outside, `(h, w)`: of a picture of `size_wh` shown at another size, if that is given."""
         inside = np.zeros(shape_wh[::-1], np.uint8)
         factors = np.divide(shape_wh, size_wh or shape_wh)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.detector import Detector
-from smearcount.geometry import FloatArray, diameters
+from smearcount.geometry import diameters
 from smearcount.images import PixelSource
 from smearcount.pairs import close_pairs
 from smearcount.records import RED_CELL_UM, Detections, Scale
@@ -93,7 +93,7 @@ class _Crop:
         """What is found in the crop at a scale; what reaches the edge of the view lies at the edge."""
         return with_edge_of(detector.find(self, um_per_px), self._view)
 
-    def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         """The rectangle of the crop, `(h, w, 3) uint8 RGB`."""
         return self._source.read(self._left + x, self._top + y, w, h)
 

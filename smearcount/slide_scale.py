@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import FloatArray
 from smearcount.records import RED_CELL_UM, Provenance, Scale
 from smearcount.scale import ENOUGH_CELLS, ESTIMATED_NOTE
 

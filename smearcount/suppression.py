@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import FloatArray, Indices
 from smearcount.pairs import ClosePairs, close_pairs
 
 __all__ = ["VOTE_IOU", "greedy_nms", "voted_boxes"]
@@ -17,11 +16,11 @@ VOTE_IOU = 0.7
 def greedy_nms(
     boxes_xyxy: FloatArray,
     scores: FloatArray,
-    kinds: npt.NDArray[np.intp],
+    kinds: Indices,
     same_kind_iou: float,
     cross_kind_iou: float,
     pairs: ClosePairs | None = None,
-) -> npt.NDArray[np.intp]:
+) -> Indices:
     """Greedy non-maximum suppression: the best box removes those that overlap it by more than a threshold.
 
     Boxes of the same kind and of different kinds have thresholds of their own. Ties in score are broken by coordinates
@@ -61,11 +60,7 @@ def greedy_nms(
 
 
 def voted_boxes(
-    boxes_xyxy: FloatArray,
-    scores: FloatArray,
-    kinds: npt.NDArray[np.intp],
-    keep: npt.NDArray[np.intp],
-    pairs: ClosePairs,
+    boxes_xyxy: FloatArray, scores: FloatArray, kinds: Indices, keep: Indices, pairs: ClosePairs
 ) -> FloatArray:
     """The kept boxes `(K, 4)`, each moved to the mean of the boxes of its kind that were removed for it.
 
@@ -94,7 +89,7 @@ def voted_boxes(
     return (boxes_xyxy[keep] + moved / np.where(total > 0, total, 1)[:, None]).astype(np.float32)
 
 
-def _best_first(boxes: FloatArray, scores: FloatArray, kinds: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+def _best_first(boxes: FloatArray, scores: FloatArray, kinds: Indices) -> Indices:
     """Rows by falling score; those of equal scores by coordinates and kinds, which only they are worth looking at."""
     order = np.argsort(-scores)
     ranked = scores[order]

@@ -8,10 +8,9 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import shapely
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import FloatArray, Indices, Pixels
 from smearcount.light.field_stop import is_plain
 from smearcount.region import Region, polygons
 
@@ -26,8 +25,7 @@ _LEAST_SIDE = 55
 _WHOLE = 0.999
 """Of a pixel that was reduced: all of what it was made of, but for rounding."""
 
-Pixels = npt.NDArray[np.uint8]
-Edges = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
+Edges = tuple[Indices, Indices]
 """Where the rows and the columns of squares begin, and the last one ends, in pixels."""
 
 PlainParts = Mapping[tuple[int, int], Pixels]

@@ -17,10 +17,10 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import DetectorCard
-from smearcount.geometry import FILL, FloatArray, resize_rgb
+from smearcount.geometry import FILL, resize_rgb
 from smearcount.images import PixelSource
 
 __all__ = ["InFlight", "Place", "Window", "canonical_size", "in_strips"]
@@ -29,7 +29,6 @@ __all__ += ["plan_windows", "read_view", "to_planes", "to_tensor"]
 BLANK_RANGE = 8
 """Grey levels; a view whose pixels differ by less in every channel is empty, whatever a network may see in it."""
 
-Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Given = TypeVar("Given")
 Answer = TypeVar("Answer")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import unasked
 
+from smearcount.arrays import FloatArray
 from smearcount.counting import (
     Estimate,
     binomial_limits,
@@ -26,7 +27,6 @@ from smearcount.counting import (
     poisson_limits,
     rate,
 )
-from smearcount.geometry import FloatArray
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Labels
 from smearcount.taxonomy import Taxonomy
 

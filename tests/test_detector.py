@@ -14,11 +14,12 @@ import pytest
 import shapely
 
 from smearcount import detector
+from smearcount.arrays import FloatArray
 from smearcount.cards import DetectorCard, find_model
 from smearcount.config import Settings
 from smearcount.detector import Detector, decode
 from smearcount.errors import ImageError, ModelError
-from smearcount.geometry import FloatArray, centres, diameters, iou_matrix
+from smearcount.geometry import centres, diameters, iou_matrix
 from smearcount.images import open_image
 from smearcount.records import Detections
 from smearcount.region import Region

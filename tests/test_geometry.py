@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smearcount.geometry import FloatArray, areas, centres, clip_boxes, diameters, iou_matrix, resize_rgb, touches_edge
+from smearcount.arrays import FloatArray
+from smearcount.geometry import areas, centres, clip_boxes, diameters, iou_matrix, resize_rgb, touches_edge
 
 
 def slow_iou(a: FloatArray, b: FloatArray) -> float:

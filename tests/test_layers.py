@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "smearcount"
 
 LAYERS = (
-    ("errors", "records"),
+    ("arrays", "errors", "records"),
     ("geometry", "config", "offline", "lists", "output_names"),
     ("pairs", "cuda"),
     ("suppression",),

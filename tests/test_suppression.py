@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from smearcount.geometry import FloatArray, iou_matrix
+from smearcount.arrays import FloatArray
+from smearcount.geometry import iou_matrix
 from smearcount.pairs import close_pairs
 from smearcount.suppression import VOTE_IOU, greedy_nms, voted_boxes
 

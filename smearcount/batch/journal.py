@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from smearcount.arrays import FloatArray
 from smearcount.errors import ImageError, UsageError
-from smearcount.geometry import FloatArray
 
 __all__ = ["Journal", "Measure", "Record"]
 

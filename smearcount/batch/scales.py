@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 
+from smearcount.arrays import FloatArray
 from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.jobs import Stage, Watch
 from smearcount.batch.journal import Journal, Measure
@@ -22,7 +23,6 @@ from smearcount.batch.listing import Picture
 from smearcount.batch.work import Maker, one_large_at_a_time, picture_digest
 from smearcount.engines import Engine
 from smearcount.errors import ChangedError
-from smearcount.geometry import FloatArray
 from smearcount.images import unchanged
 from smearcount.pipeline import Pipeline
 from smearcount.slide_scale import RedCells, Size, SlideScales, pooled_scales, spread_rows

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smearcount.arrays import Pixels
 from smearcount.batch.funnel import FEWEST, FEWEST_TO_WIDEN, Funnel, fit_funnel
 from smearcount.batch.slides import slide_rows
-from smearcount.batch.summary_plots import WITH_BARS, Panel, Pixels, Point, funnel_plot, level_plot
+from smearcount.batch.summary_plots import WITH_BARS, Panel, Point, funnel_plot, level_plot
 from smearcount.counting import NOTHING, Estimate, density_per_mm2, percentage, poisson_limits
 from smearcount.images import replacing
 from smearcount.pages import data_uri, page_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Pixels
 from smearcount.batch.funnel import Funnel
 from smearcount.counting import Estimate
 from smearcount.pages import BLUE, FAINT, INK, ORANGE, make_figure, one_line, rendered, tidy
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["NAMED", "WITH_BARS", "Panel", "Point", "funnel_plot", "level_plot"]
-
-Pixels = npt.NDArray[np.uint8]
 
 NAMED = 40
 """Slides up to which a plot has their names; with more it has their numbers in the table."""

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
 
+from smearcount.arrays import Pixels
 from smearcount.geometry import resize_rgb
 from smearcount.images import PixelSource
 
 __all__ = ["Mosaic", "Part", "mosaic_size", "write_canonical", "write_tiled"]
-
-Pixels = npt.NDArray[np.uint8]
 
 _TILE_PX = 512
 _QUALITY = 92

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray, Pixels
 from smearcount.bench.fields import sample_fields
 from smearcount.bench.timing import Contender, alternate
 from smearcount.cards import ClassifierCard, Model, find_model, list_models
@@ -22,9 +22,9 @@ from smearcount.classifier import Batch, Classifier, calibrated, quarter_turns
 from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.errors import ImageError, UsageError
-from smearcount.geometry import FloatArray, centres
+from smearcount.geometry import centres
 from smearcount.images import PixelSource, open_image
-from smearcount.patches import Pixels, sample_window, to_batch
+from smearcount.patches import sample_window, to_batch
 from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime
 from smearcount.scale import find_at_scale
 
@@ -145,7 +145,7 @@ def _views(card: ClassifierCard, source: PixelSource, boxes: FloatArray, um_per_
     return [sample_window(source, (x, y), side_px, card.input_px)[0] for x, y in centres(boxes).tolist()]
 
 
-def _unsure(run: Runtime, batch: Batch, card: ClassifierCard) -> npt.NDArray[np.bool_]:
+def _unsure(run: Runtime, batch: Batch, card: ClassifierCard) -> Bools:
     """Which cells of a batch are looked at again."""
     return np.asarray(calibrated(run(batch)[0], card.temperature).max(axis=1) < np.float32(card.second_look))
 

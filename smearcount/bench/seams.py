@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, centres
+from smearcount.arrays import Bools, FloatArray, Indices
+from smearcount.geometry import centres
 from smearcount.pairs import close_pairs
 
 __all__ = ["MATCH_IOU", "Origin", "central_counts", "finders", "seam_figures"]
 
 MATCH_IOU = 0.5
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +47,7 @@ def central_counts(origins: Sequence[Origin], size_wh: tuple[int, int], border_p
     return [int(np.all((at >= low) & (at < high), axis=1).sum()) for at in middles]
 
 
-def finders(truth_xyxy: FloatArray, found_xyxy: FloatArray) -> npt.NDArray[np.intp]:
+def finders(truth_xyxy: FloatArray, found_xyxy: FloatArray) -> Indices:
     """How many found boxes `(F, 4)` overlap each true box `(N, 4)` most, and by more than `MATCH_IOU`, `(N,)`."""
     pairs, true = close_pairs(np.concatenate([truth_xyxy, found_xyxy]), MATCH_IOU), len(truth_xyxy)
     ours, theirs = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)

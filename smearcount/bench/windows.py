@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from smearcount.arrays import FloatArray
 from smearcount.bench.mosaics import Part
 from smearcount.bench.seams import Origin, central_counts
 from smearcount.detector import Detector
-from smearcount.geometry import FloatArray
 from smearcount.images import PixelSource
 from smearcount.windows import canonical_size, read_view, to_tensor
 

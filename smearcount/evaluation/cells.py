@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray, Indices, Pixels
 from smearcount.calibration import abstention_rows
 from smearcount.cards import Metric, Model, find_model
-from smearcount.cellsets import CellSet, Pixels
+from smearcount.cellsets import CellSet
 from smearcount.classifier import Classifier
 from smearcount.config import read_model
 from smearcount.errors import UsageError
@@ -80,11 +80,11 @@ def judge_cells(model: Model, cells: CellSet, choice: RuntimeChoice | None = Non
     return Judged(probs, targets[known], classifier.card.codes, kept.origins, kept.sources, views, kept.shared_groups)
 
 
-def heat_of(model: Model, judged: Judged) -> Callable[[npt.NDArray[np.intp]], npt.NDArray[np.float32]]:
+def heat_of(model: Model, judged: Judged) -> Callable[[Indices], FloatArray]:
     """Grad-CAM of what was predicted, for rows of judged cells."""
     card = model.classifier_card
 
-    def heat(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    def heat(rows: Indices) -> FloatArray:
         batch = to_batch([judged.views[int(row)] for row in rows], card.mean, card.std)
         return heat_maps(network_of(model), batch, judged.predictions[rows])
 
@@ -200,7 +200,7 @@ def _to_card(model: Model, found: dict[str, Any], judged: Judged, where: str, us
     update_card(model.folder, metrics=[each.model_dump() for each in [*others, *metrics]], abstention=abstention)
 
 
-def _strangers(cells: CellSet, codes: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _strangers(cells: CellSet, codes: Sequence[str]) -> Bools:
     """Which cells `(N,)` are none of some codes."""
     return np.asarray(~cells.targets[:, np.isin(cells.codes, codes)].any(axis=1))
 

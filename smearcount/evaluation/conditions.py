@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Doubles, Pixels
 from smearcount.cards import Model, find_model
 from smearcount.datasets import KINDS, LabelledField
 from smearcount.detector import Detector
@@ -26,7 +27,6 @@ from smearcount.scale import find_at_scale
 
 __all__ = ["CONDITIONS", "MAGNIFICATIONS", "across_changes", "across_runtimes", "spread_fields"]
 
-Pixels = npt.NDArray[np.uint8]
 Change = Callable[[Pixels], Pixels]
 Progress = Callable[[Iterable[Path]], Iterable[Path]]
 
@@ -46,11 +46,11 @@ def _lit(pixels: Pixels, red: float, green: float, blue: float) -> Pixels:
     return _levels(pixels * np.array([red, green, blue]))
 
 
-def _distances(pixels: Pixels) -> npt.NDArray[np.float64]:
+def _distances(pixels: Pixels) -> Doubles:
     """Of every pixel from the middle, 1 in the corners."""
     height, width = pixels.shape[:2]
     y, x = np.ogrid[:height, :width]
-    from_middle: npt.NDArray[np.float64] = np.hypot(x + 0.5 - width / 2, y + 0.5 - height / 2)
+    from_middle: Doubles = np.hypot(x + 0.5 - width / 2, y + 0.5 - height / 2)
     return from_middle / math.hypot(width / 2, height / 2)
 
 
@@ -151,7 +151,7 @@ def across_changes(
     return {name: _against_plain(np.array(rows)) for name, rows in table.items()}
 
 
-def _against_plain(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _against_plain(rows: Doubles) -> dict[str, Any]:
     red, red_changed, white, white_changed, scales = rows.T
     return {
         "red cells over plain": _over(red_changed.sum(), red.sum(), 4),

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray
 from smearcount.cards import Metric, Model, find_model
 from smearcount.counting import counted_mask
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError, UsageError
-from smearcount.geometry import FloatArray, centres
+from smearcount.geometry import centres
 from smearcount.images import open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
 from smearcount.records import Detections
@@ -127,12 +127,12 @@ def _pair(field: LabelledField, size_wh: tuple[int, int], cells: Detections) -> 
     )
 
 
-def _within(boxes: FloatArray, size_wh: tuple[int, int], border_px: int) -> npt.NDArray[np.bool_]:
+def _within(boxes: FloatArray, size_wh: tuple[int, int], border_px: int) -> Bools:
     """Which boxes have their centre at least `border_px` from the border of the picture."""
     if not border_px:
         return np.ones(len(boxes), np.bool_)
     centre = centres(boxes)
-    inner: npt.NDArray[np.bool_] = np.all((centre >= border_px) & (centre < np.array(size_wh) - border_px), axis=1)
+    inner: Bools = np.all((centre >= border_px) & (centre < np.array(size_wh) - border_px), axis=1)
     return inner
 
 

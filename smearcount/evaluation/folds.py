@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Bools, FloatArray, Indices
 from smearcount.calibration import fit_temperature
 from smearcount.cards import Model
 from smearcount.cellsets import CellSet
 from smearcount.classifier import calibrated
 from smearcount.errors import ConfigError, UsageError
 from smearcount.evaluation.cells import CellViews, heat_of, judge_cells
-from smearcount.geometry import FloatArray
 from smearcount.images import make_folder, write_text_atomic
 from smearcount.judging import Judged, figures, write_report
 from smearcount.judging.record import SMALLEST
@@ -36,7 +35,6 @@ COLUMNS = ("fold", "training_cells", "held_cells", "leaks", "accuracy", "macro_f
 """Columns of `folds.csv`."""
 
 Report = Callable[[str], None]
-Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def cross_validate(job: FoldsJob, cells: CellSet, report: Report | None = None) 
     return _judge(job, cells.take(real), held[real], models, [leaks for _, leaks in parts])
 
 
-def _painted(cells: CellSet) -> npt.NDArray[np.bool_]:
+def _painted(cells: CellSet) -> Bools:
     return np.asarray(np.char.startswith(cells.sources, PAINTED), np.bool_)
 
 

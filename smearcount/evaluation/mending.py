@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from smearcount.arrays import FloatArray
 from smearcount.cards import Model, find_model
 from smearcount.cellsets import CellSet
 from smearcount.classifier import Classifier, Named
 from smearcount.config import read_model
 from smearcount.errors import ModelError, UsageError
-from smearcount.geometry import FloatArray
 from smearcount.images import make_folder, write_picture, write_text_atomic
 from smearcount.mending.merging import plot_merges, propose_merges
 from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs, first_shared_pair, tiebreak_report

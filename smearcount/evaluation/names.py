@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Bools
 from smearcount.errors import DatasetError
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.records import UNCLASSIFIED, SmearResult
@@ -126,7 +126,7 @@ def _look_up(analysis: Analysis, point: LabelledPoint, kind: str, out: NamedPoin
     out.kinds.append(str(result.detections.kinds[row]))
 
 
-def _of_kind(result: SmearResult, kind: str) -> npt.NDArray[np.bool_]:
+def _of_kind(result: SmearResult, kind: str) -> Bools:
     """Which cells `(N,)` the detector took for a kind, as far as that can be told from what they are now."""
     kinds = result.detections.kinds
     if kind == "platelet":

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.images.source import Rgb
+from smearcount.arrays import Pixels
 
 __all__ = [
     "ORIENTATIONS",
@@ -66,12 +66,12 @@ def stored_region(
     return (y, x, h, w) if orientation >= 5 else (x, y, w, h)
 
 
-def grey_to_rgb(grey: npt.NDArray[np.uint8]) -> Rgb:
+def grey_to_rgb(grey: Pixels) -> Pixels:
     """Grey `(H, W) uint8` as three equal channels."""
-    return cast(Rgb, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
+    return cast(Pixels, cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB))
 
 
-def composite_on_white(colour: Rgb, alpha: npt.NDArray[np.uint8], premultiplied: bool = False) -> Rgb:
+def composite_on_white(colour: Pixels, alpha: Pixels, premultiplied: bool = False) -> Pixels:
     """Colour `(H, W, 3) uint8` over a white ground by `alpha (H, W) uint8`; 0 is transparent.
 
     Porter and Duff, Compositing digital images, SIGGRAPH 1984: colour over white.
@@ -87,7 +87,7 @@ def composite_on_white(colour: Rgb, alpha: npt.NDArray[np.uint8], premultiplied:
     return out
 
 
-def cmyk_to_rgb(ink: npt.NDArray[np.uint8], inverted: bool = False) -> Rgb:
+def cmyk_to_rgb(ink: Pixels, inverted: bool = False) -> Pixels:
     """Ink `(H, W, 4) uint8` cyan, magenta, yellow, black without a profile: R = (1 - C)(1 - K).
 
     255 is full ink, or bare paper where `inverted`.
@@ -100,9 +100,7 @@ def cmyk_to_rgb(ink: npt.NDArray[np.uint8], inverted: bool = False) -> Rgb:
     return out
 
 
-def to_uint8(
-    samples: npt.NDArray[Any], low_high: tuple[float, float] | None = None
-) -> tuple[npt.NDArray[np.uint8], str]:
+def to_uint8(samples: npt.NDArray[Any], low_high: tuple[float, float] | None = None) -> tuple[Pixels, str]:
     """Samples of any number type as `uint8` of the same shape, and a note that says how.
 
     The range is that of the samples, or `low_high` where they are a part of a larger picture.
@@ -114,7 +112,7 @@ def to_uint8(
     fractions that end between 1 and 127 have no known full scale and go from their 0.1 to their 99.9 percentile.
     """
     if samples.dtype == np.uint8:
-        return cast("npt.NDArray[np.uint8]", samples), ""
+        return cast(Pixels, samples), ""
     floating = samples.dtype.kind == "f"
     low, high = low_high or range_of(samples)
     out, lost = np.empty(samples.shape, np.uint8), 0
@@ -128,12 +126,12 @@ def to_uint8(
     return out, f"{kind} range scaled from {low:g} to {high:g}{without}"
 
 
-def alpha_to_uint8(alpha: npt.NDArray[Any], opaque: float) -> npt.NDArray[np.uint8]:
+def alpha_to_uint8(alpha: npt.NDArray[Any], opaque: float) -> Pixels:
     """Alpha `(H, W)` of any number type as uint8; `opaque` becomes 255: see `opaque_of`."""
     if alpha.dtype == np.uint8 and opaque == _OPAQUE:
-        return cast("npt.NDArray[np.uint8]", alpha)
+        return cast(Pixels, alpha)
     share = np.clip(np.nan_to_num(alpha.astype(np.float32)) / opaque, 0, 1)
-    return cast("npt.NDArray[np.uint8]", np.rint(share * 255).astype(np.uint8))
+    return cast(Pixels, np.rint(share * 255).astype(np.uint8))
 
 
 def opaque_of(alpha: npt.NDArray[Any], low_high: tuple[float, float]) -> float:

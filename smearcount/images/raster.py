@@ -12,6 +12,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 from smearcount.images.damage import decoders_heard, fault_in, jpeg_fault, webp_fault
 from smearcount.images.headers import DamagedError, Header, UnsupportedError, read_header
@@ -26,7 +27,7 @@ from smearcount.images.pixels import (
     range_of,
     to_uint8,
 )
-from smearcount.images.source import ArraySource, ReadLimits, Rgb
+from smearcount.images.source import ArraySource, ReadLimits
 
 __all__ = ["open_raster"]
 
@@ -68,7 +69,7 @@ def _check_decodable(path: Path, kind: str, size_wh: tuple[int, int]) -> None:
         )
 
 
-def _decode(kind: str, data: bytes, header: Header) -> tuple[Rgb, tuple[str, ...]]:
+def _decode(kind: str, data: bytes, header: Header) -> tuple[Pixels, tuple[str, ...]]:
     if kind == "JPEG" and header.channels == 4:
         return _decode_cmyk(data, header), ("CMYK converted without a colour profile",)
     if kind in ("JPEG", "BMP"):
@@ -80,7 +81,7 @@ def _decode(kind: str, data: bytes, header: Header) -> tuple[Rgb, tuple[str, ...
     return pixels, tuple(note for note in notes if note)
 
 
-def _flatten(samples: npt.NDArray[Any]) -> tuple[Rgb, tuple[str, str]]:
+def _flatten(samples: npt.NDArray[Any]) -> tuple[Pixels, tuple[str, str]]:
     """Grey `(H, W)`, BGR or BGRA samples as RGB on white."""
     if samples.ndim == 2:
         grey, range_note = to_uint8(samples)
@@ -97,7 +98,7 @@ def _flatten(samples: npt.NDArray[Any]) -> tuple[Rgb, tuple[str, str]]:
     return composite_on_white(rgb, alpha), (range_note, "alpha composited on white")
 
 
-def _decode_cmyk(data: bytes, header: Header) -> Rgb:
+def _decode_cmyk(data: bytes, header: Header) -> Pixels:
     try:
         ink = imagecodecs.jpeg8_decode(data, outcolorspace="CMYK")
     except imagecodecs.Jpeg8Error as error:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from smearcount.arrays import Pixels
 from smearcount.errors import ChangedError, ImageError
 from smearcount.images.choice import PageChoice
 from smearcount.images.machine import faults_named, is_of_machine
 from smearcount.images.pixels import composite_on_white
 from smearcount.images.scale import PixelSize, from_sizes
-from smearcount.images.source import ReadLimits, Rgb, check_region, file_sha256
+from smearcount.images.source import ReadLimits, check_region, file_sha256
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
@@ -73,7 +74,7 @@ class SlideSource:
         """Of all bytes of the slide, computed when first asked for."""
         return content_sha256(self.path)
 
-    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         """The rectangle with the top-left corner x, y as `(h, w, 3) uint8 RGB`; what was not scanned is white.
 
         Raises:
@@ -86,7 +87,7 @@ class SlideSource:
             out[top - y : bottom - y, left - x : right - x] = self._within_block(left, top, right, bottom)
         return out
 
-    def _within_block(self, left: int, top: int, right: int, bottom: int) -> Rgb:
+    def _within_block(self, left: int, top: int, right: int, bottom: int) -> Pixels:
         """A rectangle that lies in one block.
 
         OpenSlide takes a corner in whole pixels of level 0. Where these are no whole number to a pixel, it shifts what

@@ -9,22 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "ArraySource",
-    "ImageSource",
-    "PixelSource",
-    "ReadLimits",
-    "Rgb",
-    "check_region",
-    "file_sha256",
-]
-
-Rgb = npt.NDArray[np.uint8]
+__all__ = ["DEFAULT_LIMITS", "ArraySource", "ImageSource", "PixelSource", "ReadLimits", "check_region", "file_sha256"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +69,7 @@ class PixelSource(Protocol):
     def size_wh(self) -> tuple[int, int]:
         """Width and height in pixels, after the orientation was applied."""
 
-    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         """Region `(h, w, 3) uint8 RGB` with its top-left corner at x, y."""
 
 
@@ -111,7 +100,7 @@ class ImageSource(PixelSource, Protocol):
     def sha256(self) -> str:
         """Of the bytes of the file; of pixels given by a script, of their shape and values."""
 
-    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         """The rectangle with the top-left corner x, y as `(h, w, 3) uint8 RGB`, the caller's own copy.
 
         Raises:
@@ -134,7 +123,7 @@ class ArraySource:
         downsample: pixels of the full resolution a pixel.
     """
 
-    pixels: Rgb
+    pixels: Pixels
     um_per_px: float | None = None
     path: Path = Path()
     scale_origin: str = ""
@@ -154,7 +143,7 @@ class ArraySource:
         """Width and height in pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
-    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         """The rectangle with the top-left corner x, y as `(h, w, 3) uint8 RGB`, a copy.
 
         Raises:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import tifffile
 
+from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 from smearcount.images.choice import PageChoice
 from smearcount.images.headers import DamagedError, UnsupportedError
 from smearcount.images.machine import faults_named, is_of_machine
 from smearcount.images.scale import PixelSize
-from smearcount.images.source import ArraySource, ImageSource, ReadLimits, Rgb, check_region, file_sha256
+from smearcount.images.source import ArraySource, ImageSource, ReadLimits, check_region, file_sha256
 from smearcount.images.tiff_choice import choose_page
 from smearcount.images.tiff_colour import SampleRange
 from smearcount.images.tiff_page import StoredPage, stored_page
@@ -77,7 +78,7 @@ class TiffSource:
         """Of the bytes of the file, computed when first asked for."""
         return file_sha256(self.path)
 
-    def read(self, x: int, y: int, w: int, h: int) -> Rgb:
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         """The rectangle with the top-left corner x, y as `(h, w, 3) uint8 RGB`.
 
         Raises:

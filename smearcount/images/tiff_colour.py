@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from smearcount.arrays import Pixels
 from smearcount.images.headers import UnsupportedError
 from smearcount.images.pixels import (
     alpha_to_uint8,
@@ -23,7 +24,6 @@ from smearcount.images.pixels import (
     range_of,
     to_uint8,
 )
-from smearcount.images.source import Rgb
 
 __all__ = ["Colour", "SampleRange", "colour_of"]
 
@@ -69,7 +69,7 @@ class Colour:
     first: int
     alpha: str
     bits: int
-    palette: Rgb | None
+    palette: Pixels | None
     notes: tuple[str, ...]
 
     def of_colour(self, samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -86,7 +86,7 @@ class Colour:
         low_high = (0.0, 2.0**self.bits - 1) if full else range_of(self.of_colour(samples))
         return SampleRange(low_high, opaque_of(samples[..., self.base], low_high) if self.alpha else 0.0)
 
-    def to_rgb(self, samples: npt.NDArray[Any], within: SampleRange | None = None) -> tuple[Rgb, str]:
+    def to_rgb(self, samples: npt.NDArray[Any], within: SampleRange | None = None) -> tuple[Pixels, str]:
         """RGB of stored samples, and a note on their range.
 
         Args:
@@ -105,7 +105,7 @@ class Colour:
             rgb = composite_on_white(rgb, cover, self.alpha == "premultiplied")
         return rgb, note
 
-    def _convert(self, colour: npt.NDArray[np.uint8]) -> Rgb:
+    def _convert(self, colour: Pixels) -> Pixels:
         if self.palette is not None:
             return self.palette[colour[..., 0]]
         if self.photometric == _CMYK:
@@ -155,7 +155,7 @@ def _is_number(page: tifffile.TiffPage) -> bool:
     return page.dtype is not None and page.dtype.kind in "buif"
 
 
-def _palette(page: tifffile.TiffPage, bits: int) -> Rgb:
+def _palette(page: tifffile.TiffPage, bits: int) -> Pixels:
     table = page.colormap
     if table is None or bits > 8 or table.shape != (3, 2**bits):
         raise UnsupportedError(f"is a palette picture of {bits} bits without a fitting palette; save it as RGB")

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from smearcount.arrays import Bools, Pixels
 from smearcount.images.damage import block_fault
 from smearcount.images.headers import DamagedError, UnsupportedError
 from smearcount.images.machine import check_memory, is_of_machine
 from smearcount.images.pixels import ORIENTATIONS, orient, sample_of, stored_region
-from smearcount.images.source import Rgb
 from smearcount.images.tiff_colour import Colour, SampleRange, colour_of
 
 __all__ = ["StoredPage", "stored_page"]
@@ -141,7 +141,7 @@ class StoredPage:
 
     def to_rgb(
         self, samples: npt.NDArray[Any], region_xywh: Region, within: SampleRange | None = None
-    ) -> tuple[Rgb, str]:
+    ) -> tuple[Pixels, str]:
         """RGB of the samples of a rectangle, white where there are none, and a note on their range.
 
         Args:
@@ -207,7 +207,7 @@ class StoredPage:
         """Tiles or strips that take no bytes: nothing was scanned there."""
         return frozenset(index for index, count in enumerate(self.page.databytecounts) if not count)
 
-    def _filled(self, region_xywh: Region) -> npt.NDArray[np.bool_]:
+    def _filled(self, region_xywh: Region) -> Bools:
         """Which pixels `(h, w)` of a rectangle of the upright picture are stored in the file."""
         x, y, w, h = stored_region(region_xywh, self.upright_wh, self.orientation)
         block_w, block_h = self.block_wh

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import tifffile
 
+from smearcount.arrays import Pixels
 from smearcount.config import OverlayFormat
 from smearcount.errors import ImageError, UsageError
-from smearcount.images.source import Rgb
 from smearcount.output_names import OVERLAYS, shortened
 
 __all__ = [
@@ -127,7 +127,7 @@ def check_target(path: Path, inputs: Iterable[Path] = ()) -> Path:
     return path
 
 
-def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
+def write_picture(path: Path, pixels: Pixels, quality: int = 92) -> Path:
     """Write pixels `(H, W, 3) uint8 RGB` as the suffix of `path` says: .jpg, .jpeg, .png, .tif or .tiff.
 
     A picture that is too long for JPEG becomes a tiled JPEG-compressed BigTIFF with the suffix .tif.
@@ -161,7 +161,7 @@ def write_picture(path: Path, pixels: Rgb, quality: int = 92) -> Path:
     return path
 
 
-def write_overlay(place: Path, pixels: Rgb, overlay_format: OverlayFormat) -> Path:
+def write_overlay(place: Path, pixels: Pixels, overlay_format: OverlayFormat) -> Path:
     """Write an annotated picture `(H, W, 3) uint8 RGB`; one of this stem in another format is removed.
 
     Returns:
@@ -179,11 +179,11 @@ def write_overlay(place: Path, pixels: Rgb, overlay_format: OverlayFormat) -> Pa
     return written
 
 
-def through_jpeg(pixels: Rgb, quality: int) -> Rgb:
+def through_jpeg(pixels: Pixels, quality: int) -> Pixels:
     """Pixels `(H, W, 3) uint8 RGB` as they come back from a JPEG of this quality, with its halved colour."""
     # Brightness is kept apart from colour by weights of blue, green and red, in OpenCV's order.
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cast(Rgb, cv2.cvtColor(cast(Rgb, cv2.imdecode(encoded, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB))
+    return cast(Pixels, cv2.cvtColor(cast(Pixels, cv2.imdecode(encoded, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB))
 
 
 def write_bytes_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -252,7 +252,7 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", errors="backslashreplace")
 
 
-def _write_tiff(path: Path, pixels: Rgb, jpeg_quality: int | None) -> None:
+def _write_tiff(path: Path, pixels: Pixels, jpeg_quality: int | None) -> None:
     big = jpeg_quality is not None or pixels.nbytes > 2**31
     lossless = {"compression": "deflate", "predictor": True}
     lossy = {"compression": "jpeg", "compressionargs": {"level": jpeg_quality}}

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools, Doubles, Indices
 from smearcount.counting import binomial_limits
 
 __all__ = ["DRAWS", "FEWEST_GROUPS", "Draws", "Rows", "draw", "interval", "macro", "per_class", "share_limits"]
-
-Doubles = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
 
 DRAWS = 1000
 
@@ -51,7 +49,7 @@ class Rows:
         """Number of cells."""
         return len(self.labels)
 
-    def take(self, mask: npt.NDArray[np.bool_]) -> Rows:
+    def take(self, mask: Bools) -> Rows:
         """The cells of a mask."""
         return Rows(self.labels[mask], self.predictions[mask], self.groups[mask], self.scores[mask], self.n_codes)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools
 from smearcount.calibration import abstention_rows
 from smearcount.errors import DatasetError
 from smearcount.judging.bootstrap import FEWEST_GROUPS, Draws, Rows, draw, interval, macro, per_class, share_limits
@@ -78,7 +79,7 @@ def figures(judged: Judged, seed: int = 0) -> dict[str, Any]:
     return dict(json.loads(json.dumps(report), parse_constant=lambda _: None))
 
 
-def reliability_bins(sureness: npt.NDArray[np.floating[Any]], right: npt.NDArray[np.bool_]) -> list[Entry]:
+def reliability_bins(sureness: npt.NDArray[np.floating[Any]], right: Bools) -> list[Entry]:
     """Cells by their highest probability `(N,)` in `BINS` equal bins, each open below and closed above.
 
     Returns:
@@ -180,7 +181,7 @@ def _pairs(table: npt.NDArray[np.int64], codes: tuple[str, ...]) -> list[Entry]:
     ]
 
 
-def _named(names: tuple[str, ...], judged: Judged, exact: npt.NDArray[np.bool_]) -> list[Entry]:
+def _named(names: tuple[str, ...], judged: Judged, exact: Bools) -> list[Entry]:
     rows = abstention_rows(judged.probs[exact], judged.targets[exact], THRESHOLDS)
     return [dict(zip(names, row, strict=True)) for row in rows]
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.arrays import FloatArray, Pixels
+from smearcount.geometry import resize_rgb
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +110,7 @@ def _enlarged(coarse: torch.Tensor, size_hw: tuple[int, ...]) -> FloatArray:
     return np.asarray(np.divide(values, top, out=np.zeros_like(values), where=top > 0), np.float32)
 
 
-def overlay_heat(view: npt.NDArray[np.uint8], heat: FloatArray) -> npt.NDArray[np.uint8]:
+def overlay_heat(view: Pixels, heat: FloatArray) -> Pixels:
     """A picture with its heat map laid over it: green to yellow where it is hot, unchanged where it is cold.
 
     Args:

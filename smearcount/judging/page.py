@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.arrays import FloatArray, Indices, Pixels
+from smearcount.geometry import resize_rgb
 from smearcount.images import make_folder, write_picture, write_text_atomic
 from smearcount.judging.bootstrap import DRAWS, FEWEST_GROUPS
 from smearcount.judging.figures import BINS, figures
@@ -22,8 +22,7 @@ from smearcount.pages import data_uri, page_of
 
 __all__ = ["WORST", "HeatOf", "write_report"]
 
-Pixels = npt.NDArray[np.uint8]
-HeatOf = Callable[[npt.NDArray[np.intp]], FloatArray]
+HeatOf = Callable[[Indices], FloatArray]
 """Gives the heat maps `(n, H, W) float32` in [0, 1] of some rows."""
 
 WORST = 48

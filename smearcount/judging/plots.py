@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Pixels
 from smearcount.counting import binomial_limits
 from smearcount.pages import BLUE, FAINT, INK, ORANGE, make_figure, one_line, rendered, tidy
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["abstention_plot", "confusion_plot", "reliability_plot"]
 
-Pixels = npt.NDArray[np.uint8]
 Entry = Mapping[str, Any]
 
 _DPI = 144

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
+
+from smearcount.arrays import Bools, Doubles, FloatArray, Indices, Pixels, Strings
 
 __all__ = ["Judged"]
-
-Pixels = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
-Strings = npt.NDArray[np.str_]
 
 SMALLEST = float(np.finfo(np.float32).eps)
 """Probabilities below the resolution of float32 near 1 enter logarithms as this, which caps a loss at 15.9."""
@@ -34,7 +31,7 @@ class Judged:
         groups: `(N,)` slide, patient or photograph of each cell; None where the cells are taken as independent.
     """
 
-    probs: npt.NDArray[np.float32]
+    probs: FloatArray
     targets: Bools
     codes: tuple[str, ...]
     origins: Strings
@@ -73,7 +70,7 @@ class Judged:
         return np.asarray(self.targets.sum(axis=1) == 1)
 
     @cached_property
-    def predictions(self) -> npt.NDArray[np.intp]:
+    def predictions(self) -> Indices:
         """`(N,)` index of the most probable code, the first of equals."""
         return np.asarray(self.probs.argmax(axis=1), np.intp)
 
@@ -83,13 +80,13 @@ class Judged:
         return np.asarray(self.targets[np.arange(len(self)), self.predictions])
 
     @cached_property
-    def losses(self) -> npt.NDArray[np.float64]:
+    def losses(self) -> Doubles:
         """`(N,)` -log(sum of the probabilities of the allowed codes), the loss that training minimises."""
         allowed = np.where(self.targets, self.probs.astype(np.float64), 0).sum(axis=1)
         # Subtracted from 0, since minus zero would be printed with its sign.
         return np.asarray(0 - np.log(np.clip(allowed, SMALLEST, 1)), np.float64)
 
-    def worst(self, n: int) -> npt.NDArray[np.intp]:
+    def worst(self, n: int) -> Indices:
         """Rows of the `n` largest losses, largest first; of equals the first row."""
         return np.asarray(np.argsort(-self.losses, kind="stable")[:n], np.intp)
 

@@ -13,19 +13,15 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import shapely
 from shapely.affinity import scale, translate
 
+from smearcount.arrays import Bools, FloatArray, Pixels
 from smearcount.counting import EDGE_GUARD_UM, EDGE_INSET_PX
-from smearcount.geometry import FloatArray
 from smearcount.light.glass import lightest, thinned
 from smearcount.region import Region, polygons
 
 __all__ = ["BLACK", "counted_in_view", "field_of_view", "fill", "is_dim", "is_plain"]
-
-Rgb = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
 
 BLACK = 0.25
 """Of the level of the glass: no channel of the surround is lighter. A nucleus is purple, which has a lighter blue."""
@@ -60,17 +56,17 @@ _RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
 """The rim is at most this share of the longest side; it ends where the light reaches this share of its level."""
 
 
-def is_plain(corner: Rgb) -> bool:
+def is_plain(corner: Pixels) -> bool:
     """Whether all pixels of a part of a picture `(h, w, 3)` are the same, as in no photograph, which has noise."""
     return bool((corner == corner[0, 0]).all())
 
 
-def field_of_view(pixels: Rgb, level: float) -> Region | None:
+def field_of_view(pixels: Pixels, level: float) -> Region | None:
     """The convex part of a picture within a black, grey or plain surround, in pixels; None where there is none."""
     height, width = pixels.shape[:2]
     factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
     small_wh = (-(-width // factor), -(-height // factor))
-    colours = cast(Rgb, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA))
+    colours = cast(Pixels, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA))
     small = lightest(colours)
     outside, least = small < BLACK * level, 0.0
     black, grey = bool(outside[[0, 0, -1, -1], [0, -1, 0, -1]].any()), False
@@ -108,7 +104,7 @@ def field_of_view(pixels: Rgb, level: float) -> Region | None:
     return Region(view, (told,), "the field of view")
 
 
-def _plain_border(colours: Rgb) -> Bools:
+def _plain_border(colours: Pixels) -> Bools:
     """Where a picture has the colours of its plain corners; nowhere if it has only one, which clipped glass may be."""
     ends = (slice(0, _CORNER_PX), slice(-_CORNER_PX, None))
     corners = [corner for y, x in product(ends, ends) if is_plain(corner := colours[y, x])]
@@ -118,7 +114,7 @@ def _plain_border(colours: Rgb) -> Bools:
     return outside
 
 
-def _grey_surround(colours: Rgb, level: float) -> Bools:
+def _grey_surround(colours: Pixels, level: float) -> Bools:
     """Where a picture has the colours of its even and dim corners; nowhere if it has only one."""
     ends = (slice(0, _CORNER_PX), slice(-_CORNER_PX, None))
     corners = [corner for y, x in product(ends, ends) if is_dim(corner := colours[y, x], level)]
@@ -128,7 +124,7 @@ def _grey_surround(colours: Rgb, level: float) -> Bools:
     return outside
 
 
-def is_dim(corner: Rgb, level: float) -> bool:
+def is_dim(corner: Pixels, level: float) -> bool:
     """Whether a part of a picture `(h, w, 3)` is even and darker than glass of this level ever is beside its light."""
     if max(cv2.mean(corner)[:3]) >= _DIM * level:
         return False
@@ -136,7 +132,7 @@ def is_dim(corner: Rgb, level: float) -> bool:
     return max(cv2.meanStdDev(blocks)[1].ravel().tolist()) <= _EVEN
 
 
-def _ends_in_a_step(light: Rgb, within: Rgb, level: float) -> bool:
+def _ends_in_a_step(light: Pixels, within: Pixels, level: float) -> bool:
     """Whether the glass just inside a mask is much lighter than what lies outside."""
     depth = cv2.distanceTransform(within, cv2.DIST_L2, 5)
     ring = (depth > 0) & (depth <= _RIM_SHARE * max(light.shape))
@@ -144,7 +140,7 @@ def _ends_in_a_step(light: Rgb, within: Rgb, level: float) -> bool:
     return bool(beside >= _STEP * level)
 
 
-def _without_rim(colours: Rgb, within: Rgb) -> Rgb:
+def _without_rim(colours: Pixels, within: Pixels) -> Pixels:
     """What lies within a mask one pixel wider all around, less the rim, at which the light fades or has another colour.
 
     The border of the picture has none.
@@ -159,11 +155,11 @@ def _without_rim(colours: Rgb, within: Rgb) -> Rgb:
         if len(ring) and np.percentile(ring, 80) >= _RIM_LIGHT:
             widest = width + 1
             break
-    kept: Rgb = (depth > widest).astype(np.uint8)
+    kept: Pixels = (depth > widest).astype(np.uint8)
     return kept
 
 
-def fill(pixels: Rgb, inside: Rgb) -> None:
+def fill(pixels: Pixels, inside: Pixels) -> None:
     """Give a picture, outside a mask, the colour of the glass."""
     glass = _glass_within(thinned(pixels), thinned(inside)).astype(np.uint8)
     for top in range(0, len(pixels), _ROWS):
@@ -171,7 +167,7 @@ def fill(pixels: Rgb, inside: Rgb) -> None:
         pixels[rows][inside[rows] == 0] = glass
 
 
-def _glass_within(pixels: Rgb, inside: Rgb) -> FloatArray:
+def _glass_within(pixels: Pixels, inside: Pixels) -> FloatArray:
     """Median of the lightest quarter of a picture within a mask, `(3,)`, 1 at least."""
     seen = pixels[inside != 0]
     light = seen.sum(axis=1)

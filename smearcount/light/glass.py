@@ -14,12 +14,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import Bools, Doubles, FloatArray, Pixels
 
 __all__ = ["CLIPPED", "Contrast", "contrast_wanted", "glass_colour", "is_tinted", "lightest", "thinned", "untinted"]
 
-Rgb = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
 AnyLevel = TypeVar("AnyLevel", np.uint8, np.bool_)
 
 RED_OVER_GREEN, BLUE_OVER_GREEN = (0.65, 1.35), (0.62, 1.2)
@@ -53,7 +51,7 @@ _PLACES = np.array([(x, y) for x in (0.3, 0.5, 0.7) for y in (0.3, 0.5, 0.7)], n
 """Where a red cell is looked at, in shares of its box."""
 
 
-def lightest(pixels: Rgb) -> Rgb:
+def lightest(pixels: Pixels) -> Pixels:
     """The lightest channel of each pixel of `(..., 3)`."""
     return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
 
@@ -64,14 +62,14 @@ def thinned(array: npt.NDArray[AnyLevel], number: int = 250_000) -> npt.NDArray[
     return array[::step, ::step]
 
 
-def glass_colour(pixels: Rgb) -> Floats:
+def glass_colour(pixels: Pixels) -> Doubles:
     """Mean red, green and blue, 1 at least, of the lightest tenth of the pixels `(N, 3)`."""
     level = np.add(pixels[:, 0], pixels[:, 1], dtype=np.int16) + pixels[:, 2]
     light = np.flatnonzero(level >= np.sort(level)[int(0.9 * len(level))])
     return np.asarray(np.maximum(pixels.take(light, axis=0).mean(axis=0), 1.0), np.float64)
 
 
-def is_tinted(glass: Floats) -> bool:
+def is_tinted(glass: Doubles) -> bool:
     """Whether a colour of the glass is beyond those of the labelled photographs, and one that light may have."""
     red, green, blue = glass.tolist()
     (low_red, high_red), (low_blue, high_blue) = RED_OVER_GREEN, BLUE_OVER_GREEN
@@ -79,7 +77,7 @@ def is_tinted(glass: Floats) -> bool:
     return not usual and not (red / green > PINK[0] and blue / green > PINK[1])
 
 
-def untinted(pixels: Rgb, inside: npt.NDArray[np.bool_]) -> tuple[Rgb, str]:
+def untinted(pixels: Pixels, inside: Bools) -> tuple[Pixels, str]:
     """A picture `(H, W, 3)` with glass of the usual colour and unchanged lightness, and what was done; nothing is "".
 
     Args:
@@ -96,7 +94,7 @@ def untinted(pixels: Rgb, inside: npt.NDArray[np.bool_]) -> tuple[Rgb, str]:
     return _mapped(pixels, np.arange(256.0)[:, None] * gains), told
 
 
-def contrast_wanted(pixels: Rgb, red_cells: FloatArray) -> Contrast | None:
+def contrast_wanted(pixels: Pixels, red_cells: FloatArray) -> Contrast | None:
     """How much more contrast the red cells of a picture need; None where they are clear, or too few to tell.
 
     Nor is it raised where the glass is clipped: nobody knows how light it is then, nor what else is lost.
@@ -127,16 +125,16 @@ class Contrast:
         density: optical density in green of the darker quarter of the red cells.
     """
 
-    glass: Floats
+    glass: Doubles
     density: float
 
-    def raised(self, pixels: Rgb) -> tuple[Rgb, str]:
+    def raised(self, pixels: Pixels) -> tuple[Pixels, str]:
         """A picture `(H, W, 3)` in which they are clear, and what was done."""
         gain = min((1 - math.exp(-CLEAR)) / (1 - math.exp(-self.density)), _MOST)
         told = f"contrast raised {gain:.1f} times: red cells have an optical density of {self.density:.2f}"
         return _mapped(pixels, self.glass - gain * (self.glass - np.arange(256.0)[:, None])), told
 
 
-def _mapped(pixels: Rgb, levels: Floats) -> Rgb:
+def _mapped(pixels: Pixels, levels: Doubles) -> Pixels:
     """A picture with each level of each channel replaced by that of a table `(256, 3)`."""
-    return cast(Rgb, cv2.LUT(pixels, np.clip(levels + 0.5, 0, 255).astype(np.uint8)[None]))
+    return cast(Pixels, cv2.LUT(pixels, np.clip(levels + 0.5, 0, 255).astype(np.uint8)[None]))

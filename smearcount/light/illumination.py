@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Doubles, FloatArray, Pixels
 from smearcount.detector import Detector
 from smearcount.images import ArraySource, ImageSource
 from smearcount.light.field_stop import BLACK, field_of_view, fill, is_dim, is_plain
@@ -25,8 +26,6 @@ from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
 from smearcount.region import LARGE_UM2, Region, sought_around
 from smearcount.scale import ScaledCells, find_at_scale, settle_scale, spread_estimate
-
-Rgb = npt.NDArray[np.uint8]
 
 __all__ = ["Lit", "even_light", "find_cells", "settle_lit"]
 
@@ -77,7 +76,7 @@ class Lit:
     source: ImageSource
     view: Region | None = None
 
-    def changed(self, pixels: Rgb, *notes: str) -> Lit:
+    def changed(self, pixels: Pixels, *notes: str) -> Lit:
         """The same with other pixels and with what was done to them; itself where nothing was."""
         if not any(notes):
             return self
@@ -133,7 +132,7 @@ def _is_small(source: ImageSource) -> bool:
     return isinstance(source, ArraySource) or math.prod(source.size_wh) <= MOST_PIXELS
 
 
-def _all_of(source: ImageSource) -> Rgb:
+def _all_of(source: ImageSource) -> Pixels:
     """All pixels of a picture, to look at only: those of one that is held in memory are no copy."""
     return source.pixels if isinstance(source, ArraySource) else source.read(0, 0, *source.size_wh)
 
@@ -143,7 +142,7 @@ def _with_note(source: ImageSource, note: str) -> ImageSource:
     return cast(ImageSource, replace(cast(Any, source), notes=(*source.notes, note))) if note else source
 
 
-def _level_of(pixels: Rgb, percent: float = 95.0) -> float:
+def _level_of(pixels: Pixels, percent: float = 95.0) -> float:
     """Level of the lightest channel of the glass among pixels `(N, 3)`: that of all but the lightest of them."""
     return float(np.percentile(lightest(pixels), percent))
 
@@ -298,11 +297,11 @@ class _Light:
 
     terms: npt.NDArray[np.floating]
 
-    def at(self, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    def at(self, x: Doubles, y: Doubles) -> FloatArray:
         """The level at some places."""
         return np.asarray(sum(a * b for a, b in zip(self.terms, _powers(x, y), strict=True)), np.float32)
 
-    def range_over(self, inside: Rgb) -> tuple[float, float]:
+    def range_over(self, inside: Pixels) -> tuple[float, float]:
         """Least and highest level where a mask `(H, W)` is not zero."""
         step = max(1, max(inside.shape) // 200)
         seen = inside[::step, ::step] != 0
@@ -310,7 +309,7 @@ class _Light:
         levels = self.at(x, y)[seen]
         return float(levels.min()), float(levels.max())
 
-    def even(self, pixels: Rgb, level: float) -> None:
+    def even(self, pixels: Pixels, level: float) -> None:
         """Multiply a picture, place by place, so that the glass has one level."""
         height, width = pixels.shape[:2]
         x = np.linspace(-1, 1, width)[None]
@@ -321,11 +320,11 @@ class _Light:
             cv2.multiply(rows, cv2.merge([factor] * 3), rows, 1, cv2.CV_8U)
 
 
-def _powers(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64] | float, ...]:
+def _powers(x: Doubles, y: Doubles) -> tuple[Doubles | float, ...]:
     return 1.0, x, y, x * x, x * y, y * y
 
 
-def _light_over(pixels: Rgb, inside: Rgb) -> _Light:
+def _light_over(pixels: Pixels, inside: Pixels) -> _Light:
     """The light fitted to the level of the glass in 8 x 8 parts of a picture, as far as they lie in a mask.
 
     Parts that are darker than the fit have cells on them and weigh less, as do those far from it.

@@ -7,11 +7,10 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+
+from smearcount.arrays import Doubles, Pixels
 
 __all__ = ["without_lines"]
-
-Rgb = npt.NDArray[np.uint8]
 
 _SIDE_PX = 640
 """Longest side of the reduced picture in which lines are sought."""
@@ -38,7 +37,7 @@ _LINE_PX, _AROUND_PX = 5, 3
 """Width, in the reduced picture, of what is painted over, and how far around a pixel its colour is taken from."""
 
 
-def without_lines(pixels: Rgb, inside: Rgb | None = None) -> tuple[Rgb, str]:
+def without_lines(pixels: Pixels, inside: Pixels | None = None) -> tuple[Pixels, str]:
     """A picture `(H, W, 3)` without the straight dark lines that cross it, and what was done; nothing is "".
 
     Lines nearly parallel to its sides are sought by a probabilistic Hough transform (Matas et al. 2000) in what a
@@ -55,19 +54,19 @@ def without_lines(pixels: Rgb, inside: Rgb | None = None) -> tuple[Rgb, str]:
     darkest = cv2.min(cv2.min(red, green), blue)
     thin = (cv2.morphologyEx(darkest, cv2.MORPH_BLACKHAT, _square(_WIDEST_PX)) > _DARKER).astype(np.uint8)
     seen = np.ones_like(thin) if inside is None else cv2.resize(inside, thin.shape[::-1], None, 0, 0, cv2.INTER_NEAREST)
-    mask = _lines(thin, cast(Rgb, seen))
+    mask = _lines(thin, cast(Pixels, seen))
     if mask is None:
         return pixels, ""
     along = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
-    mended = cast(Rgb, cv2.inpaint(pixels, along, _AROUND_PX, cv2.INPAINT_TELEA))
+    mended = cast(Pixels, cv2.inpaint(pixels, along, _AROUND_PX, cv2.INPAINT_TELEA))
     return mended, "lines across the picture, as of a reticle, removed"
 
 
-def _square(side: int) -> Rgb:
+def _square(side: int) -> Pixels:
     return np.ones((side, side), np.uint8)
 
 
-def _lines(thin: Rgb, seen: Rgb) -> Rgb | None:
+def _lines(thin: Pixels, seen: Pixels) -> Pixels | None:
     """Those of the thin dark things in a mask `(H, W)` that cross what is seen, as a mask; None for too few lines."""
     *_, width, height = cv2.boundingRect(seen)
     if min(width, height) <= 4 * _BESIDE_PX:
@@ -88,10 +87,10 @@ def _lines(thin: Rgb, seen: Rgb) -> Rgb | None:
         if sides and on - sum(sides) / len(sides) >= _LEAST_SEEN:
             mask |= _drawn(ends, mask.shape, _LINE_PX)
             pieces += len(sides) > 1
-    return cast(Rgb, cv2.bitwise_and(mask, thin)) if pieces >= _FEWEST else None
+    return cast(Pixels, cv2.bitwise_and(mask, thin)) if pieces >= _FEWEST else None
 
 
-def _drawn(ends: npt.NDArray[np.float64], shape: tuple[int, ...], width_px: int = 1) -> Rgb:
+def _drawn(ends: Doubles, shape: tuple[int, ...], width_px: int = 1) -> Pixels:
     """A mask of a line between two ends `(2, 2)`."""
     line = np.zeros(shape, np.uint8)
     first, last = np.rint(ends).astype(int).tolist()

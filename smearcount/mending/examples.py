@@ -13,20 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Doubles, FloatArray, Indices
 from smearcount.counting import binomial_limits
 from smearcount.errors import UsageError
-from smearcount.geometry import FloatArray
 from smearcount.images import list_folder
 from smearcount.mending.merging import unit_rows
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.taxonomy import Taxonomy
 
 __all__ = ["ENOUGH", "FEWEST", "Extension", "LeaveOneOut", "Prototypes", "extend", "read_examples"]
-
-Doubles = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp]
 
 FEWEST = 2
 """Examples a class needs: with one, leaving it out leaves nothing."""
@@ -87,7 +83,7 @@ class Prototypes:
     warnings: tuple[str, ...]
 
     @staticmethod
-    def from_examples(features: FloatArray, labels: Rows, codes: tuple[str, ...]) -> Prototypes:
+    def from_examples(features: FloatArray, labels: Indices, codes: tuple[str, ...]) -> Prototypes:
         """Prototypes of examples whose codes have the indices `labels (N,)`.
 
         The temperature is the one that names the left-out examples with the lowest cross-entropy, against Platt's
@@ -209,7 +205,7 @@ def _word(name: str) -> str:
     return re.sub(r"[\W_]+", "_", unicodedata.normalize("NFC", name.casefold())).strip("_")
 
 
-def _checked_counts(units: Doubles, labels: Rows, codes: tuple[str, ...]) -> Rows:
+def _checked_counts(units: Doubles, labels: Indices, codes: tuple[str, ...]) -> Indices:
     """Examples of each code, `(K,)`."""
     if len(units) != len(labels) or (len(labels) and not 0 <= labels.min() <= labels.max() < len(codes)):
         raise ValueError(f"labels: expected {len(units)} indices from 0 to {len(codes) - 1}, got {labels}")
@@ -220,7 +216,7 @@ def _checked_counts(units: Doubles, labels: Rows, codes: tuple[str, ...]) -> Row
     return n
 
 
-def _left_out(units: Doubles, labels: Rows, n_codes: int) -> tuple[Doubles, Doubles]:
+def _left_out(units: Doubles, labels: Indices, n_codes: int) -> tuple[Doubles, Doubles]:
     """Prototypes `(K, D)`; and the cosines of the examples to them `(N, K)`, to their own code's without themselves."""
     sums = np.zeros((n_codes, units.shape[1]))
     np.add.at(sums, labels, units)
@@ -235,7 +231,7 @@ def _warnings(check: LeaveOneOut) -> tuple[str, ...]:
     return (f"fewer than {ENOUGH} examples of {', '.join(few)}: names and accuracy are unsure",) if few else ()
 
 
-def _temperature(cosines: Doubles, labels: Rows, n: Rows) -> float:
+def _temperature(cosines: Doubles, labels: Indices, n: Indices) -> float:
     n_codes = cosines.shape[1]
     sure = (n[labels] + 1) / (n[labels] + 2)
     targets = np.repeat(((1 - sure) / max(n_codes - 1, 1))[:, None], n_codes, axis=1)

@@ -18,17 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from smearcount.arrays import Bools, Doubles, FloatArray, Indices, Pixels
 from smearcount.errors import ConfigError, UsageError
-from smearcount.geometry import FloatArray
 from smearcount.mending.tiebreak import confusion_counts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["CodePair", "MergeProposal", "merge_targets", "merged_codes", "plot_merges", "propose_merges", "unit_rows"]
-
-Bools = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.intp]
 
 MIN_OVERLAP = 0.5
 """Two codes with more of their cells in the same clusters than in different ones may be one."""
@@ -114,7 +111,7 @@ class MergeProposal:
     table: npt.NDArray[np.int64]
     pairs: tuple[CodePair, ...]
     scatter: FloatArray
-    scatter_codes: Rows
+    scatter_codes: Indices
 
     @property
     def clustered(self) -> bool:
@@ -171,7 +168,7 @@ class MergeProposal:
 
 def propose_merges(
     features: FloatArray,
-    labels: Rows,
+    labels: Indices,
     codes: tuple[str, ...],
     k_range: Sequence[int],
     seed: int,
@@ -212,7 +209,7 @@ def propose_merges(
     return MergeProposal(codes, silhouettes, best_k, table, pairs, scatter, own)
 
 
-def merged_codes(codes: tuple[str, ...], merge: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], Rows]:
+def merged_codes(codes: tuple[str, ...], merge: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], Indices]:
     """The codes after merging, each new one in the place of the first old one; and the new index of each old code.
 
     Raises:
@@ -250,7 +247,7 @@ def merge_targets(
     return merged, after
 
 
-def plot_merges(proposal: MergeProposal, colours: Mapping[str, str]) -> npt.NDArray[np.uint8]:
+def plot_merges(proposal: MergeProposal, colours: Mapping[str, str]) -> Pixels:
     """The cells in two principal components by code, and the silhouette of each number of clusters.
 
     Args:
@@ -285,7 +282,7 @@ def _draw_cells(axes: Axes, proposal: MergeProposal, colours: Mapping[str, str])
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, markerscale=1.8, frameon=False)
 
 
-def unit_rows(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+def unit_rows(features: npt.NDArray[np.floating[Any]]) -> Doubles:
     """Rows of length 1 `(N, D)`; a row of zeros stays one.
 
     Raises:
@@ -298,12 +295,12 @@ def unit_rows(features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64
     return np.asarray(wide / np.where(lengths > 0, lengths, 1))
 
 
-def _as_bytes(table: npt.NDArray[np.float64]) -> npt.NDArray[np.void]:
+def _as_bytes(table: Doubles) -> npt.NDArray[np.void]:
     """Each row as one value, which can be sorted and compared; `(N,)`."""
     return np.ascontiguousarray(table).view(np.dtype((np.void, table.itemsize * table.shape[1]))).ravel()
 
 
-def _balanced_rows(units: npt.NDArray[np.float64], labels: Rows, seed: int) -> Rows:
+def _balanced_rows(units: Doubles, labels: Indices, seed: int) -> Indices:
     """The cells looked at, in an order that depends on what they are and not on how they were listed."""
     order = np.argsort(_as_bytes(units), kind="stable")
     present = np.unique(labels)
@@ -314,14 +311,14 @@ def _balanced_rows(units: npt.NDArray[np.float64], labels: Rows, seed: int) -> R
     return order[kept[order]]
 
 
-def _components(units: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _components(units: Doubles) -> Doubles:
     from sklearn.decomposition import PCA
 
     reduced = PCA(min(_COMPONENTS, *units.shape), svd_solver="covariance_eigh").fit_transform(units)
     return np.asarray(reduced, np.float64)
 
 
-def _clusterings(points: npt.NDArray[np.float64], ks: list[int], seed: int) -> tuple[dict[int, Rows], dict[int, float]]:
+def _clusterings(points: Doubles, ks: list[int], seed: int) -> tuple[dict[int, Indices], dict[int, float]]:
     """Cluster of each cell `(M,)`, and the mean silhouette, for each number of clusters."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
@@ -331,7 +328,7 @@ def _clusterings(points: npt.NDArray[np.float64], ks: list[int], seed: int) -> t
 
 
 def _pairs(
-    codes: tuple[str, ...], cells: Rows, table: npt.NDArray[np.int64], confusion: npt.NDArray[np.int64] | None
+    codes: tuple[str, ...], cells: Indices, table: npt.NDArray[np.int64], confusion: npt.NDArray[np.int64] | None
 ) -> tuple[CodePair, ...]:
     def confused(a: int, b: int) -> float:
         if confusion is None:

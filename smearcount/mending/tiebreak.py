@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import Bools, Doubles, FloatArray, Indices
 
 __all__ = [
     "ConfusedPair",
@@ -29,9 +29,6 @@ __all__ = [
     "tiebreak_report",
 ]
 
-Bools = npt.NDArray[np.bool_]
-Doubles = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.intp]
 Counted = npt.NDArray[np.int64]
 
 _CANDIDATES = 200
@@ -49,7 +46,7 @@ class Expert:
     """
 
     codes: tuple[str, ...]
-    ask: Callable[[Rows], FloatArray]
+    ask: Callable[[Indices], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,9 @@ def break_ties(probs: FloatArray, breaker: TieBreaker) -> tuple[FloatArray, Bool
     return heard.astype(np.float32), np.asarray(asked_by >= 0)
 
 
-def choose_margin(probs: FloatArray, labels: Rows, codes: tuple[str, ...], experts: tuple[Expert, ...]) -> TieBreaker:
+def choose_margin(
+    probs: FloatArray, labels: Indices, codes: tuple[str, ...], experts: tuple[Expert, ...]
+) -> TieBreaker:
     """A tie-breaker that is no worse on these cells, in accuracy and in macro-F1, than the generalist alone.
 
     One expert after the other gets the margin of the best accuracy among those that lower neither figure; ties go to
@@ -203,7 +202,7 @@ def choose_margin(probs: FloatArray, labels: Rows, codes: tuple[str, ...], exper
 
 
 def tiebreak_report(
-    probs: FloatArray, labels: Rows, breaker: TieBreaker, generalist_seconds: float, expert_seconds: float
+    probs: FloatArray, labels: Indices, breaker: TieBreaker, generalist_seconds: float, expert_seconds: float
 ) -> TieBreakReport:
     """Gain and cost on labelled cells, best others than those the margins were chosen on; seconds are those of a cell.
 
@@ -233,7 +232,7 @@ def tiebreak_report(
     )
 
 
-def confusable_pairs(probs: FloatArray, labels: Rows, codes: tuple[str, ...], n: int) -> tuple[ConfusedPair, ...]:
+def confusable_pairs(probs: FloatArray, labels: Indices, codes: tuple[str, ...], n: int) -> tuple[ConfusedPair, ...]:
     """The at most `n` pairs of codes with most confused cells, most first; pairs never confused are left out.
 
     Raises:
@@ -247,7 +246,7 @@ def confusable_pairs(probs: FloatArray, labels: Rows, codes: tuple[str, ...], n:
     return tuple(sorted((pair for pair in every if pair.total), key=lambda pair: -pair.total)[:n])
 
 
-def confusion_counts(labels: Rows, predicted: Rows, n_codes: int) -> Counted:
+def confusion_counts(labels: Indices, predicted: Indices, n_codes: int) -> Counted:
     """Cells by true code (row) and given code (column), `(K, K) int64`.
 
     Raises:
@@ -260,7 +259,7 @@ def confusion_counts(labels: Rows, predicted: Rows, n_codes: int) -> Counted:
     return np.bincount(labels * n_codes + predicted, minlength=n_codes**2).reshape(n_codes, n_codes).astype(np.int64)
 
 
-def _candidates(probs: FloatArray, breaker: TieBreaker) -> tuple[Rows, Doubles]:
+def _candidates(probs: FloatArray, breaker: TieBreaker) -> tuple[Indices, Doubles]:
     """Which expert knows the two best codes of each cell, `(N,)`, -1 for none; and the gap between them."""
     if probs.ndim != 2 or probs.shape[1] != len(breaker.codes) or not np.isfinite(probs).all():
         raise ValueError(f"probs: expected finite (N, {len(breaker.codes)}), got shape {probs.shape} or a NaN in it")
@@ -275,7 +274,7 @@ def _candidates(probs: FloatArray, breaker: TieBreaker) -> tuple[Rows, Doubles]:
     return np.where(p2 > 0, expert_of[best, second], -1), p1 - p2
 
 
-def _answers(expert: Expert, rows: Rows) -> Doubles:
+def _answers(expert: Expert, rows: Indices) -> Doubles:
     answers = np.asarray(expert.ask(rows), np.float64)
     if answers.shape != (len(rows), len(expert.codes)):
         raise ValueError(f"{expert.codes}: expected answers {(len(rows), len(expert.codes))}, got {answers.shape}")
@@ -290,9 +289,9 @@ class _Changes:
     """Cells an expert knows the two best codes of, by ascending gap; all `(M,)`, names before and after asking."""
 
     gap: Doubles
-    labels: Rows
-    before: Rows
-    after: Rows
+    labels: Indices
+    before: Indices
+    after: Indices
 
 
 def _best_margin(cells: _Changes, confusion: Counted) -> tuple[float, Counted]:

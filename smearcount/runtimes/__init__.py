@@ -10,13 +10,13 @@ from pathlib import Path
 from smearcount.cards import Model, find_model
 from smearcount.cuda import has_cuda, has_driver
 from smearcount.errors import RuntimeMissingError, UsageError
-from smearcount.runtimes.contract import Floats, InferWindows, Levels, Runtime, RuntimeChoice
+from smearcount.runtimes.contract import InferWindows, Levels, Runtime, RuntimeChoice
 from smearcount.runtimes.gathering import calls_for
 from smearcount.runtimes.onnx import OnnxRuntime
 from smearcount.runtimes.openvino import OpenVinoRuntime, has_int8, openvino_core
 from smearcount.runtimes.pytorch import TorchRuntime
 
-__all__ = ["Floats", "InferWindows", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice"]
+__all__ = ["InferWindows", "Levels", "OnnxRuntime", "OpenVinoRuntime", "Runtime", "RuntimeChoice"]
 __all__ += ["TorchRuntime", "calls_at_once", "has_int8", "make_runtime", "model_for", "openvino_core"]
 
 PRECISIONS = ("f32", "f16")

@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AT_ONCE_CPU", "Floats", "InferWindows", "Levels", "Runtime", "RuntimeChoice", "check_type"]
+from smearcount.arrays import FloatArray, Pixels
 
-Floats = npt.NDArray[np.float32]
+__all__ = ["AT_ONCE_CPU", "InferWindows", "Levels", "Runtime", "RuntimeChoice", "check_type"]
 
 AT_ONCE_CPU = 10
 """Pictures a call, on the processor."""
@@ -24,14 +24,8 @@ class InferWindows(Protocol):
     """Square windows of one picture through the network, sampled where the network is."""
 
     def __call__(
-        self,
-        picture: npt.NDArray[np.uint8],
-        centres_xy: Floats,
-        side_px: float,
-        out_px: int,
-        turns: Sequence[int] = (0,),
-        /,
-    ) -> tuple[Floats, ...]:
+        self, picture: Pixels, centres_xy: FloatArray, side_px: float, out_px: int, turns: Sequence[int] = (0,), /
+    ) -> tuple[FloatArray, ...]:
         """The outputs for all windows at the first turn, then for all at the next.
 
         Args:
@@ -61,7 +55,7 @@ class Runtime(Protocol):
     def streams(self) -> tuple[Runtime, int]:
         """The same network for as many calls at a time as it is best at, and their number; the same bits."""
 
-    def __call__(self, batch: npt.NDArray[Any], /) -> tuple[Floats, ...]:
+    def __call__(self, batch: npt.NDArray[Any], /) -> tuple[FloatArray, ...]:
         """The outputs for a batch of the type `input_dtype`."""
 
 

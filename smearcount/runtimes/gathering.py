@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.runtimes.contract import Floats
+from smearcount.arrays import FloatArray
 
 __all__ = ["Gathering", "calls_for"]
 
 BATCHES = 2
 """Batches under way: while the network is at one, the next is handed over to it."""
 
-Waiting = tuple[npt.NDArray[Any], "Future[tuple[Floats, ...]]"]
+Waiting = tuple[npt.NDArray[Any], "Future[tuple[FloatArray, ...]]"]
 
 
 def calls_for(size: int) -> int:
@@ -37,12 +37,12 @@ class Gathering:
         size: pictures of a batch.
     """
 
-    def __init__(self, run: Callable[[npt.NDArray[Any]], tuple[Floats, ...]], size: int) -> None:
+    def __init__(self, run: Callable[[npt.NDArray[Any]], tuple[FloatArray, ...]], size: int) -> None:
         self._run, self._size = run, size
         self._free, self._listing = BoundedSemaphore(BATCHES), Lock()
         self._waiting: list[Waiting] = []
 
-    def __call__(self, picture: npt.NDArray[Any]) -> tuple[Floats, ...]:
+    def __call__(self, picture: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         """The outputs for `picture (1, ...)`; what the network raises is raised for every picture of a batch."""
         mine: Waiting = picture, Future()
         with self._listing:

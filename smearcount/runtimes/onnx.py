@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import FloatArray
 from smearcount.cards import Model
 from smearcount.errors import ModelError, RuntimeMissingError
-from smearcount.runtimes.contract import AT_ONCE_CPU, Floats, InferWindows, Runtime, check_type
+from smearcount.runtimes.contract import AT_ONCE_CPU, InferWindows, Runtime, check_type
 
 __all__ = ["OnnxRuntime"]
 
@@ -41,7 +42,7 @@ class OnnxRuntime:
         """This network: it takes one call at a time."""
         return self, 1
 
-    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         """Run `batch (B, 3, H, W) float32`.
 
         Raises:

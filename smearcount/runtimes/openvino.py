@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import FloatArray
 from smearcount.cards import Card, Model
 from smearcount.errors import ModelError, RuntimeMissingError
 from smearcount.offline import quiet_openvino
-from smearcount.runtimes.contract import AT_ONCE_CPU, Floats, InferWindows, Levels, Runtime, check_type
+from smearcount.runtimes.contract import AT_ONCE_CPU, InferWindows, Levels, Runtime, check_type
 
 __all__ = ["OpenVinoRuntime", "has_int8", "openvino_core"]
 
@@ -124,7 +125,7 @@ class OpenVinoRuntime:
         compiled = openvino_core().import_model(self._compiled.export_model(), "CPU", settings)
         return _Streams([compiled.create_infer_request() for _ in range(at_once)], self.input_dtype), at_once
 
-    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         """Run `batch (B, 3, H, W)` of the type `input_dtype`; the outputs are copies.
 
         Raises:
@@ -153,7 +154,7 @@ class _Streams:
         """These."""
         return self, self._number
 
-    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         """Run `batch (B, 3, H, W)` of the type `input_dtype`; the outputs are copies."""
         check_type(batch, self.input_dtype)
         request = self._free.get()

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import Model
 from smearcount.errors import RuntimeMissingError
-from smearcount.geometry import FILL, FloatArray, samples_across
-from smearcount.runtimes.contract import AT_ONCE_CPU, Floats, InferWindows, Levels, Runtime, check_type
+from smearcount.geometry import FILL, samples_across
+from smearcount.runtimes.contract import AT_ONCE_CPU, InferWindows, Levels, Runtime, check_type
 from smearcount.runtimes.gathering import Gathering, calls_for
 from smearcount.torch_nets import network_of
 
@@ -74,7 +75,7 @@ class TorchRuntime:
         """This network, and the calls that fill the batches under way."""
         return self, calls_for(self._batch_size)
 
-    def __call__(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         """Run `batch` of the type `input_dtype`; the outputs are copies.
 
         Raises:
@@ -84,13 +85,8 @@ class TorchRuntime:
         return self._one(batch) if len(batch) == 1 else self._answer(batch)
 
     def sampled(
-        self,
-        picture: npt.NDArray[np.uint8],
-        centres_xy: FloatArray,
-        side_px: float,
-        out_px: int,
-        turns: Sequence[int] = (0,),
-    ) -> tuple[Floats, ...]:
+        self, picture: Pixels, centres_xy: FloatArray, side_px: float, out_px: int, turns: Sequence[int] = (0,)
+    ) -> tuple[FloatArray, ...]:
         """See `InferWindows`; the network is given what `patches.sample_window` gives, but for a grey level or two."""
         at_once = max(1, self.at_once // samples_across(side_px / out_px) ** 2)
 
@@ -101,10 +97,10 @@ class TorchRuntime:
 
         return self._outputs(batches, picture, centres_xy)
 
-    def _answer(self, batch: npt.NDArray[Any]) -> tuple[Floats, ...]:
+    def _answer(self, batch: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         return self._outputs(lambda there: [self._planes(there)], batch)
 
-    def _outputs(self, batches: Callable[..., Iterable[Any]], *given: npt.NDArray[Any]) -> tuple[Floats, ...]:
+    def _outputs(self, batches: Callable[..., Iterable[Any]], *given: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         """What the network says of the batches that are made of some arrays where it is, one below the other."""
         torch, road = self._torch, self._road
         with torch.inference_mode():
@@ -161,7 +157,7 @@ class _Here:
     def end(self) -> None:
         """The network is done."""
 
-    def fetch(self, output: Any, _: None) -> Floats:
+    def fetch(self, output: Any, _: None) -> FloatArray:
         """An output."""
         return np.asarray(output.float().numpy(), np.float32)
 
@@ -192,7 +188,7 @@ class _Lanes:
         """The event after which the network is done with what it was given."""
         return self._cuda.current_stream(self._device).record_event()
 
-    def fetch(self, output: Any, done: Any) -> Floats:
+    def fetch(self, output: Any, done: Any) -> FloatArray:
         """An output, once the network has made it."""
         with self._cuda.stream(self._back):
             self._back.wait_event(done)

@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Doubles, FloatArray, Pixels
 from smearcount.simulate.outlines import Outline
 from smearcount.simulate.scene import Cell
 
 __all__ = ["Plane", "Patch", "Stain", "draw_red_cell"]
 
-Plane = npt.NDArray[np.float32]
+Plane = FloatArray
 """`(h, w) float32` on the fine grid of a patch."""
 
 _FINE_UM = 0.07
@@ -129,25 +130,25 @@ class Patch:
         """Distance of fine points in um."""
         return self.um_per_px / self.fine
 
-    def filled(self, outlines: list[Outline]) -> npt.NDArray[np.uint8]:
+    def filled(self, outlines: list[Outline]) -> Pixels:
         """Fine mask, 0 or 1, of polygons `(M, 2)` in um around the cell's centre."""
         mask = np.zeros((self.window[3] * self.fine, self.window[2] * self.fine), np.uint8)
         for outline in outlines:
             cv2.fillPoly(mask, [self._points(outline)], 1, shift=4)
         return mask
 
-    def dots(self, centres: Outline, radii: npt.NDArray[np.float64], soft_um: float) -> Plane:
+    def dots(self, centres: Outline, radii: Doubles, soft_um: float) -> Plane:
         """Soft discs in [0, 1] at centres `(M, 2)` with radii `(M,)`, both in um."""
         mask = np.zeros((self.window[3] * self.fine, self.window[2] * self.fine), np.float32)
         for point, radius in zip(self._points(centres), radii / self.fine_um * 16, strict=True):
             cv2.circle(mask, tuple(map(int, point)), max(int(radius), 8), 1.0, -1, cv2.LINE_8, 4)
         return self.blurred(mask, soft_um)
 
-    def blurred(self, plane: npt.NDArray[np.float32] | npt.NDArray[np.uint8], sigma_um: float) -> Plane:
+    def blurred(self, plane: FloatArray | Pixels, sigma_um: float) -> Plane:
         """Gaussian of `sigma_um` on the fine grid."""
         return cast(Plane, cv2.GaussianBlur(plane.astype(np.float32), (0, 0), sigma_um / self.fine_um))
 
-    def depth(self, mask: npt.NDArray[np.uint8]) -> Plane:
+    def depth(self, mask: Pixels) -> Plane:
         """Distance in um from the outside of a fine mask."""
         far = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_5)
         return cast(Plane, np.maximum(far - 0.5, 0) * np.float32(self.fine_um))
@@ -161,17 +162,17 @@ class Patch:
         columns, rows = (np.ascontiguousarray(np.broadcast_to(axis, shape)) for axis in (x, y))
         return cast(Plane, cv2.remap(lattice, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT))
 
-    def shrunk(self, plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def shrunk(self, plane: FloatArray) -> FloatArray:
         """Means over each pixel of the picture of `(h, w[, 3])` on the fine grid."""
         size = self.window[2], self.window[3]
-        return cast("npt.NDArray[np.float32]", cv2.resize(plane, size, interpolation=cv2.INTER_AREA))
+        return cast(FloatArray, cv2.resize(plane, size, interpolation=cv2.INTER_AREA))
 
     def _points(self, outline: Outline) -> npt.NDArray[np.int32]:
         corner = np.array(self.window[:2]) * self.um_per_px - self.cell.centre
         return cast("npt.NDArray[np.int32]", np.round(((outline - corner) / self.fine_um - 0.5) * 16).astype(np.int32))
 
 
-def draw_red_cell(patch: Patch, stain: Stain) -> npt.NDArray[np.float32]:
+def draw_red_cell(patch: Patch, stain: Stain) -> FloatArray:
     """Optical densities of a red cell, `(h, w, 3) float32`."""
     rng = np.random.default_rng(patch.cell.seed)
     deep = patch.depth(patch.filled([patch.cell.outline]))

@@ -8,12 +8,13 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import FloatArray
 from smearcount.simulate.cells import Patch, Plane, Stain
 from smearcount.simulate.outlines import Outline, blob, turned
 
 __all__ = ["draw_platelet", "draw_white_cell"]
 
-Density = npt.NDArray[np.float32]
+Density = FloatArray
 """`(h, w, 3) float32`, decadic optical density per RGB channel."""
 
 

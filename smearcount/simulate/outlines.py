@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
+
+from smearcount.arrays import Doubles
 
 __all__ = ["Outline", "blob", "outline_of", "turned"]
 
-Outline = npt.NDArray[np.float64]
+Outline = Doubles
 """`(M, 2)` x, y in micrometres, closed, centred on the middle of its bounding box."""
 
 _POINTS = 128
@@ -40,15 +41,15 @@ def blob(rng: np.random.Generator, radius: float, roughness: float, flat: float 
     return cast(Outline, _polar(radius * _ripple(rng, roughness)) * (flat**-0.5, flat**0.5))
 
 
-def _ripple(rng: np.random.Generator, roughness: float) -> npt.NDArray[np.float64]:
+def _ripple(rng: np.random.Generator, roughness: float) -> Doubles:
     order = np.arange(2, 8)
     strength = rng.normal(0, roughness, len(order)) * (2 / order) ** 1.3
     phase = rng.uniform(0, 2 * np.pi, len(order))
     waves = strength[:, None] * np.cos(order[:, None] * _THETA + phase[:, None])
-    return cast("npt.NDArray[np.float64]", 1 + waves.sum(axis=0))
+    return cast(Doubles, 1 + waves.sum(axis=0))
 
 
-def _polar(radius: npt.NDArray[np.float64]) -> Outline:
+def _polar(radius: Doubles) -> Outline:
     return np.stack([radius * np.cos(_THETA), radius * np.sin(_THETA)], axis=1)
 
 

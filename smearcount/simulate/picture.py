@@ -11,10 +11,9 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import shapely
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import FloatArray, Pixels, Strings
 from smearcount.simulate.cells import Patch, Stain, draw_red_cell
 from smearcount.simulate.nucleated import draw_platelet, draw_white_cell
 from smearcount.simulate.outlines import blob
@@ -29,7 +28,7 @@ _HALO_UM = 0.45
 _LEAST_BLUR_PX = 0.15
 _DRAW = {"rbc": draw_red_cell, "wbc": draw_white_cell, "platelet": draw_platelet, "debris": draw_platelet}
 
-Planes = npt.NDArray[np.float32]
+Planes = FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +45,10 @@ class SimulatedSmear:
         seed: that reproduces it together with the recipe.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels
     boxes: FloatArray
-    kinds: npt.NDArray[np.str_]
-    codes: npt.NDArray[np.str_]
+    kinds: Strings
+    codes: Strings
     centres: FloatArray
     um_per_px: float
     seed: int
@@ -103,7 +102,7 @@ def _boxes(cells: list[Cell], recipe: SmearRecipe) -> FloatArray:
     return np.asarray(shapely.bounds(inside).reshape(-1, 4), np.float32)
 
 
-def _tally(names: npt.NDArray[np.str_]) -> dict[str, int]:
+def _tally(names: Strings) -> dict[str, int]:
     values, numbers = np.unique(names, return_counts=True)
     return {str(value): int(number) for value, number in zip(values, numbers, strict=True)}
 
@@ -120,7 +119,7 @@ def _debris(recipe: SmearRecipe, cells: list[Cell], seed: int) -> list[Cell]:
     return specks
 
 
-def _photograph(recipe: SmearRecipe, cells: list[Cell], seed: int) -> npt.NDArray[np.uint8]:
+def _photograph(recipe: SmearRecipe, cells: list[Cell], seed: int) -> Pixels:
     stain = Stain.of(recipe.stain_strength, recipe.hue, recipe.pallor)
     patches = [Patch(cell, recipe.um_per_px) for cell in cells]
     margin = int(np.ceil(4 * (recipe.blur_um + _HALO_UM + _OPTICS_UM) / recipe.um_per_px)) + 4
@@ -199,13 +198,13 @@ def _lamp(window: tuple[int, int, int, int], recipe: SmearRecipe, seed: int) -> 
     return cast(Planes, (1 - recipe.light_unevenness * away).astype(np.float32))
 
 
-def _sensed(light: Planes, noise: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def _sensed(light: Planes, noise: float, rng: np.random.Generator) -> Pixels:
     """Grey levels with noise that grows with the root of the light and is shared a little by neighbours."""
     grain = rng.standard_normal(light.shape, np.float32)
     # 1.9 restores the unit variance that the small blur of the colour filter array takes away.
     grain = 1.9 * _blur(grain, 0.55)
     noisy = light + noise * np.sqrt(np.clip(light, 0, None) / 255) * grain
-    return cast("npt.NDArray[np.uint8]", np.clip(np.round(noisy), 0, 255).astype(np.uint8))
+    return cast(Pixels, np.clip(np.round(noisy), 0, 255).astype(np.uint8))
 
 
 def _blur(planes: Planes, sigma_px: float) -> Planes:

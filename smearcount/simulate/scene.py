@@ -10,8 +10,8 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Doubles, Pixels
 from smearcount.errors import ConfigError
 from smearcount.simulate.outlines import Outline, outline_of
 from smearcount.simulate.recipe import SmearRecipe
@@ -110,7 +110,7 @@ def overlap_areas(first: Outline, second: Outline) -> tuple[float, float, float]
     return (cv2.countNonZero(one) * pixel, cv2.countNonZero(two) * pixel, cv2.countNonZero(one & two) * pixel)
 
 
-def _filled(outline: Outline, low: npt.NDArray[np.float64], shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _filled(outline: Outline, low: Doubles, shape: tuple[int, int]) -> Pixels:
     mask = np.zeros(shape, np.uint8)
     points = np.round((outline / _RASTER_UM - low - 0.5) * 16).astype(np.int32)
     cv2.fillPoly(mask, [points], 1, shift=4)

@@ -16,9 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.training.colours import LUMA
-from smearcount.training.tiles import Pixels
 
 __all__ = ["Body", "Stain", "blended", "smooth_step", "with_bodies"]
 

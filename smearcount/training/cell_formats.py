@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from smearcount.cellsets import Kept, PictureWindow, Pixels
+from smearcount.arrays import FloatArray, Pixels
+from smearcount.cellsets import Kept, PictureWindow
 from smearcount.config import shipped
 from smearcount.datasets import KINDS, LabelledField, choose_sources, data_root, picture_finder, read_source, stems_of
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError
-from smearcount.geometry import FILL, FloatArray, centres, iou_matrix
+from smearcount.geometry import FILL, centres, iou_matrix
 from smearcount.images import PixelSource, ReadLimits, find_images, open_image
 from smearcount.patches import SMALLEST_CELL_PX
 from smearcount.training.cell_sources import CellSource, class_of, groups_of, point_rows, types_of

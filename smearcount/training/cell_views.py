@@ -12,15 +12,14 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
+from smearcount.arrays import Doubles, FloatArray, Pixels
 from smearcount.config import Strict
-from smearcount.geometry import FloatArray, resize_rgb, samples_across
+from smearcount.geometry import resize_rgb, samples_across
 from smearcount.images import ArraySource, through_jpeg
 from smearcount.patches import sample_window
 from smearcount.training.colours import HED_FROM_RGB, LUMA, RGB_FROM_HED
-from smearcount.training.tiles import Pixels
 
 __all__ = ["CellAugmentation", "Warp", "augmented_view", "plain_view", "warped_view"]
 
@@ -192,7 +191,7 @@ def _overlapped(view: Pixels, other: Pixels, um_per_px: float, rng: np.random.Ge
     return cast(Pixels, np.rint(view * moved).astype(np.uint8))
 
 
-def _normal(rng: np.random.Generator, sigma: float, count: int = 1) -> npt.NDArray[np.float64]:
+def _normal(rng: np.random.Generator, sigma: float, count: int = 1) -> Doubles:
     """Normal draws `(count,)`, cut off so that no view is beyond recognition."""
     return sigma * np.clip(rng.standard_normal(count), -2.3, 2.3)
 
@@ -237,7 +236,7 @@ def _drawn_warp(um_per_px: float, a: CellAugmentation, rng: np.random.Generator)
     )
 
 
-def _rotation(angle: float) -> npt.NDArray[np.float64]:
+def _rotation(angle: float) -> Doubles:
     cos, sin = math.cos(angle), math.sin(angle)
     return np.array([[cos, -sin], [sin, cos]])
 
@@ -298,7 +297,7 @@ def _drawn_colours(
     return np.column_stack([log_mix.T, log_shift]).astype(np.float32), of_levels.astype(np.float32)
 
 
-def _hue_turn(angle: float, saturation: float) -> npt.NDArray[np.float64]:
+def _hue_turn(angle: float, saturation: float) -> Doubles:
     """`(3, 3)`, for `rgb @ matrix`: turns colours about the grey axis and scales their distance from it.
 
     The brightness stays. Rodrigues' rotation about (1, 1, 1), then a mixture with the grey of the same luma.
@@ -307,7 +306,7 @@ def _hue_turn(angle: float, saturation: float) -> npt.NDArray[np.float64]:
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     turned = math.cos(angle) * np.eye(3) + (1 - math.cos(angle)) * axis + math.sin(angle) * cross
     grey = np.outer(LUMA, np.ones(3))
-    matrix: npt.NDArray[np.float64] = saturation * turned.T @ (np.eye(3) - grey) + grey
+    matrix: Doubles = saturation * turned.T @ (np.eye(3) - grey) + grey
     return matrix
 
 

@@ -21,13 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from smearcount.arrays import Pixels
 from smearcount.config import Strict, read_model
 from smearcount.datasets import KINDS, LabelledField, choose_sources, read_source, validation_fields
 from smearcount.errors import ModelError, UsageError
 from smearcount.images import open_image, write_text_atomic
 from smearcount.offline import quiet_ultralytics
 from smearcount.training.leaks import near_duplicates, signature
-from smearcount.training.tiles import Augmentation, Pixels, Tile, TileMaker
+from smearcount.training.tiles import Augmentation, Tile, TileMaker
 
 __all__ = ["DetectorRecipe", "train"]
 

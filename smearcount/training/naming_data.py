@@ -12,12 +12,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from smearcount.cellsets import CellSet, Pixels
+from smearcount.arrays import Bools, FloatArray, Indices, Pixels
+from smearcount.cellsets import CellSet
 from smearcount.naming_nets import Normalisation
 from smearcount.patches import to_batch
 from smearcount.training.cell_views import augmented_view, plain_view
@@ -25,8 +25,6 @@ from smearcount.training.naming_recipe import Balance, ClassifierRecipe, Phase
 
 __all__ = ["Batch", "NamingData", "balance_weights", "chance", "epoch_rows", "is_first", "rank_of_ranks"]
 
-Bools = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.intp]
 Item = tuple[Pixels, Bools]
 Draw = tuple[int, int, int]
 """Epoch, place in the epoch, and row of the cell."""
@@ -53,7 +51,7 @@ def is_first() -> bool:
     return int(getattr(pl.utilities.rank_zero_only, "rank", None) or 0) == 0
 
 
-def balance_weights(targets: Bools, balance: Balance) -> npt.NDArray[np.float32]:
+def balance_weights(targets: Bools, balance: Balance) -> FloatArray:
     """Weight of each code `(K,)` in the loss; their mean over the codes with exact cells is 1.
 
     `class_weights` is 1 / n_k; `effective_number` is (1 - beta) / (1 - beta ** n_k), Cui et al. 2019, arXiv 1901.05555,

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
+from smearcount.arrays import Bools
 from smearcount.cards import TrainingData
 from smearcount.cellsets import CellSet
 from smearcount.errors import ModelError
@@ -80,7 +80,7 @@ def _training_data(recipe: ClassifierRecipe, data: CellData, cells: CellSet) -> 
     return told
 
 
-def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str = "train") -> npt.NDArray[np.bool_]:
+def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str = "train") -> Bools:
     """Which cells `(N,)` a classifier was trained on: the picture itself, or another one of its group.
 
     A picture is known by its pixels, whatever the file is called or how it was saved without loss. A group is known by

@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import torch
 import torchmetrics
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from smearcount.arrays import FloatArray
 from smearcount.judging.bootstrap import macro, per_class
 from smearcount.naming_nets import CellNet
 from smearcount.training.naming_data import Batch, chance, rank_of_ranks
@@ -65,12 +65,7 @@ class NamingModule(pl.LightningModule):
     weights: Tensor
 
     def __init__(
-        self,
-        net: CellNet,
-        recipe: ClassifierRecipe,
-        phase: Phase,
-        weights: npt.NDArray[np.float32],
-        first_epoch: int = 0,
+        self, net: CellNet, recipe: ClassifierRecipe, phase: Phase, weights: FloatArray, first_epoch: int = 0
     ) -> None:
         super().__init__()
         self.net, self.recipe, self.phase, self.first_epoch = net, recipe, phase, first_epoch

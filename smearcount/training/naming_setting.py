@@ -15,10 +15,10 @@ from typing import Any
 import cv2
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.tuner.tuning import Tuner
 
+from smearcount.arrays import Doubles
 from smearcount.images import write_bytes_atomic
 from smearcount.training.naming_data import NamingData
 from smearcount.training.naming_module import NamingModule
@@ -102,7 +102,7 @@ def find_rate(trainer: pl.Trainer, module: NamingModule, data: NamingData) -> di
     return {"rate": steepest(rates, losses), "rates": rates.tolist(), "losses": losses.tolist()}
 
 
-def _unbiased(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _unbiased(losses: Doubles) -> Doubles:
     """The tuner's running means `(N,)`, divided by their weights 1 - beta^n after n steps.
 
     The tuner divides by those of a step more (Lightning 2.x), so that the curve would rise from too low a beginning and
@@ -112,7 +112,7 @@ def _unbiased(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(losses * (1 - _BETA ** (n + 1)) / (1 - _BETA**n), np.float64)
 
 
-def steepest(rates: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float | None:
+def steepest(rates: Doubles, losses: Doubles) -> float | None:
     """The rate at which the loss falls most over the logarithm of the rate; None where it never falls.
 
     Args:

@@ -17,11 +17,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from smearcount.geometry import FloatArray
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.training.bodies import Body, Stain, blended, smooth_step, with_bodies
 from smearcount.training.colours import LUMA
 from smearcount.training.red_cells import RedCell, densities, find_red_cell
-from smearcount.training.tiles import Pixels
 
 __all__ = ["PAINTED_CODES", "paint", "retouch"]
 

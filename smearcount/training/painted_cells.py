@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from smearcount.cellsets import CellSet, Pixels, join
+from smearcount.arrays import Indices, Pixels
+from smearcount.cellsets import CellSet, join
 from smearcount.training.paint import PAINTED_CODES, paint, retouch
 
 __all__ = ["PAINTED", "below_paint", "with_painted"]
@@ -39,7 +39,7 @@ def with_painted(cells: CellSet, per_code: int, seed: int, report: Callable[[str
     return join([part for part in parts if len(part)])
 
 
-def _spread(cells: CellSet, split: str, rng: np.random.Generator) -> npt.NDArray[np.intp]:
+def _spread(cells: CellSet, split: str, rng: np.random.Generator) -> Indices:
     """Rows that can carry paint, shuffled, the sources taking turns."""
     plain = ~cells.targets[:, [cells.codes.index(code) for code in PAINTED_CODES if code in cells.codes]].any(axis=1)
     if "sickle_cell" in cells.codes:
@@ -47,7 +47,7 @@ def _spread(cells: CellSet, split: str, rng: np.random.Generator) -> npt.NDArray
     return cells.in_turns(rng.permutation(np.flatnonzero(plain & (cells.splits == split))))
 
 
-def _painted(cells: CellSet, rows: npt.NDArray[np.intp], wanted: tuple[str, int], rng: np.random.Generator) -> CellSet:
+def _painted(cells: CellSet, rows: Indices, wanted: tuple[str, int], rng: np.random.Generator) -> CellSet:
     code, n = wanted
     windows: list[Pixels] = []
     kept: list[int] = []
@@ -63,7 +63,7 @@ def _painted(cells: CellSet, rows: npt.NDArray[np.intp], wanted: tuple[str, int]
     return _renamed(replace(cells.take(np.array(kept, np.intp)), pixels=tuple(windows), targets=targets), code)
 
 
-def _retouched(cells: CellSet, rows: npt.NDArray[np.intp], rng: np.random.Generator) -> CellSet:
+def _retouched(cells: CellSet, rows: Indices, rng: np.random.Generator) -> CellSet:
     part = cells.take(rows)
     pairs = zip(part.pixels, part.um_per_px.tolist(), strict=True)
     return _renamed(replace(part, pixels=tuple(retouch(window, scale, rng) for window, scale in pairs)), "retouched")

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import ClassifierCard, DetectorCard, FileEntry, Metric, Model
 from smearcount.classifier import Classifier, fitted
 from smearcount.detector import Detector, canonical_size, to_tensor
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
-from smearcount.geometry import FloatArray, resize_rgb
+from smearcount.geometry import resize_rgb
 from smearcount.images import open_image
-from smearcount.patches import Pixels, to_batch
+from smearcount.patches import to_batch
 from smearcount.probe import ProbeError, probe_error
 from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime, openvino_core
 from smearcount.scale import find_at_scale

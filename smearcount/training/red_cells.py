@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FILL, FloatArray, resize_rgb
-from smearcount.training.tiles import Pixels
+from smearcount.arrays import Bools, FloatArray, Pixels
+from smearcount.geometry import FILL, resize_rgb
 
 __all__ = ["RedCell", "densities", "find_red_cell"]
 
@@ -29,8 +29,6 @@ BRIDGES_UM = (0.9, 1.5, 2.1)
 """Half the widths of contacts at which touching cells are cut apart, tried from the narrowest."""
 
 LARGEST_PALLOR_UM2 = 20.0
-
-Mask = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +117,7 @@ def _aspect(moments: dict[str, float]) -> float:
     return math.sqrt((mean + apart) / max(mean - apart, 1e-9))
 
 
-def _filled(pixels: Pixels, coarse: Pixels) -> npt.NDArray[np.bool_]:
+def _filled(pixels: Pixels, coarse: Pixels) -> Bools:
     """Which pixels of the coarse window lie outside the picture: of the filling grey, and without any grain."""
     filled = cv2.inRange(coarse, np.full(3, FILL), np.full(3, FILL)) > 0
     if filled.any():
@@ -133,7 +131,7 @@ def _mean(density: FloatArray) -> FloatArray:
     return cast(FloatArray, cv2.transform(density, np.full((1, 3), 1 / 3)))
 
 
-def _dark(density: FloatArray, filled: npt.NDArray[np.bool_], step_um: float) -> tuple[Mask, npt.NDArray[np.bool_]]:
+def _dark(density: FloatArray, filled: Bools, step_um: float) -> tuple[Pixels, Bools]:
     """What is denser than the background (Otsu 1979), and where the background is.
 
     White cells and platelets are taken as no denser than the central cell, or they would be the only dark class.
@@ -150,14 +148,14 @@ def _dark(density: FloatArray, filled: npt.NDArray[np.bool_], step_um: float) ->
     return dark, (dark == 0) & ~filled
 
 
-def _central(dark: Mask, step_um: float) -> Mask | None:
+def _central(dark: Pixels, step_um: float) -> Pixels | None:
     """The single cell in the middle of what is dark, its pallor filled in; None if there is none."""
     solid = _without_holes(dark, step_um)
     parted = (_parted(solid, max(1, round(bridge / step_um)), step_um) for bridge in BRIDGES_UM)
     return next((mask for mask in parted if mask is not None), None)
 
 
-def _parted(solid: Mask, radius: int, step_um: float) -> Mask | None:
+def _parted(solid: Pixels, radius: int, step_um: float) -> Pixels | None:
     """The part in the middle after contacts of less than twice `radius` pixels are cut, if it looks like one cell."""
     size = solid.shape[0]
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
@@ -166,7 +164,7 @@ def _parted(solid: Mask, radius: int, step_um: float) -> Mask | None:
     label = parts[size // 2, size // 2]
     if label == 0:
         return None
-    mask = cast(Mask, cv2.dilate((parts == label).astype(np.uint8), disc)) & solid
+    mask = cast(Pixels, cv2.dilate((parts == label).astype(np.uint8), disc)) & solid
     x, y, width, height = cv2.boundingRect(mask)
     outline = max(cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=len)
     # The hull of the outline runs through pixel centres: half a pixel is lost all around.
@@ -178,14 +176,14 @@ def _parted(solid: Mask, radius: int, step_um: float) -> Mask | None:
     return mask if whole and low < area < high and area > LEAST_SOLIDITY * hull and off < 1.5 else None
 
 
-def _without_holes(dark: Mask, step_um: float) -> Mask:
+def _without_holes(dark: Pixels, step_um: float) -> Pixels:
     """Holes of the size of a pallor filled in; larger ones are background among cells that touch."""
     count, parts, stats, _ = cv2.connectedComponentsWithStats(1 - dark, connectivity=4)
     size = dark.shape[0]
     left, top, width, height, area = stats.T
     small = (area * step_um**2 < LARGEST_PALLOR_UM2) & (left > 0) & (top > 0)
     small &= (left + width < size) & (top + height < size) & (np.arange(count) > 0)
-    return cast(Mask, (dark | small[parts]).astype(np.uint8))
+    return cast(Pixels, (dark | small[parts]).astype(np.uint8))
 
 
 def _holds_something(density: FloatArray, inside_um: npt.NDArray[np.floating], step_um: float) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools, Pixels
 from smearcount.cellsets import CellSet
 from smearcount.errors import ConfigError, DatasetError, ImageError
 from smearcount.geometry import resize_rgb
@@ -38,7 +39,6 @@ __all__ = [
     "summary",
 ]
 
-Pixels = npt.NDArray[np.uint8]
 Meaning = str | tuple[str, ...]
 Classes = Mapping[str, Meaning]
 
@@ -314,7 +314,7 @@ def summary(cells: CellSet) -> Survey:
     return Survey(tuple(rows), sources, imbalance, empty, unjudged)
 
 
-def _choices(cells: CellSet) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _choices(cells: CellSet) -> list[tuple[str, Bools]]:
     """Each code with cells of its own, in order, then each coarser label; name and members `(N,) bool`."""
     choices, which = np.unique(cells.targets, axis=0, return_inverse=True)
     order = sorted(range(len(choices)), key=lambda row: (choices[row].sum(), (~choices[row]).tolist()))
@@ -322,7 +322,7 @@ def _choices(cells: CellSet) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     return [(name, which.ravel() == row) for name, row in zip(names, order, strict=True)]
 
 
-def _class_row(cells: CellSet, name: str, members: npt.NDArray[np.bool_], sources: tuple[str, ...]) -> Row:
+def _class_row(cells: CellSet, name: str, members: Bools, sources: tuple[str, ...]) -> Row:
     px = cells.sides_px[members]
     um = px * cells.um_per_px[members]
     row: Row = {"class": name, "cells": int(members.sum())}

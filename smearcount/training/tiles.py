@@ -15,16 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.config import Strict
 from smearcount.datasets import LabelledField
 from smearcount.errors import DatasetError
-from smearcount.geometry import FloatArray, clip_boxes, resize_rgb
+from smearcount.geometry import clip_boxes, resize_rgb
 from smearcount.images import through_jpeg
 from smearcount.training.colours import HED_FROM_RGB, RGB_FROM_HED
 
-__all__ = ["Augmentation", "Pixels", "Tile", "TileMaker"]
-
-Pixels = npt.NDArray[np.uint8]
+__all__ = ["Augmentation", "Tile", "TileMaker"]
 
 
 class Augmentation(Strict):
