@@ -94,9 +94,9 @@ def judged() -> Judged:
 
 @pytest.fixture(scope="module")
 def folder(judged: Judged, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_report(judged, tmp_path_factory.mktemp("judging") / "new" / "report", "Made up")
-    assert path.name == "report.html"
-    return path.parent
+    folder = tmp_path_factory.mktemp("judging") / "new" / "report"
+    assert write_report(judged, folder, "Made up") == figures(judged)
+    return folder
 
 
 def test_every_file_is_there_and_whole(folder: Path) -> None:
@@ -198,8 +198,8 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
     names = np.array([HOSTILE[i % 5] for i in range(60)])
     cells = judged_cells(codes=HOSTILE, origins=names, sources=names, groups=names)
     heat = np.zeros((WORST, 4, 4), np.float32)
-    path = write_report(cells, tmp_path, "</title><script>alert(2)</script>", lambda rows: heat)
-    text = path.read_text(encoding="utf-8")
+    write_report(cells, tmp_path, "</title><script>alert(2)</script>", lambda rows: heat)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = assert_alone(text)
     words = "".join(page.words)
     for name in (*HOSTILE, "</title><script>alert(2)</script>"):
@@ -220,7 +220,8 @@ def test_heat_maps_are_asked_for_the_worst_and_laid_over_them(judged: Judged, tm
         maps[:, :8] = 1
         return maps
 
-    text = write_report(judged, tmp_path, "With heat", heat).read_text()
+    write_report(judged, tmp_path, "With heat", heat)
+    text = (tmp_path / "report.html").read_text()
     assert asked == [judged.worst(WORST).tolist()]
     assert "Grad-CAM" in text
     pictures = assert_alone(text).all("img")[4:]
@@ -248,7 +249,8 @@ def test_few_cells_and_two_codes_are_enough(tmp_path: Path) -> None:
     text = np.array(["x", "y"])
     views = [np.zeros((300, 300, 3), np.uint8), np.zeros((300, 450, 3), np.uint8)]
     two = Judged(probs, np.eye(2, dtype=np.bool_), ("a", "b"), text, text, views)
-    page = Page(write_report(two, tmp_path, "Two").read_text())
+    write_report(two, tmp_path, "Two")
+    page = Page((tmp_path / "report.html").read_text())
     assert "No cell was given a wrong code." in "".join(page.words)
     # Large views are shown at no more than 224 px, and keep their shape.
     assert {decoded(image["src"]).shape for image in page.all("img")[4:]} == {(224, 224, 3), (149, 224, 3)}

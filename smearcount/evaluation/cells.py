@@ -18,7 +18,7 @@ from smearcount.classifier import Classifier
 from smearcount.config import read_model
 from smearcount.errors import UsageError
 from smearcount.images import make_folder
-from smearcount.judging import Judged, figures, heat_maps, write_report
+from smearcount.judging import Judged, heat_maps, write_report
 from smearcount.patches import to_batch
 from smearcount.runtimes import RuntimeChoice
 from smearcount.torch_nets import network_of
@@ -171,8 +171,7 @@ def run_judging(job: Judging) -> dict[str, Any]:
     title = f"{model.card.id} on {where}"
     above = ". ".join(filter(None, (*missing, warning)))
     heat = heat_of(model, judged) if model.names("torch") else None
-    write_report(judged, make_folder(job.out), title, heat, note, above)
-    found = figures(judged)
+    found = write_report(judged, make_folder(job.out), title, heat, note, above)
     if job.on_card:
         use = "fitted the temperature and chose the epoch" if chose else "fitted the temperature"
         _to_card(model, found, judged, where, f"{fitted} of the {len(cells)} cells {use}" if fitted else "")

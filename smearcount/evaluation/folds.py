@@ -150,8 +150,7 @@ def _judge(job: FoldsJob, cells: CellSet, held: Indices, models: list[Model], le
         return maps
 
     write_text_atomic(job.out / "folds.csv", to_csv(COLUMNS, rows))
-    write_report(pooled, job.out, f"{job.name}, {job.n} folds", heat)
-    return figures(pooled)
+    return write_report(pooled, job.out, f"{job.name}, {job.n} folds", heat)
 
 
 def _row(job: FoldsJob, fold: int, found: dict[str, Any]) -> Row:

@@ -35,7 +35,7 @@ _SMALL_PX = 96
 
 def write_report(
     judged: Judged, out_dir: Path, title: str, heat: HeatOf | None = None, note: str = "", warning: str = ""
-) -> Path:
+) -> dict[str, Any]:
     """Judge the cells and write everything into a folder, which is made; each file is whole or absent.
 
     `report.html` stands alone: its pictures are inside, it asks for nothing and runs nothing. Beside it are
@@ -51,7 +51,7 @@ def write_report(
         warning: a sentence on all figures, below the heading.
 
     Returns:
-        The path of `report.html`.
+        All figures, as `figures` gives them.
 
     Raises:
         DatasetError: no cell has an exact label.
@@ -87,7 +87,7 @@ def write_report(
         write_picture(out_dir / f"{name}.png", pixels)
     for name, text in texts.items():
         write_text_atomic(out_dir / name, text)
-    return out_dir / "report.html"
+    return report
 
 
 def _plots(report: dict[str, Any]) -> dict[str, Pixels]:
