@@ -14,6 +14,7 @@ from smearcount.calibration import abstention_rows
 from smearcount.errors import DatasetError
 from smearcount.judging.bootstrap import FEWEST_GROUPS, Draws, Rows, draw, interval, macro, per_class, share_limits
 from smearcount.judging.record import Judged
+from smearcount.mending.tiebreak import confusion_counts
 
 __all__ = ["BINS", "THRESHOLDS", "calibration_error", "figures", "reliability_bins"]
 
@@ -73,7 +74,10 @@ def figures(judged: Judged, seed: int = 0) -> dict[str, Any]:
         "ece": calibration_error(bins),
         **_by_code(rows, draws, judged.codes),
         "reliability": bins,
-        "abstention": _named(("threshold", "abstained", "accuracy"), judged, exact),
+        "abstention": [
+            dict(zip(("threshold", "abstained", "accuracy"), row, strict=True))
+            for row in abstention_rows(probs, judged.targets[exact], THRESHOLDS)
+        ],
         "sources": [_of_source(judged, rows, name, seed) for name in np.unique(judged.sources).tolist()],
     }
     return dict(json.loads(json.dumps(report), parse_constant=lambda _: None))
@@ -113,20 +117,14 @@ def _rows(judged: Judged) -> Rows:
     return Rows(labels, judged.predictions[exact], every[exact], scores.astype(np.float64), len(judged.codes))
 
 
-def _table(rows: Rows) -> npt.NDArray[np.int64]:
-    # Late, since it takes a second to import.
-    from sklearn.metrics import confusion_matrix
-
-    return np.asarray(confusion_matrix(rows.labels, rows.predictions, labels=range(rows.n_codes)), np.int64)
-
-
 def _overall(rows: Rows, draws: Draws) -> dict[str, Entry]:
     def three(tables: npt.NDArray[Any]) -> tuple[Any, Any, Any]:
         _, recall, f1 = per_class(tables)
         tp = np.trace(tables, axis1=-2, axis2=-1)
         return tp / tables.sum(axis=(-2, -1)), macro(recall, tables), macro(f1, tables)
 
-    values = (*three(_table(rows)), *rows.scores.mean(axis=0))
+    table = confusion_counts(rows.labels, rows.predictions, rows.n_codes)
+    values = (*three(table), *rows.scores.mean(axis=0))
     drawn = (*three(draws.tables), *draws.means.T)
     names = ("accuracy", "balanced_accuracy", "macro_f1", "top2_accuracy", "nll", "brier")
     entries = {}
@@ -140,12 +138,8 @@ def _overall(rows: Rows, draws: Draws) -> dict[str, Entry]:
 
 
 def _by_code(rows: Rows, draws: Draws, codes: tuple[str, ...]) -> dict[str, Any]:
-    from sklearn.metrics import precision_recall_fscore_support
-
-    table, known = _table(rows), range(rows.n_codes)
-    *points, support = precision_recall_fscore_support(
-        rows.labels, rows.predictions, labels=known, zero_division=np.nan
-    )
+    table = confusion_counts(rows.labels, rows.predictions, rows.n_codes)
+    points, support = per_class(table), table.sum(axis=1)
     precisions, recalls, f1s = per_class(draws.tables)
     entries = []
     for index, code in enumerate(codes):
@@ -160,7 +154,7 @@ def _by_code(rows: Rows, draws: Draws, codes: tuple[str, ...]) -> dict[str, Any]
             entry |= {name: float(values[index]), f"{name}_low": low, f"{name}_high": high}
         entries.append(entry)
     with np.errstate(invalid="ignore"):
-        shares = table / table.sum(axis=1, keepdims=True)
+        shares = table / support[:, None]
     return {
         "per_class": entries,
         "confusion": table.tolist(),
@@ -179,11 +173,6 @@ def _pairs(table: npt.NDArray[np.int64], codes: tuple[str, ...]) -> list[Entry]:
         {"true": codes[i], "predicted": codes[j], "count": int(off[i, j]), "share": float(off[i, j] / support[i])}
         for i, j in zip(true[order].tolist(), predicted[order].tolist(), strict=True)
     ]
-
-
-def _named(names: tuple[str, ...], judged: Judged, exact: Bools) -> list[Entry]:
-    rows = abstention_rows(judged.probs[exact], judged.targets[exact], THRESHOLDS)
-    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _of_source(judged: Judged, rows: Rows, source: str, seed: int) -> Entry:
