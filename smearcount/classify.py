@@ -23,6 +23,7 @@ from smearcount.manifests import ListedPatch, listed_patches, manifests_beside
 from smearcount.mending.examples import Extension, Prototypes, extend, read_examples
 from smearcount.naming import hear_experts, load_experts
 from smearcount.patches import SMALLEST_CELL_PX, sample_window, view_of_patch
+from smearcount.progress import Progress
 from smearcount.records import UNCLASSIFIED, Labels
 from smearcount.report import Row, to_csv
 from smearcount.runtimes import RuntimeChoice, model_for
@@ -40,8 +41,6 @@ __all__ = [
 ]
 
 PICTURES_AT_ONCE = 64
-
-Progress = Callable[[Iterable[Path]], Iterable[Path]]
 
 Probabilities = Callable[[Named], FloatArray]
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "smearcount"
 
 LAYERS = (
     ("arrays", "errors", "records"),
-    ("geometry", "config", "offline", "lists", "output_names"),
+    ("geometry", "config", "offline", "lists", "output_names", "progress"),
     ("pairs", "cuda"),
     ("suppression",),
     ("taxonomy",),

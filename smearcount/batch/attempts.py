@@ -14,9 +14,8 @@ from smearcount.errors import ImageError, SmearcountError
 from smearcount.images import is_of_machine, lack_of_memory
 from smearcount.pipeline import Analysis, Pipeline
 
-__all__ = ["Failure", "Progress", "analyze_each", "attempt"]
+__all__ = ["Failure", "analyze_each", "attempt"]
 
-Progress = Callable[[Iterable[Path]], Iterable[Path]]
 Found = TypeVar("Found")
 Finished = TypeVar("Finished")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -21,6 +20,7 @@ from smearcount.geometry import iou_matrix
 from smearcount.images import ArraySource, open_image, through_jpeg
 from smearcount.light.field_stop import counted_in_view
 from smearcount.light.illumination import even_light, find_cells
+from smearcount.progress import Progress
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import find_at_scale
@@ -28,7 +28,6 @@ from smearcount.scale import find_at_scale
 __all__ = ["CONDITIONS", "MAGNIFICATIONS", "across_changes", "across_runtimes", "spread_fields"]
 
 Change = Callable[[Pixels], Pixels]
-Progress = Callable[[Iterable[Path]], Iterable[Path]]
 
 
 def _magnified(pixels: Pixels, factor: float) -> Pixels:

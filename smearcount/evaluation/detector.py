@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from smearcount.errors import DatasetError, UsageError
 from smearcount.geometry import centres
 from smearcount.images import open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
+from smearcount.progress import Progress
 from smearcount.records import Detections
 from smearcount.runtimes import RuntimeChoice
 from smearcount.scale import find_at_scale
@@ -151,7 +152,7 @@ def _framed(pair: BoxPair, border_px: int, size_wh: tuple[int, int], um_per_px: 
     )
 
 
-def evaluate(job: EvaluationJob, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter) -> dict[str, Any]:
+def evaluate(job: EvaluationJob, progress: Progress = iter) -> dict[str, Any]:
     """Measure a detector; the figures by look and overall, as `metrics.evaluate_pairs` gives them.
 
     All boxes are compared with all labels, but for strips in which labels are missing: `left_out_at_border` has

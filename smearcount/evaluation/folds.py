@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from smearcount.evaluation.cells import CellViews, heat_of, judge_cells
 from smearcount.images import make_folder, write_text_atomic
 from smearcount.judging import Judged, figures, write_report
 from smearcount.judging.record import SMALLEST
+from smearcount.progress import Report
 from smearcount.report import Row, to_csv
 from smearcount.training.classifier import check_training, train_classifier
 from smearcount.training.naming_cells import data_of, fair_cells, refuse_untrained_codes
@@ -33,8 +33,6 @@ __all__ = ["COLUMNS", "FoldsJob", "cross_validate"]
 
 COLUMNS = ("fold", "training_cells", "held_cells", "leaks", "accuracy", "macro_f1", "epochs", "seconds")
 """Columns of `folds.csv`."""
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

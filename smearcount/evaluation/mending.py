@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from smearcount.errors import ModelError, UsageError
 from smearcount.images import make_folder, write_picture, write_text_atomic
 from smearcount.mending.merging import plot_merges, propose_merges
 from smearcount.mending.tiebreak import Expert, choose_margin, confusable_pairs, first_shared_pair, tiebreak_report
+from smearcount.progress import Report
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.cell_views import plain_view
@@ -29,8 +30,6 @@ from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.splits import split_groups
 
 __all__ = ["judge_experts", "propose"]
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from smearcount.arrays import Bools
 from smearcount.errors import DatasetError
 from smearcount.pipeline import Analysis, Pipeline
+from smearcount.progress import Progress
 from smearcount.records import UNCLASSIFIED, SmearResult
 from smearcount.slide_scale import SlideScales, pooled_scales, spread_rows
 from smearcount.training.cell_sources import CellSource
@@ -57,7 +58,7 @@ def name_points(
     *,
     own_scale: bool,
     scales: SlideScales | None = None,
-    progress: Callable[[Iterable[Path]], Iterable[Path]] = iter,
+    progress: Progress = iter,
 ) -> NamedPoints:
     """Analyse every field of a collection, and look its labelled cells up in the result.
 

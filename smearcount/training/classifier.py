@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from smearcount.errors import ConfigError, UsageError
 from smearcount.images import write_text_atomic
 from smearcount.naming_nets import Normalisation, build_net, load_pretrained, recalibrate
 from smearcount.patches import to_batch
+from smearcount.progress import Report
 from smearcount.report import to_csv
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_data import NamingData, balance_weights, chance, is_first
@@ -40,8 +40,6 @@ from smearcount.training.naming_recipe import ClassifierRecipe, Phase
 from smearcount.training.naming_setting import all_cores, find_rate, plot_losses, plot_rates, quiet_lightning
 
 __all__ = ["ClassifierRecipe", "check_training", "train_classifier"]
-
-Report = Callable[[str], None]
 
 
 def train_classifier(recipe: ClassifierRecipe, cells: CellSet, out: Path, *, report: Report | None = None) -> Path:

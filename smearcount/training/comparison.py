@@ -16,6 +16,7 @@ from smearcount.cellsets import CellSet
 from smearcount.config import Strict, faults_of
 from smearcount.errors import ConfigError
 from smearcount.images import write_text_atomic
+from smearcount.progress import Report
 from smearcount.report import to_csv
 from smearcount.training.classifier import check_training, train_classifier
 from smearcount.training.naming_data import is_first
@@ -170,12 +171,7 @@ class _Combination:
 
 
 def run_comparison(
-    config: ComparisonRecipe,
-    cells: CellSet,
-    out: Path,
-    *,
-    report: Callable[[str], None] | None = None,
-    finish: Finish | None = None,
+    config: ComparisonRecipe, cells: CellSet, out: Path, *, report: Report | None = None, finish: Finish | None = None
 ) -> list[Row]:
     """Train every combination, each in a folder of its own, and write `comparison.csv`, `.md` and `losses.png`.
 

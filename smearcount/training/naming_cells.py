@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from smearcount.detector import Detector
 from smearcount.errors import ConfigError, UsageError
 from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
+from smearcount.progress import Report
 from smearcount.records import KINDS
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -127,9 +128,7 @@ def named_recipe(path: Path) -> Iterator[None]:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def checked_cells(
-    recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None, *, input_px: int = 0
-) -> CellSet:
+def checked_cells(recipe: ClassifierRecipe, out: Path, report: Report | None = None, *, input_px: int = 0) -> CellSet:
     """The cells of a recipe without training cells that show the same as a validation cell; these are in `leaks.txt`.
 
     For a folder, pictures that are left out are listed in `faults.csv`, with those that are merely suspicious.
@@ -153,7 +152,7 @@ def checked_cells(
 
 
 def usable_cells(
-    recipe: ClassifierRecipe, out: Path, report: Callable[[str], None] | None = None, *, input_px: int = 0
+    recipe: ClassifierRecipe, out: Path, report: Report | None = None, *, input_px: int = 0
 ) -> tuple[CellSet, int]:
     """The cells of a recipe, however they are split, and the number of pictures left out; arguments as above.
 
@@ -216,7 +215,7 @@ def cells_of(
     *,
     whole: bool = False,
     seen_by: Iterable[ClassifierCard] = (),
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> CellSet:
     """The cells that a recipe asks for, cut out, split and painted.
 
@@ -341,7 +340,7 @@ def _cells(
     input_px: int,
     *,
     whole: bool = False,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> CellSet:
     detector, side = Detector(find_model(data.detector), RuntimeChoice()), max(recipe.largest_input_px, input_px)
     with named_recipe(data.cells) if data.cells else nullcontext():
@@ -368,7 +367,7 @@ def _cells(
     return cells
 
 
-def _tell_boxes(asked: _Asked, report: Callable[[str], None]) -> None:
+def _tell_boxes(asked: _Asked, report: Report) -> None:
     for name, source in asked.sources.items():
         if boxes := boxes_without_code(source):
             listed = ", ".join(f"{n} {label}" for label, n in boxes.items())

@@ -5,13 +5,13 @@ The cells that carry the paint have no label of their own but "anything without 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from smearcount.arrays import Indices, Pixels
 from smearcount.cellsets import CellSet, join
+from smearcount.progress import Report
 from smearcount.training.paint import PAINTED_CODES, paint, retouch
 
 __all__ = ["PAINTED", "below_paint", "with_painted"]
@@ -20,7 +20,7 @@ PAINTED = "painted:"
 """Before the name of the collection that a painted cell is of."""
 
 
-def with_painted(cells: CellSet, per_code: int, seed: int, report: Callable[[str], None] | None = None) -> CellSet:
+def with_painted(cells: CellSet, per_code: int, seed: int, report: Report | None = None) -> CellSet:
     """The set with `per_code` painted training cells of each painted code, and a sixth as many for validation.
 
     As many cells again get harmless traces of the painter's hand and keep what is known of them, so that the paint is
