@@ -76,6 +76,10 @@ class Card(Strict):
     git_commit: str
     files: dict[str, FileEntry]
 
+    def checksums(self) -> dict[str, str]:
+        """Checksum of every file, by `model-id/file`."""
+        return {f"{self.id}/{name}": entry.sha256 for name, entry in self.files.items()}
+
 
 class DetectorCard(Card):
     """The card of a network that finds cells.
@@ -246,10 +250,6 @@ class Model:
     def names(self, runtime: str) -> list[str]:
         """Files of one runtime, as on the card."""
         return [name for name, entry in self.card.files.items() if entry.runtime == runtime]
-
-    def checksums(self) -> dict[str, str]:
-        """Checksum on the card of every file, by `model-id/file`."""
-        return {f"{self.card.id}/{name}": entry.sha256 for name, entry in self.card.files.items()}
 
     def verify(self) -> list[str]:
         """Read and check every file; returns the names of the good ones.

@@ -168,8 +168,8 @@ class Pipeline:
         self.settings = settings
         self._weights = weights
         self.taxonomy = load_taxonomy(settings.taxonomy)
-        choice = RuntimeChoice(settings.runtime, settings.device, settings.precision, settings.threads)
-        choice = replace(choice, batch_size=settings.batch_size)
+        asked = (settings.runtime, settings.device, settings.precision, settings.threads)
+        choice = RuntimeChoice(*asked, batch_size=settings.batch_size)
         # The networks are compiled side by side: a library does each on one thread for the most part.
         with ThreadPoolExecutor(1, "smearcount-load") as loader:
             naming = loader.submit(Namer, settings, self.taxonomy, choice, weights)
@@ -184,7 +184,7 @@ class Pipeline:
         self._provenance = Provenance(
             version=smearcount.__version__,
             model_ids=tuple(card.id for card in cards),
-            sha256={f"{card.id}/{name}": entry.sha256 for card in cards for name, entry in card.files.items()},
+            sha256={name: sha256 for card in cards for name, sha256 in card.checksums().items()},
             runtime=self.detector.runtime,
             settings={
                 "edge_rule": settings.edge_rule,

@@ -41,7 +41,7 @@ def test_a_good_model_is_read_and_verified(folder: Path, make_card: Callable[...
     assert model.read("model.onnx") == CONTENT
     assert model.verify() == ["model.onnx", "probe.npz"]
     assert model.names("onnx") == ["model.onnx"]
-    assert model.checksums()["discs/probe.npz"] == SHA256
+    assert model.card.checksums()["discs/probe.npz"] == SHA256
     # The card survives its way through YAML.
     assert model.card == make_card(files=model.card.files)
 

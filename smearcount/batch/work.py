@@ -108,7 +108,7 @@ class PipelineMaker:
             "version": smearcount.__version__,
             "models": [model.card.id for model in models],
             "cards": [_digest(model.folder / "card.yaml") for model in models],
-            "files": {name: sha256 for model in models for name, sha256 in model.checksums().items()},
+            "files": {name: sha256 for model in models for name, sha256 in model.card.checksums().items()},
             "taxonomy": _digest(taxonomy),
             "settings": {
                 name: self._told(value) if isinstance(value, Path) else settings.model_dump(mode="json")[name]
