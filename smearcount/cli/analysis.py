@@ -24,6 +24,7 @@ from smearcount.cli.common import (
     plain,
     printed,
     screen,
+    show_failure,
     with_settings,
 )
 from smearcount.config import OverlayFormat, Settings
@@ -102,7 +103,7 @@ def _analyze_all(
             failed += not printed(partial(_show, *outcome, pipeline.taxonomy, quiet=quiet, as_json=as_json))
             continue
         failed += 1
-        _show_failure(outcome.reason)
+        show_failure(outcome.reason)
         if as_json:
             row = failure_row(path.name, "", outcome.reason, pipeline.taxonomy)
             printed(partial(typer.echo, json_line(row, None, pipeline.taxonomy)))
@@ -142,10 +143,6 @@ def _show_renamed(path: Path, stem: str, out: Path) -> None:
     errors().print(f"[yellow]renamed:[/yellow] {plain(told)}")
 
 
-def _show_failure(reason: str) -> None:
-    errors().print(f"[red]failed:[/red] {plain(reason)}")
-
-
 @app.command()
 @with_settings
 def crop(
@@ -166,7 +163,7 @@ def crop(
     for path, stem in found.renamed:
         _show_renamed(path, stem, out)
     for _, error in found.failed:
-        _show_failure(error)
+        show_failure(error)
     told = f"{found.written} patches in {out}, listed in {out / 'manifest.csv'}"
     if as_json:
         failed = [{"image": path.name, "error": error} for path, error in found.failed]

@@ -25,6 +25,7 @@ from smearcount.cli.common import (
     plain,
     printed,
     screen,
+    show_failure,
     with_settings,
 )
 from smearcount.config import Settings
@@ -176,7 +177,7 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         typer.echo(json.dumps({"done": outcome.done, "failed": failed, "report": str(job.report), **left_out, **run}))
         return
     for _, error in outcome.failed:
-        errors().print(f"[red]failed:[/red] {plain(error)}")
+        show_failure(error)
     if not quiet:
         words = [f"{outcome.done} analysed, {len(outcome.failed)} failed"]
         words += [f"{outcome.reused} of them in an earlier run"] * bool(outcome.reused)

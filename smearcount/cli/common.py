@@ -218,6 +218,11 @@ def errors() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def show_failure(reason: str) -> None:
+    """Say why there is no result of a picture."""
+    errors().print(f"[red]failed:[/red] {plain(reason)}")
+
+
 class _Screen(Console):
     """A console that leaves a closed standard output to its caller, instead of ending the program."""
 

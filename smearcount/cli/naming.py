@@ -23,11 +23,10 @@ from smearcount.cli.common import (
     app,
     bar,
     clear_errors,
-    errors,
     files_of,
     known_classifier,
-    plain,
     settings_from,
+    show_failure,
     waiting,
 )
 from smearcount.cli.models import evaluate_app, train_app
@@ -87,7 +86,7 @@ def classify(
     for line in outcome.remarks if not quiet else ():
         typer.echo(line)
     for reason in outcome.failed:
-        errors().print(f"[red]failed:[/red] {plain(reason)}")
+        show_failure(reason)
     if not quiet:
         skipped = f"{outcome.skipped} of other kinds skipped, " if outcome.skipped else ""
         typer.echo(f"{outcome.named} named, {skipped}{len(outcome.failed)} failed; written: {out}")
