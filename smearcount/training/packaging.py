@@ -34,6 +34,7 @@ __all__ = [
     "copy_companions",
     "detector_card",
     "export_model",
+    "file_entries",
     "git_commit",
     "package_classifier",
     "package_naming_run",
@@ -357,14 +358,19 @@ def git_commit() -> str:
         return "unknown"
 
 
-def _list_files(folder: Path, card: Card, runtimes: Mapping[str, str]) -> Card:
-    """Write the card with an entry for each file, of which `runtimes` says who reads it."""
+def file_entries(folder: Path, runtimes: Mapping[str, str]) -> dict[str, FileEntry]:
+    """What a card says of the files in a folder, of which `runtimes` says who reads each."""
     entries = {}
     for name, runtime in runtimes.items():
         content = (folder / name).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         entries[name] = FileEntry.model_validate({"runtime": runtime, "sha256": digest, "bytes": len(content)})
-    listed = card.model_copy(update={"files": entries})
+    return entries
+
+
+def _list_files(folder: Path, card: Card, runtimes: Mapping[str, str]) -> Card:
+    """Write the card with an entry for each file, of which `runtimes` says who reads it."""
+    listed = card.model_copy(update={"files": file_entries(folder, runtimes)})
     _write_card(folder, listed)
     return listed
 

@@ -8,7 +8,6 @@ with those in float32. A version that differs by more than `MOST_APART`, or in o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import re
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from smearcount.arrays import FloatArray, Pixels
-from smearcount.cards import ClassifierCard, DetectorCard, FileEntry, Metric, Model
+from smearcount.cards import ClassifierCard, DetectorCard, Metric, Model
 from smearcount.classifier import Classifier, fitted
 from smearcount.detector import Detector, canonical_size, to_tensor
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
@@ -31,7 +30,7 @@ from smearcount.patches import to_batch
 from smearcount.probe import ProbeError, probe_error
 from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime, openvino_core
 from smearcount.scale import find_at_scale
-from smearcount.training.packaging import check_replaceable, copy_companions, staged, update_card
+from smearcount.training.packaging import check_replaceable, copy_companions, file_entries, staged, update_card
 from smearcount.training.samples import LEAST_CELLS, SINGLE_CELLS, Sample, Samples, limits_of
 
 __all__ = ["MOST_APART", "Agreement", "compare", "quantise"]
@@ -194,11 +193,7 @@ def _write_card(model: Model, folder: Path) -> None:
     """The card of the INT8 version, with the probe of the model: what float32 gives stays the measure."""
     (folder / "card.yaml").write_bytes((model.folder / "card.yaml").read_bytes())
     (folder / "probe.npz").write_bytes(model.read("probe.npz"))
-    files = {}
-    for name, runtime in (("model.xml", "openvino"), ("model.bin", "openvino"), ("probe.npz", "probe")):
-        content = (folder / name).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        files[name] = FileEntry.model_validate({"runtime": runtime, "sha256": digest, "bytes": len(content)})
+    files = file_entries(folder, {"model.xml": "openvino", "model.bin": "openvino", "probe.npz": "probe"})
     update_card(
         folder,
         id=f"{model.card.id}-int8",
