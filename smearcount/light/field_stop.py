@@ -7,7 +7,9 @@ that a slide show, a figure, a screenshot or a turned picture has around the pho
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import cast
 
@@ -71,9 +73,9 @@ def field_of_view(pixels: Pixels, level: float) -> Region | None:
     outside, least = small < BLACK * level, 0.0
     black, grey = bool(outside[[0, 0, -1, -1], [0, -1, 0, -1]].any()), False
     if not black:
-        outside, least = _plain_border(colours), _LEAST_FRAMED
+        outside, least = _like_corners(colours, is_plain, _NEARLY), _LEAST_FRAMED
         if grey := not outside.any():
-            outside = _grey_surround(colours, level)
+            outside = _like_corners(colours, partial(is_dim, level=level), _NEAR)
     _, parts = cv2.connectedComponents(outside.astype(np.uint8), connectivity=4)
     corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
     light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
@@ -104,23 +106,16 @@ def field_of_view(pixels: Pixels, level: float) -> Region | None:
     return Region(view, (told,), "the field of view")
 
 
-def _plain_border(colours: Pixels) -> Bools:
-    """Where a picture has the colours of its plain corners; nowhere if it has only one, which clipped glass may be."""
+def _like_corners(colours: Pixels, is_surround: Callable[[Pixels], bool], near: int) -> Bools:
+    """Where a picture has, but for some grey levels, the colours of the corners that may be a surround.
+
+    Nowhere if there is only one, which clipped glass may be.
+    """
     ends = (slice(0, _CORNER_PX), slice(-_CORNER_PX, None))
-    corners = [corner for y, x in product(ends, ends) if is_plain(corner := colours[y, x])]
+    corners = [corner for y, x in product(ends, ends) if is_surround(corner := colours[y, x])]
     outside = np.zeros(colours.shape[:2], np.bool_)
     for corner in corners if len(corners) > 1 else []:
-        outside |= np.abs(colours - corner[0, 0].astype(np.int16)).max(axis=2) <= _NEARLY
-    return outside
-
-
-def _grey_surround(colours: Pixels, level: float) -> Bools:
-    """Where a picture has the colours of its even and dim corners; nowhere if it has only one."""
-    ends = (slice(0, _CORNER_PX), slice(-_CORNER_PX, None))
-    corners = [corner for y, x in product(ends, ends) if is_dim(corner := colours[y, x], level)]
-    outside = np.zeros(colours.shape[:2], np.bool_)
-    for corner in corners if len(corners) > 1 else []:
-        outside |= np.abs(colours - np.median(corner, axis=(0, 1))).max(axis=2) <= _NEAR
+        outside |= np.abs(colours - np.median(corner, axis=(0, 1))).max(axis=2) <= near
     return outside
 
 
