@@ -140,7 +140,7 @@ def test_made_up_case_with_known_answer() -> None:
     breaker = choose_margin(probs, labels, ROUND, (always_second,))
     assert 0.1 < breaker.margins[0] < 0.6
     report = tiebreak_report(probs, labels, breaker, generalist_seconds=0.001, expert_seconds=0.01)
-    assert (report.accuracy_before, report.accuracy_after, report.asked_share) == (0.5, 1.0, 0.5)
+    assert (report.accuracy_before, report.accuracy_after, report.asked / report.n) == (0.5, 1.0, 0.5)
     assert report.macro_f1_before == pytest.approx(1 / 3)
     assert report.macro_f1_after == 1.0
     assert report.generalist_seconds == pytest.approx(0.004)

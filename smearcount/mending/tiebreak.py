@@ -147,11 +147,6 @@ class TieBreakReport:
     extra_seconds: float
     experts: tuple[ExpertReport, ...]
 
-    @property
-    def asked_share(self) -> float:
-        """Share of the cells that an expert was asked about."""
-        return self.asked / self.n
-
 
 def break_ties(probs: FloatArray, breaker: TieBreaker) -> tuple[FloatArray, Bools]:
     """Probabilities after the experts were heard, `(N, K) float32`, and which cells `(N,)` they were asked about.
