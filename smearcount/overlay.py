@@ -108,12 +108,10 @@ def _tint_entries(result: SmearResult) -> list[_Entry]:
             f"tinted: {name}",
             f"{cells.get(name, 0):,}",
             f"{percent_number(100 * shares[name])} % of the area",
-            tint=tint,
+            tint=tuple(round((1 - TINT) * light + TINT * c) for light, c in zip(PAPER, colour, strict=True)),
         )
         for name, colour in COLOURS.items()
         if shares.get(name)
-        for share in [percent_number(100 * shares[name])]
-        for tint in [tuple(round((1 - TINT) * light + TINT * c) for light, c in zip(PAPER, colour, strict=True))]
     ]
 
 
