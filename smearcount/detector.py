@@ -31,7 +31,7 @@ from smearcount.windows import (
     to_tensor,
 )
 
-__all__ = ["Detector", "canonical_size", "decode", "plan_windows", "to_tensor"]
+__all__ = ["Detector", "decode"]
 
 CELL_MARGIN_UM = 4.0
 """Added to half the largest cell to give the margin of a window."""

@@ -22,18 +22,9 @@ from torchvision import models  # type: ignore[import-untyped]
 
 from smearcount.config import Strict
 from smearcount.errors import ModelError
-from smearcount.naming_heads import BACKBONES, SMALL_NETS, Backbone, Head, NetSpec, head_of
+from smearcount.naming_heads import SMALL_NETS, Head, NetSpec, head_of
 
-__all__ = [
-    "BACKBONES",
-    "Backbone",
-    "CellNet",
-    "NetSpec",
-    "Normalisation",
-    "build_net",
-    "load_pretrained",
-    "recalibrate",
-]
+__all__ = ["CellNet", "Normalisation", "build_net", "load_pretrained", "recalibrate"]
 
 _HEADS = ("classifier.", "fc.", "head.")  # keys of what sits on a body, in torchvision's and in our own files
 _ALEXNET_WHOLE_PX = 63

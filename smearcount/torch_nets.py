@@ -35,7 +35,8 @@ def network_of(model: Model, *, fuse: bool = True) -> Any:
 
 def _naming_net(model: Model, architecture: Any) -> Any:
     try:
-        from smearcount.naming_nets import NetSpec, build_net
+        from smearcount.naming_heads import NetSpec
+        from smearcount.naming_nets import build_net
     except ImportError as error:
         raise RuntimeMissingError("torchvision is not installed: pip install torchvision") from error
     try:

@@ -287,7 +287,8 @@ def _trained_run(run: Path, codes: tuple[str, ...], first: int) -> Path:
     import yaml
     from safetensors.torch import save_file
 
-    from smearcount.naming_nets import NetSpec, build_net
+    from smearcount.naming_heads import NetSpec
+    from smearcount.naming_nets import build_net
     from smearcount.patches import sample_window, to_batch
 
     rng, names = np.random.default_rng(0), list(CODE_COLOURS)[first : first + 3]

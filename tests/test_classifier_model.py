@@ -20,7 +20,8 @@ from safetensors.torch import load, load_file, save_file
 from smearcount.cards import ClassifierCard, Model, as_yaml, find_model, list_models
 from smearcount.config import Settings
 from smearcount.errors import ConfigError, ImageError, ModelError, UsageError
-from smearcount.naming_nets import NetSpec, build_net
+from smearcount.naming_heads import NetSpec
+from smearcount.naming_nets import build_net
 from smearcount.probe import probe_errors
 from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.torch_nets import network_of

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from smearcount.cellsets import CellSet
 from smearcount.config import read_model, shipped
 from smearcount.errors import ConfigError
-from smearcount.naming_nets import BACKBONES, NetSpec, build_net
+from smearcount.naming_heads import BACKBONES, NetSpec
+from smearcount.naming_nets import build_net
 from smearcount.training.comparison import COLUMNS, ComparisonRecipe, run_comparison
 from smearcount.training.naming_recipe import ClassifierRecipe
 

@@ -16,8 +16,8 @@ from torchvision import models
 
 from smearcount.errors import ModelError
 from smearcount.judging import heat_maps
-from smearcount.naming_heads import AverageAndMax
-from smearcount.naming_nets import BACKBONES, CellNet, NetSpec, build_net, load_pretrained, recalibrate
+from smearcount.naming_heads import BACKBONES, AverageAndMax, NetSpec
+from smearcount.naming_nets import CellNet, build_net, load_pretrained, recalibrate
 from smearcount.offline import quiet_openvino
 
 EMBEDDING = {

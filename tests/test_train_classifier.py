@@ -29,11 +29,12 @@ from smearcount.cellsets import CellSet
 from smearcount.config import read_model, shipped
 from smearcount.errors import ConfigError, ModelError, UsageError
 from smearcount.judging import Judged, figures
-from smearcount.naming_nets import BACKBONES, NetSpec, build_net
+from smearcount.naming_heads import BACKBONES, NetSpec
+from smearcount.naming_nets import build_net
 from smearcount.patches import to_batch
 from smearcount.training import naming_data
 from smearcount.training.cell_views import CellAugmentation, plain_view
-from smearcount.training.classifier import ClassifierRecipe, train_classifier
+from smearcount.training.classifier import train_classifier
 from smearcount.training.naming_cells import CellData
 from smearcount.training.naming_data import balance_weights, epoch_rows
 from smearcount.training.naming_module import (
@@ -43,7 +44,7 @@ from smearcount.training.naming_module import (
     partial_losses,
     validation_figures,
 )
-from smearcount.training.naming_recipe import Balance, EarlyStop, NetChoice, Optimiser, Phase
+from smearcount.training.naming_recipe import Balance, ClassifierRecipe, EarlyStop, NetChoice, Optimiser, Phase
 from smearcount.training.naming_setting import find_rate, quiet_lightning, steepest
 from smearcount.training.packaging import package_naming_run
 

@@ -19,12 +19,12 @@ from smearcount.bench.rivals import Predictor, checkpoint, usual_threads
 from smearcount.bench.timing import Contender, alternate, check_counts, tally
 from smearcount.cards import find_model
 from smearcount.config import Settings, shipped
-from smearcount.detector import canonical_size, to_tensor
 from smearcount.errors import ImageError, SmearcountError
 from smearcount.geometry import resize_rgb
 from smearcount.images import open_image
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice, make_runtime, model_for
+from smearcount.windows import canonical_size, to_tensor
 
 __all__ = ["FieldsJob", "bench_fields", "sample_fields"]
 

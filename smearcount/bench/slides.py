@@ -19,13 +19,14 @@ from smearcount.bench.windows import shifted, window_tensors
 from smearcount.cards import find_model
 from smearcount.config import Settings
 from smearcount.datasets import data_root
-from smearcount.detector import Detector, canonical_size
+from smearcount.detector import Detector
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import ArraySource, open_image
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime, model_for
 from smearcount.scale import settle_scale
 from smearcount.simulate import SmearRecipe, render
+from smearcount.windows import canonical_size
 
 __all__ = ["SLIDE_PARTS", "SlidesJob", "bench_slides"]
 

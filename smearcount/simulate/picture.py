@@ -28,8 +28,6 @@ _HALO_UM = 0.45
 _LEAST_BLUR_PX = 0.15
 _DRAW = {"rbc": draw_red_cell, "wbc": draw_white_cell, "platelet": draw_platelet, "debris": draw_platelet}
 
-Planes = FloatArray
-
 
 @dataclass(frozen=True, eq=False)
 class SimulatedSmear:
@@ -147,7 +145,7 @@ def _sorted_into_tiles(patches: list[Patch], margin: int) -> defaultdict[tuple[i
     return tiles
 
 
-def _density(patches: list[Patch], stain: Stain, window: tuple[int, int, int, int]) -> Planes:
+def _density(patches: list[Patch], stain: Stain, window: tuple[int, int, int, int]) -> FloatArray:
     """Sum of the optical densities of all cells within `window` x_min, y_min, x_max, y_max, `(h, w, 3)`."""
     left, top, right, bottom = window
     total = np.zeros((bottom - top, right - left, 3), np.float32)
@@ -161,7 +159,9 @@ def _density(patches: list[Patch], stain: Stain, window: tuple[int, int, int, in
     return total
 
 
-def _through_optics(density: Planes, recipe: SmearRecipe, window: tuple[int, int, int, int], seed: int) -> Planes:
+def _through_optics(
+    density: FloatArray, recipe: SmearRecipe, window: tuple[int, int, int, int], seed: int
+) -> FloatArray:
     """Light in grey levels behind the smear: refraction at edges, absorption, uneven lamp, defocus."""
     scale = recipe.um_per_px
     if recipe.refraction:
@@ -172,7 +172,7 @@ def _through_optics(density: Planes, recipe: SmearRecipe, window: tuple[int, int
     return _blur(light, float(np.hypot(recipe.blur_um, _OPTICS_UM)) / scale)
 
 
-def _film(window: tuple[int, int, int, int], recipe: SmearRecipe, seed: int) -> Planes:
+def _film(window: tuple[int, int, int, int], recipe: SmearRecipe, seed: int) -> FloatArray:
     """Faint dried plasma between the cells: optical density `(h, w)`, of grains of 14 and 1.6 um."""
     total = np.zeros((window[3] - window[1], window[2] - window[0]), np.float32)
     for number, (grain_um, strength) in enumerate(((14.0, 0.0035), (1.6, 0.002))):
@@ -187,7 +187,7 @@ def _film(window: tuple[int, int, int, int], recipe: SmearRecipe, seed: int) -> 
     return total
 
 
-def _lamp(window: tuple[int, int, int, int], recipe: SmearRecipe, seed: int) -> Planes:
+def _lamp(window: tuple[int, int, int, int], recipe: SmearRecipe, seed: int) -> FloatArray:
     """Light from the lamp as a share of its maximum `(h, w)`: brightest off the middle, falling with the square."""
     rng = np.random.default_rng([seed, 7])
     middle = rng.uniform(0.3, 0.7, 2)
@@ -195,10 +195,10 @@ def _lamp(window: tuple[int, int, int, int], recipe: SmearRecipe, seed: int) -> 
     y = (np.arange(window[1], window[3]) + 0.5) / recipe.height - middle[1]
     worst = float((np.maximum(middle, 1 - middle) ** 2).sum())
     away = (x[None, :] ** 2 + y[:, None] ** 2) / worst
-    return cast(Planes, (1 - recipe.light_unevenness * away).astype(np.float32))
+    return cast(FloatArray, (1 - recipe.light_unevenness * away).astype(np.float32))
 
 
-def _sensed(light: Planes, noise: float, rng: np.random.Generator) -> Pixels:
+def _sensed(light: FloatArray, noise: float, rng: np.random.Generator) -> Pixels:
     """Grey levels with noise that grows with the root of the light and is shared a little by neighbours."""
     grain = rng.standard_normal(light.shape, np.float32)
     # 1.9 restores the unit variance that the small blur of the colour filter array takes away.
@@ -207,5 +207,5 @@ def _sensed(light: Planes, noise: float, rng: np.random.Generator) -> Pixels:
     return cast(Pixels, np.clip(np.round(noisy), 0, 255).astype(np.uint8))
 
 
-def _blur(planes: Planes, sigma_px: float) -> Planes:
-    return cast(Planes, cv2.GaussianBlur(planes, (0, 0), sigma_px)) if sigma_px > _LEAST_BLUR_PX else planes
+def _blur(planes: FloatArray, sigma_px: float) -> FloatArray:
+    return cast(FloatArray, cv2.GaussianBlur(planes, (0, 0), sigma_px)) if sigma_px > _LEAST_BLUR_PX else planes

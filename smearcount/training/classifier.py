@@ -39,7 +39,7 @@ from smearcount.training.naming_module import EpochEnd, KeepBest, NamingModule, 
 from smearcount.training.naming_recipe import ClassifierRecipe, Phase
 from smearcount.training.naming_setting import all_cores, find_rate, plot_losses, plot_rates, quiet_lightning
 
-__all__ = ["ClassifierRecipe", "check_training", "train_classifier"]
+__all__ = ["check_training", "train_classifier"]
 
 
 def train_classifier(recipe: ClassifierRecipe, cells: CellSet, out: Path, *, report: Report | None = None) -> Path:

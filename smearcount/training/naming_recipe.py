@@ -9,8 +9,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from smearcount.config import Strict
 from smearcount.errors import ConfigError
-from smearcount.naming_heads import SMALL_NETS
-from smearcount.naming_nets import NetSpec
+from smearcount.naming_heads import SMALL_NETS, NetSpec
 from smearcount.training.cell_views import CellAugmentation
 
 __all__ = ["Balance", "ClassifierRecipe", "EarlyStop", "NetChoice", "Optimiser", "Phase"]

@@ -22,7 +22,7 @@ import numpy as np
 from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import ClassifierCard, DetectorCard, Metric, Model
 from smearcount.classifier import Classifier, fitted
-from smearcount.detector import Detector, canonical_size, to_tensor
+from smearcount.detector import Detector
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.geometry import resize_rgb
 from smearcount.images import open_image
@@ -32,6 +32,7 @@ from smearcount.runtimes import RuntimeChoice, has_int8, make_runtime, openvino_
 from smearcount.scale import find_at_scale
 from smearcount.training.packaging import check_replaceable, copy_companions, file_entries, staged, update_card
 from smearcount.training.samples import LEAST_CELLS, SINGLE_CELLS, Sample, Samples, limits_of
+from smearcount.windows import canonical_size, to_tensor
 
 __all__ = ["MOST_APART", "Agreement", "compare", "quantise"]
 
