@@ -23,8 +23,9 @@ import numpy as np
 
 from smearcount.arrays import FloatArray
 from smearcount.errors import ImageError, UsageError
+from smearcount.records import Provenance
 
-__all__ = ["Journal", "Measure", "Record"]
+__all__ = ["Journal", "Measure", "Record", "provenance_json"]
 
 _APPLICATION = 0x534D4352
 _FORMAT = 3
@@ -115,6 +116,11 @@ class Measure:
             TypeError: they are no numbers.
         """
         return np.array(json.loads(self.diameters), np.float32)
+
+
+def provenance_json(provenance: Provenance) -> str:
+    """What made a result, so that the same gives the same text."""
+    return json.dumps(vars(provenance), sort_keys=True, default=dict)
 
 
 class Journal:

@@ -184,9 +184,8 @@ class _Batch:
 
     def _clear(self, image_id: str) -> None:
         """Remove what was written for a picture that has no result any more, unless somebody changed it."""
-        folders = list(filter(None, (self.wishes.overlays, self.wishes.galleries)))
         with contextlib.suppress(ValueError, TypeError, AttributeError, OSError):
-            for files, folder in product(map(json.loads, self.journal.files_of(image_id)), folders):
+            for files, folder in product(map(json.loads, self.journal.files_of(image_id)), self.wishes.folders):
                 for name, sha256 in files.get(str(folder), {}).items():
                     with contextlib.suppress(OSError):
                         if picture_digest(folder / name) == sha256:
@@ -249,13 +248,12 @@ class _Batch:
 
     def _left_over(self) -> int:
         """Number of overlays and sheets that the journal knows in the folders of this run, and no row of it has."""
-        folders = list(filter(None, (self.wishes.overlays, self.wishes.galleries)))
 
         def names(kept: Iterable[str]) -> set[Path]:
-            written = product(map(json.loads, kept), folders)
+            written = product(map(json.loads, kept), self.wishes.folders)
             return {folder / name for files, folder in written for name in files.get(str(folder), ())}
 
-        if not folders:
+        if not self.wishes.folders:
             return 0
         ours = names(record.files for _, record in self._records(cells=False))
         return sum(path.is_file() for path in names(self.journal.all_files()) - ours)

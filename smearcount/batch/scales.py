@@ -18,7 +18,7 @@ import cv2
 from smearcount.arrays import FloatArray
 from smearcount.batch.attempts import Failure, attempt
 from smearcount.batch.jobs import Stage, Watch
-from smearcount.batch.journal import Journal, Measure
+from smearcount.batch.journal import Journal, Measure, provenance_json
 from smearcount.batch.listing import Picture
 from smearcount.batch.work import Maker, one_large_at_a_time, picture_digest
 from smearcount.engines import Engine
@@ -58,8 +58,8 @@ def _nothing(path: Path, failure: Failure) -> Measure | None:
 
 
 def _plain(_: Path, found: RedCells) -> Measure:
-    provenance = json.dumps(vars(found.provenance), sort_keys=True, default=dict)
-    return Measure(found.image_sha256, *found.size_wh, json.dumps(found.diameters_px.tolist()), provenance)
+    diameters, provenance = json.dumps(found.diameters_px.tolist()), provenance_json(found.provenance)
+    return Measure(found.image_sha256, *found.size_wh, diameters, provenance)
 
 
 @dataclass(frozen=True)

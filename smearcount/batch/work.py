@@ -22,7 +22,7 @@ import cv2
 import smearcount
 from smearcount import report
 from smearcount.batch.attempts import Failure, attempt
-from smearcount.batch.journal import Record
+from smearcount.batch.journal import Record, provenance_json
 from smearcount.batch.slides import counts_as_json
 from smearcount.cards import find_model
 from smearcount.config import OverlayFormat, Settings, shipped
@@ -189,6 +189,11 @@ class Wishes:
     galleries: Path | None = None
     overlay_format: OverlayFormat = "jpg"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Those for pictures that are wanted."""
+        return tuple(folder for folder in (self.overlays, self.galleries) if folder)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -282,7 +287,7 @@ def _discard(files: Mapping[str, Iterable[str]]) -> None:
 def failed_record(task: Task, failure: Failure, taxonomy: Taxonomy, wishes: Wishes | None = None) -> Record:
     """The record of a picture without a result; its reason names files as the report does, relative to a folder."""
     reason = failure.reason.replace(str(task.path), task.image_id)
-    for folder in filter(None, (wishes.overlays, wishes.galleries) if wishes else ()):
+    for folder in wishes.folders if wishes else ():
         reason = reason.replace(f"{folder}{os.sep}", "")
         reason = re.sub(rf"{re.escape(str(folder))}(?=[:;\s])", folder.name, reason)
     row = report.failure_row(task.image_id, task.slide_id, reason, taxonomy)
@@ -309,7 +314,7 @@ def _record(wishes: Wishes, task: Task, _: Path, analysis: Analysis) -> Record:
         cells=_cells(analysis) if wishes.cells else None,
         files=json.dumps(files),
         given=task.given,
-        provenance=json.dumps(vars(analysis.result.provenance), sort_keys=True, default=dict),
+        provenance=provenance_json(analysis.result.provenance),
     )
 
 
