@@ -12,7 +12,7 @@ from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from smearcount.errors import ImageError
-from smearcount.images import replacing
+from smearcount.images import encoded, replacing
 from smearcount.report import Row, to_csv
 
 __all__ = ["ENDINGS", "number_type", "write_table"]
@@ -65,10 +65,9 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 def _csv(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
     with path.open("xb") as file:
-        file.write(to_csv(columns, []).encode())
+        file.write(encoded(to_csv(columns, [])))
         for rows in chunks:
-            # A file name that is no Unicode must not cost the report of all others.
-            file.write(to_csv(columns, rows, header=False).encode("utf-8", "backslashreplace"))
+            file.write(encoded(to_csv(columns, rows, header=False)))
 
 
 def _parquet(path: Path, columns: Sequence[str], chunks: Iterable[list[Row]]) -> None:
@@ -150,5 +149,5 @@ ENDINGS: dict[str, Callable[[Path, Sequence[str], Iterable[list[Row]]], None]] =
 def _value(column: str, text: str | int) -> Any:
     kind = number_type(column)
     if kind is str:
-        return str(text).encode("utf-8", "backslashreplace").decode()
+        return encoded(str(text)).decode()
     return None if text == "" else kind(text)

@@ -13,6 +13,7 @@ from smearcount.images.slides import content_sha256, unchanged
 from smearcount.images.source import ArraySource, ImageSource, PixelSource, ReadLimits, file_sha256
 from smearcount.images.writing import (
     check_target,
+    encoded,
     grow_text,
     make_folder,
     part_key,
@@ -36,6 +37,7 @@ __all__ = [
     "ReadLimits",
     "check_target",
     "content_sha256",
+    "encoded",
     "file_sha256",
     "find_images",
     "grow_text",

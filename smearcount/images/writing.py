@@ -23,6 +23,7 @@ from smearcount.output_names import OVERLAYS, shortened
 __all__ = [
     "JPEG_MAX_SIDE_PX",
     "check_target",
+    "encoded",
     "grow_text",
     "make_folder",
     "part_key",
@@ -202,7 +203,7 @@ def write_text_atomic(path: Path, text: str) -> None:
     Raises:
         ImageError: the folder can't be written or is full; nothing is left behind.
     """
-    write_bytes_atomic(path, _encode(text))
+    write_bytes_atomic(path, encoded(text))
 
 
 def partial_path(path: Path) -> Path:
@@ -227,7 +228,7 @@ def grow_text(path: Path) -> Iterator[Callable[[str], None]]:
 
     def add(text: str) -> None:
         with _named(path):
-            stream.write(_encode(text))
+            stream.write(encoded(text))
             stream.flush()
 
     try:
@@ -247,8 +248,8 @@ def grow_text(path: Path) -> Iterator[Callable[[str], None]]:
             temporary.unlink()
 
 
-def _encode(text: str) -> bytes:
-    # A file name that is no Unicode must not cost the report of all others.
+def encoded(text: str) -> bytes:
+    """Text in UTF-8, whatever is in it: a file name that is no Unicode must not cost the report of all others."""
     return text.encode("utf-8", errors="backslashreplace")
 
 
