@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "load_sources",
     "picture_finder",
     "read_source",
+    "size_key",
     "stems_of",
     "validation_fields",
 ]
@@ -220,21 +221,26 @@ def _field(path: Path, stem: str, source: FieldSource, boxes_of: LabelReader) ->
     boxes, kinds = boxes[real], kinds[real]
     names = tuple(row[0] for row, kept in zip(rows, real.tolist(), strict=True) if kept)
     red_cell_px = _red_cell_px(source, boxes[kinds == 0], width, height)
-    size = f"{width}x{height}"
-    look = (
-        f"{source.name}/{size if size in source.red_cell_px else 'any'}" if len(source.red_cell_px) > 1 else source.name
-    )
+    several = len(source.red_cell_px) > 1
+    look = f"{source.name}/{size_key(source.red_cell_px, (width, height))}" if several else source.name
     return LabelledField(path, look, boxes, kinds, source.labelled, RED_CELL_UM / red_cell_px, source.border_px, names)
+
+
+def size_key(table: Mapping[str, float], size_wh: tuple[int, int]) -> str:
+    """The key of a picture's size in a table: `WIDTHxHEIGHT` where it is there, else `any`."""
+    size = f"{size_wh[0]}x{size_wh[1]}"
+    return size if size in table else "any"
 
 
 def _red_cell_px(source: FieldSource, red_boxes: FloatArray, width: int, height: int) -> float:
     whole = red_boxes[~touches_edge(red_boxes, width, height)]
     if source.own_scale and len(whole) >= 5:
         return float(np.median(diameters(whole)))
-    size = f"{width}x{height}"
-    if size not in source.red_cell_px and "any" not in source.red_cell_px:
+    key = size_key(source.red_cell_px, (width, height))
+    if key not in source.red_cell_px:
+        size = f"{width}x{height}"
         raise DatasetError(f"{source.name}: red_cell_px has no entry for pictures of {size} px and none for 'any'")
-    return source.red_cell_px.get(size) or source.red_cell_px["any"]
+    return source.red_cell_px[key]
 
 
 def picture_finder(folder: Path) -> Callable[[str], Path]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from smearcount.config import Strict, read_entries, shipped
-from smearcount.datasets import choose_sources, data_root
+from smearcount.datasets import choose_sources, data_root, size_key
 from smearcount.errors import ConfigError, DatasetError
 from smearcount.taxonomy import Taxonomy
 
@@ -85,15 +85,15 @@ class CellSource(Strict):
         Raises:
             ConfigError: there is no entry for it.
         """
-        size = f"{size_wh[0]}x{size_wh[1]}"
-        if size not in self.um_per_px and "any" not in self.um_per_px:
+        key = size_key(self.um_per_px, size_wh)
+        if key not in self.um_per_px:
+            size = f"{size_wh[0]}x{size_wh[1]}"
             raise ConfigError(f"um_per_px: no entry for pictures of {size} px and none for 'any'; add one of them")
-        return self.um_per_px.get(size) or self.um_per_px["any"]
+        return self.um_per_px[key]
 
     def look(self, size_wh: tuple[int, int]) -> str:
         """What tells the microscopes of a collection apart: the size of their pictures; empty where there is one."""
-        size = f"{size_wh[0]}x{size_wh[1]}"
-        return "" if len(self.um_per_px) < 2 else f"/{size if size in self.um_per_px else 'any'}"
+        return "" if len(self.um_per_px) < 2 else f"/{size_key(self.um_per_px, size_wh)}"
 
     def codes_of(self, label: str) -> set[str]:
         """What a cell of a class may be; nothing where the class is left out.
