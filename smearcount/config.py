@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -13,6 +15,7 @@ from pydantic import Field
 from smearcount.errors import ConfigError
 
 __all__ = ["OverlayFormat", "Settings", "Strict", "faults_of", "load_yaml", "read_entries", "read_model", "shipped"]
+__all__ += ["yaml_line"]
 
 OverlayFormat = Literal["jpg", "png", "tif"]
 """What an annotated picture is written as, by the ending of its name: small, or without any loss."""
@@ -111,6 +114,14 @@ def load_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
+
+
+def yaml_line(key: str, entries: Mapping[str, object]) -> str:
+    """Entries below a key as one line of a YAML file, however long."""
+    flow = yaml.safe_dump(
+        dict(entries), default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize
+    )
+    return f"{key}: {flow.strip()}"
 
 
 def read_model(kind: type[Model], path: Path) -> Model:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from smearcount.arrays import Bools, Doubles, FloatArray, Indices, Pixels
+from smearcount.config import yaml_line
 from smearcount.errors import ConfigError, UsageError
 from smearcount.mending.tiebreak import confusion_counts
 
@@ -151,8 +150,7 @@ class MergeProposal:
         joined = {code for group in merges.values() for code in group}
         groups = {new: list(olds) for new, olds in before.items() if new not in joined}
         groups |= {new: [old for code in group for old in before.get(code, (code,))] for new, group in merges.items()}
-        flow = yaml.safe_dump(groups, default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize)
-        return f"merge: {flow.strip()}"
+        return yaml_line("merge", groups)
 
     def reasons(self) -> list[str]:
         """What the proposal rests on: a line for each pair of codes that share their clusters, one pair at least.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smearcount.cards import ClassifierCard, find_model
 from smearcount.cellsets import CellSet
-from smearcount.config import Settings, Strict, faults_of
+from smearcount.config import Settings, Strict, faults_of, yaml_line
 from smearcount.detector import Detector
 from smearcount.errors import ConfigError, UsageError
 from smearcount.images import find_images, write_text_atomic
@@ -204,7 +202,7 @@ def refuse_untrained_codes(cells: CellSet, data: CellData) -> None:
     meant = {old for code in idle for old in data.merge.get(code, (code,))}
     source = _asked(data, ()).sources["folder"] if data.folder else None
     folders = [name for name in source.classes if source.codes_of(name) & meant] if source else []
-    without = f"leave these classes out with `{_left_out_classes(folders)}`"
+    without = f"leave these classes out with `{yaml_line('classes', dict.fromkeys(folders, ''))}`"
     remedy = without if folders else "list the others under `data: codes:`"
     copies = "copies of validation cells are left out (leaks.txt): put all copies of a cell into one group"
     raise ConfigError(f"no training cell of {', '.join(idle)}; add some, or {remedy}; {copies}")
@@ -310,16 +308,8 @@ def _refuse_unusable_folders(data: CellData, asked: _Asked, out: Path) -> None:
     if empty:
         raise ConfigError(
             f"{data.folder}: no usable picture in {', '.join(empty)} (see {out / 'faults.csv'}); add some, or leave "
-            f"these classes out with `{_left_out_classes(empty)}`"
+            f"these classes out with `{yaml_line('classes', dict.fromkeys(empty, ''))}`"
         )
-
-
-def _left_out_classes(names: Sequence[str]) -> str:
-    """What a recipe says to do without some class folders."""
-    flow = yaml.safe_dump(
-        dict.fromkeys(names, ""), default_flow_style=True, sort_keys=False, allow_unicode=True, width=sys.maxsize
-    )
-    return f"classes: {flow.strip()}"
 
 
 def _faults(data: CellData) -> list[PictureFault]:
