@@ -17,8 +17,10 @@ from smearcount.taxonomy import Taxonomy
 
 __all__ = [
     "CellSource",
+    "Meaning",
     "TextKeys",
     "class_of",
+    "codes_meant",
     "folder_of",
     "groups_of",
     "in_codes",
@@ -37,6 +39,15 @@ TextKeys = BeforeValidator(_text_keys)
 """For a mapping by name: YAML reads the name of a folder or of a class that is called 1 as a number."""
 
 
+Meaning = str | tuple[str, ...]
+"""What a class is: a code, several where it is coarser than these, or nothing where it is left out."""
+
+
+def codes_meant(meant: Meaning) -> tuple[str, ...]:
+    """The codes that a class may be."""
+    return tuple(filter(None, [meant] if isinstance(meant, str) else meant))
+
+
 _TAKEN_BY = {
     **dict.fromkeys(("um_per_px", "find"), ("points", "typed", "folders")),
     **dict.fromkeys(("datasets", "looks", "outline", "at_most"), ("boxes",)),
@@ -50,7 +61,7 @@ class CellSource(Strict):
     """One entry of `configs/cells.yaml`, where each key is explained."""
 
     format: Literal["points", "typed", "listed", "boxes", "folders", "truth"]
-    classes: Annotated[dict[str, str | tuple[str, ...]], TextKeys]
+    classes: Annotated[dict[str, Meaning], TextKeys]
     um_per_px: dict[Annotated[str, Field(pattern=r"^(\d+x\d+|any)$")], Annotated[float, Field(gt=0)]] = {}
     find: Literal["rbc", "wbc", ""] = ""
     folder: Path | None = None
@@ -103,8 +114,7 @@ class CellSource(Strict):
         """
         if label not in self.classes:
             raise ValueError(f"class {label!r} is not among {', '.join(self.classes)}")
-        meant = self.classes[label]
-        return {meant} - {""} if isinstance(meant, str) else set(meant)
+        return set(codes_meant(self.classes[label]))
 
 
 def load_cell_sources(config: Path | None = None) -> dict[str, CellSource]:
@@ -127,9 +137,9 @@ def in_codes(source: CellSource, taxonomy: Taxonomy, where: str) -> CellSource:
     Raises:
         ConfigError: a class means what is no code; names the entry, the word, and what may be meant.
     """
-    classes: dict[str, str | tuple[str, ...]] = {}
+    classes: dict[str, Meaning] = {}
     for label, meant in source.classes.items():
-        codes = taxonomy.as_codes(filter(None, [meant] if isinstance(meant, str) else meant))
+        codes = taxonomy.as_codes(codes_meant(meant))
         for word in codes:
             if word not in taxonomy.codes:
                 near = taxonomy.nearest(word)

@@ -25,7 +25,16 @@ from smearcount.records import KINDS
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cell_formats import boxes_without_code
-from smearcount.training.cell_sources import CellSource, TextKeys, class_of, folder_of, in_codes, load_cell_sources
+from smearcount.training.cell_sources import (
+    CellSource,
+    Meaning,
+    TextKeys,
+    class_of,
+    codes_meant,
+    folder_of,
+    in_codes,
+    load_cell_sources,
+)
 from smearcount.training.cells import read_cells
 from smearcount.training.leaks import without_leaks
 from smearcount.training.naming_recipe import ClassifierRecipe
@@ -78,7 +87,7 @@ class CellData(Strict):
     collections: tuple[str, ...] = ()
     cells: Path | None = None
     folder: Path | None = None
-    classes: Annotated[dict[str, str | tuple[str, ...]], TextKeys] = {}
+    classes: Annotated[dict[str, Meaning], TextKeys] = {}
     groups: Path | None = None
     val_share: float = Field(default=0.2, gt=0, lt=1)
     painted: int = Field(default=0, ge=0)
@@ -283,7 +292,7 @@ def _asked(data: CellData, faults: Sequence[PictureFault]) -> _Asked:
     if data.codes:
         return _Asked(_known_codes(data.codes, taxonomy), sources)
     if data.folder:
-        given = [code for meant in sources["folder"].classes.values() for code in _as_tuple(meant)]
+        given = [code for meant in sources["folder"].classes.values() for code in codes_meant(meant)]
         given = [code for code in given if not data.kinds or taxonomy.kind_of[code] in data.kinds]
         if data.kinds and not given:
             raise ConfigError(f"data.kinds: {data.folder} has no class of {' or '.join(data.kinds)}")
@@ -368,10 +377,6 @@ def _without_empty_codes(cells: CellSet) -> CellSet:
     """The set without the codes that no cell may be."""
     kept = np.flatnonzero(cells.targets.any(axis=0))
     return replace(cells, targets=cells.targets[:, kept], codes=tuple(cells.codes[column] for column in kept))
-
-
-def _as_tuple(meant: str | tuple[str, ...]) -> tuple[str, ...]:
-    return () if not meant else (meant,) if isinstance(meant, str) else meant
 
 
 def _sources(data: CellData, taxonomy: Taxonomy, without: frozenset[Path]) -> dict[str, CellSource]:

@@ -21,7 +21,7 @@ from smearcount.images.opening import first_bytes, kind_of_file, unnamed_picture
 from smearcount.patches import SMALLEST_CELL_PX
 from smearcount.report import Row, to_csv
 from smearcount.taxonomy import Taxonomy
-from smearcount.training.cell_sources import class_of
+from smearcount.training.cell_sources import Meaning, class_of, codes_meant
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -39,7 +39,6 @@ __all__ = [
     "summary",
 ]
 
-Meaning = str | tuple[str, ...]
 Classes = Mapping[str, Meaning]
 
 BLANK_RANGE = 12
@@ -182,12 +181,12 @@ def _copies(read: list[_Checked], meant: Classes) -> list[PictureFault]:
     """
     same: dict[str, list[_Checked]] = {}
     for each in read:
-        if _as_codes(meant.get(each.label, each.label)):
+        if codes_meant(meant.get(each.label, each.label)):
             same.setdefault(each.sha256, []).append(each)
     faults = []
     for twins in same.values():
         classes = sorted({each.label for each in twins})
-        if len({frozenset(_as_codes(meant.get(name, name))) for name in classes}) > 1:
+        if len({frozenset(codes_meant(meant.get(name, name))) for name in classes}) > 1:
             told = f"the same picture in {' and '.join(classes)}"
             faults += [PictureFault(each.file, "two classes", "left out", told) for each in twins]
         else:
@@ -229,7 +228,7 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
     if absent := sorted(given.keys() - set(names)):
         raise ConfigError(f"classes: no folder {', '.join(absent)} in {folder}; there are {', '.join(names)}")
     meant = {name: _known(given[name], taxonomy) if name in given else taxonomy.code_of(name) or "" for name in names}
-    wrong = {code for each in meant.values() for code in _as_codes(each)} - taxonomy.codes.keys()
+    wrong = {code for each in meant.values() for code in codes_meant(each)} - taxonomy.codes.keys()
     if wrong:
         raise ConfigError(f"classes: unknown codes {', '.join(sorted(wrong))}; known: {', '.join(taxonomy.codes)}")
     return meant
@@ -238,10 +237,6 @@ def folder_classes(folder: Path, taxonomy: Taxonomy, classes: Classes | None = N
 def _known(meant: Meaning, taxonomy: Taxonomy) -> Meaning:
     """The same by codes, where it is told by their names or synonyms."""
     return taxonomy.as_codes([meant])[0] if isinstance(meant, str) else taxonomy.as_codes(meant)
-
-
-def _as_codes(meant: Meaning) -> tuple[str, ...]:
-    return tuple(code for code in ([meant] if isinstance(meant, str) else meant) if code)
 
 
 @dataclass(frozen=True)
