@@ -14,10 +14,10 @@ from functools import cache, cached_property, partial
 
 import numpy as np
 
-from smearcount.arrays import FloatArray, Pixels
+from smearcount.arrays import FloatArray
 from smearcount.detector import Detector
 from smearcount.geometry import diameters
-from smearcount.images import PixelSource
+from smearcount.images import PartSource, PixelSource
 from smearcount.pairs import close_pairs
 from smearcount.records import RED_CELL_UM, Detections, Scale
 from smearcount.region import Region, sought_around, with_edge_of
@@ -72,30 +72,26 @@ class ScaledCells:
     red_px: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
-class _Crop:
-    """A part of a picture, as a picture: `at` is the place of its centre in shares of width and height.
+def _crop(source: PixelSource, side_px: int, at: tuple[float, float] = (0.5, 0.5)) -> PartSource:
+    """A square of a picture, as far as it goes; `at` is the place of its centre in shares of width and height."""
+    width, height = source.size_wh
+    wide, tall = min(width, side_px), min(height, side_px)
+    return PartSource(source, (round((width - wide) * at[0]), round((height - tall) * at[1])), (wide, tall))
 
-    `view` is what there is to see of the picture, where that is not all of it.
-    """
 
-    def __init__(
-        self, source: PixelSource, side_px: int, at: tuple[float, float] = (0.5, 0.5), view: Region | None = None
-    ) -> None:
-        width, height = source.size_wh
-        self.size_wh = min(width, side_px), min(height, side_px)
-        self._source = source
-        self._left = round((width - self.size_wh[0]) * at[0])
-        self._top = round((height - self.size_wh[1]) * at[1])
-        self.is_whole = self.size_wh == (width, height)
-        self._view = view.moved(-self._left, -self._top) if view is not None else None
+@dataclass(frozen=True)
+class _Sight:
+    """What is looked at: a picture, what finds the cells in it, and what there is to see of it; None for all of it."""
 
-    def cells(self, detector: Detector, um_per_px: float) -> Detections:
-        """What is found in the crop at a scale; what reaches the edge of the view lies at the edge."""
-        return with_edge_of(detector.find(self, um_per_px), self._view)
+    source: PixelSource
+    detector: Detector
+    view: Region | None
 
-    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
-        """The rectangle of the crop, `(h, w, 3) uint8 RGB`."""
-        return self._source.read(self._left + x, self._top + y, w, h)
+    def cells(self, crop: PartSource, um_per_px: float) -> Detections:
+        """What is found in a crop at a scale; what reaches the edge of the view lies at the edge."""
+        left, top = crop.left_top
+        view = self.view.moved(-left, -top) if self.view is not None else None
+        return with_edge_of(self.detector.find(crop, um_per_px), view)
 
 
 def isolated_red_diameters(cells: Detections) -> FloatArray:
@@ -127,12 +123,13 @@ def settle_scale(
     """
     if flag is not None:
         return ScaledCells(Scale(flag, "flag"), None)
-    estimate, doubts = cache(partial(_estimate, source, detector, view)), list[str]()
+    sight, doubts = _Sight(source, detector, view), list[str]()
+    estimate = cache(partial(_estimate, sight))
     told = {"metadata": None if metadata is None else Scale(metadata, "metadata"), "slide scale": slide}
     for name, scale in told.items():
         if scale is None:
             continue
-        checked = _checked(source, detector, scale.um_per_px, view, estimate)
+        checked = _checked(sight, scale.um_per_px, estimate)
         if not checked.refused:
             taken = replace(scale, red_cell_px=checked.red_px, note=scale.note or checked.note)
             settled = ScaledCells(taken, checked.cells)
@@ -161,12 +158,10 @@ class _Checked:
     note: str = ""
 
 
-def _checked(
-    source: PixelSource, detector: Detector, um_per_px: float, view: Region | None, estimate: Callable[[], ScaledCells]
-) -> _Checked:
+def _checked(sight: _Sight, um_per_px: float, estimate: Callable[[], ScaledCells]) -> _Checked:
     """Whether the red cells agree with a scale, or are too few to contradict it; then the estimate is asked."""
-    crop = _Crop(source, min(CROP_PX, round(CHECK_SIDE_UM / um_per_px)), view=view)
-    found = crop.cells(detector, um_per_px)
+    crop = _crop(sight.source, min(CROP_PX, round(CHECK_SIDE_UM / um_per_px)))
+    found = sight.cells(crop, um_per_px)
     cells, sizes = found if crop.is_whole else None, isolated_red_diameters(found)
     red_px = float(np.median(sizes)) if len(sizes) else math.nan
     if len(sizes) >= ENOUGH_CELLS:
@@ -183,9 +178,9 @@ def _plausible(red_um: float) -> bool:
     return PLAUSIBLE_RED_UM[0] <= red_um <= PLAUSIBLE_RED_UM[1]
 
 
-def _estimate(source: PixelSource, detector: Detector, view: Region | None) -> ScaledCells:
+def _estimate(sight: _Sight) -> ScaledCells:
     """The scale of the median red cell of the place that tells most."""
-    look = _best_look(source, detector, view)
+    look = _best_look(sight)
     sizes = look.sizes
     cells, um_per_px = look.cells if look.crop.is_whole else None, RED_CELL_UM / look.red_px
     origin, note = ("estimated", ESTIMATED_NOTE) if look.has_enough else ("assumed", ASSUMED_NOTE)
@@ -200,7 +195,7 @@ class _Look:
     """A crop searched for red cells `red_px` pixels wide, and what was found in it."""
 
     red_px: float
-    crop: _Crop
+    crop: PartSource
     cells: Detections
 
     @cached_property
@@ -224,11 +219,11 @@ class _Look:
         )
 
 
-def _best_look(source: PixelSource, detector: Detector, view: Region | None) -> _Look:
+def _best_look(sight: _Sight) -> _Look:
     """The first of the fixed places with enough red cells, else the one with the most."""
     places = []
     for place in PLACES:
-        look = _estimate_here(source, detector, place, view)
+        look = _estimate_here(sight, place)
         places.append(look)
         if look.has_enough or look.crop.is_whole:
             break
@@ -240,15 +235,16 @@ def _crop_side(red_px: float, least_px: int) -> int:
     return min(max(round(CROP_CELLS * red_px), least_px), LARGEST_CROP_PX)
 
 
-def _estimate_here(source: PixelSource, detector: Detector, place: tuple[float, float], view: Region | None) -> _Look:
+def _estimate_here(sight: _Sight, place: tuple[float, float]) -> _Look:
     """The last look at a place, at the scale at which its red cells have the size they were sought at."""
 
     def look(red_px: float, least_px: int = 0) -> _Look:
-        crop = _Crop(source, _crop_side(red_px, least_px), place, view)
-        return _Look(red_px, crop, crop.cells(detector, RED_CELL_UM / red_px))
+        crop = _crop(sight.source, _crop_side(red_px, least_px), place)
+        return _Look(red_px, crop, sight.cells(crop, RED_CELL_UM / red_px))
 
     looks: list[_Look] = []
-    for red_px in (each for each in FIRST_GUESSES_PX if each <= max(min(source.size_wh), min(FIRST_GUESSES_PX))):
+    largest_px = max(min(sight.source.size_wh), min(FIRST_GUESSES_PX))
+    for red_px in (each for each in FIRST_GUESSES_PX if each <= largest_px):
         best = look(red_px)
         looks.append(best)
         if best.is_certain:
@@ -310,20 +306,20 @@ def find_at_scale(
                 cells = search(scale.um_per_px)
     scale = check_scale(scale, cells)
     if scale.source == "flag" and math.isnan(scale.red_cell_px):
-        scale = replace(scale, note=_other_scale(source, detector, scale.um_per_px, view))
+        scale = replace(scale, note=_other_scale(_Sight(source, detector, view), scale.um_per_px))
     return scale, cells
 
 
-def _other_scale(source: PixelSource, detector: Detector, um_per_px: float, view: Region | None) -> str:
+def _other_scale(sight: _Sight, um_per_px: float) -> str:
     """A note for a scale at which there are too few red cells, where at another one they are beyond doubt; else "".
 
     They are to be more than whatever is found of the same place at the scale given, or platelets would be red cells.
     """
-    look = _best_look(source, detector, view)
+    look = _best_look(sight)
     looks_like = RED_CELL_UM / float(np.median(look.sizes)) if look.is_certain else um_per_px
     if _plausible(RED_CELL_UM * um_per_px / looks_like):
         return ""
-    if len(look.sizes) <= len(look.crop.cells(detector, um_per_px)):
+    if len(look.sizes) <= len(sight.cells(look.crop, um_per_px)):
         return ""
     return (
         f"at the scale given hardly any red cell is found; the picture looks like {looks_like:.2g} um a pixel: "
@@ -344,13 +340,13 @@ def spread_estimate(
     """
     if settled.cells is not None or not len(settled.red_px):
         return settled
-    um_per_px = settled.scale.um_per_px
+    sight, um_per_px = _Sight(source, detector, view), settled.scale.um_per_px
     side = _crop_side(RED_CELL_UM / um_per_px, CROP_PX)
     if math.prod(source.size_wh) <= len(PLACES) * side**2:
-        crops = [_Crop(source, max(source.size_wh), view=view)]
+        crops = [_crop(source, max(source.size_wh))]
     else:
-        crops = [_Crop(source, side, place, view) for place in PLACES]
-    found = [crop.cells(detector, um_per_px) for crop in crops]
+        crops = [_crop(source, side, place) for place in PLACES]
+    found = [sight.cells(crop, um_per_px) for crop in crops]
     sizes = np.concatenate([isolated_red_diameters(cells) for cells in found])
     return ScaledCells(_of(settled.scale, sizes), found[0] if crops[0].is_whole else None, sizes)
 

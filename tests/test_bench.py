@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from smearcount.bench import FieldsJob, bench_fields, directories, fields, slides
 from smearcount.bench.directories import DirectoriesJob, Run, link_fields, race
 from smearcount.bench.memory import peak_bytes, peak_of
-from smearcount.bench.mosaics import Mosaic, Part, mosaic_size, write_canonical, write_tiled
+from smearcount.bench.mosaics import Mosaic, mosaic_size, write_canonical, write_tiled
 from smearcount.bench.rivals import Slicer
 from smearcount.bench.seams import Origin, central_counts, finders, seam_figures
 from smearcount.bench.slides import SlidesJob, bench_slides
@@ -33,7 +33,7 @@ from smearcount.config import Settings
 from smearcount.detector import Detector
 from smearcount.engines import run_here
 from smearcount.errors import SmearcountError, UsageError
-from smearcount.images import ArraySource, open_image
+from smearcount.images import ArraySource, PartSource, open_image
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
 
@@ -107,7 +107,7 @@ def test_a_mosaic_repeats_its_picture(tmp_path: Path) -> None:
     mosaic = Mosaic(ArraySource(pixels), (140, 100))
     for x, y, w, h in ((0, 0, 140, 100), (45, 25, 60, 40), (10, 5, 3, 2), (49, 29, 2, 2)):
         assert np.array_equal(mosaic.read(x, y, w, h), whole[y : y + h, x : x + w])
-    part = Part(mosaic, (45, 25), (20, 10))
+    part = PartSource(mosaic, (45, 25), (20, 10))
     assert np.array_equal(part.read(3, 2, 9, 7), whole[27:34, 48:57])
 
 
@@ -269,7 +269,7 @@ def test_jobs_without_sense_are_refused(changes: dict[str, Any]) -> None:
 def test_sahi_finds_the_same_cells(tmp_path: Path) -> None:
     model = find_model(Settings().detector)
     source = open_image(SAMPLES / "normal.jpg")
-    part = Part(source, (100, 100), (800, 640))
+    part = PartSource(source, (100, 100), (800, 640))
     scale = model.detector_card.um_per_px
     path = write_canonical(part, (round(800 * 0.12 / scale), round(640 * 0.12 / scale)), tmp_path / "c.tif")
     ours = tally(Detector(model, RuntimeChoice("openvino", "cpu", "f32", 1)).find(open_image(path), scale))

@@ -17,7 +17,7 @@ from smearcount.images import ArraySource
 from smearcount.records import RED_CELL_UM, Detections, Scale
 from smearcount.region import LARGE_UM2, Region
 from smearcount.scale import (
-    _Crop,
+    _crop,
     _explained,
     _Look,
     check_scale,
@@ -251,7 +251,7 @@ def test_isolated_red_cells_are_preferred(cells: Cells) -> None:
 
 
 def test_many_cells_of_an_implausible_size_weigh_less_than_a_few_good_ones(cells: Cells) -> None:
-    crop = _Crop(ArraySource(np.zeros((100, 200, 3), np.uint8)), 1000)
+    crop = _crop(ArraySource(np.zeros((100, 200, 3), np.uint8)), 1000)
 
     def explained(found: Detections, red_px: float) -> float:
         return _explained(_Look(red_px, crop, found)) * 100 * 200
@@ -266,7 +266,7 @@ def test_many_cells_of_an_implausible_size_weigh_less_than_a_few_good_ones(cells
 
 
 def test_a_look_is_certain_by_number_size_and_score(cells: Cells) -> None:
-    crop = _Crop(ArraySource(np.zeros((900, 900, 3), np.uint8)), 1000)
+    crop = _crop(ArraySource(np.zeros((900, 900, 3), np.uint8)), 1000)
     x, y = (each.ravel() * 90.0 for each in np.meshgrid(np.arange(4), np.arange(3)))
     found = cells(np.stack([x, y, x + 60, y + 60], axis=1))
     assert _Look(60, crop, found).is_certain

@@ -13,29 +13,10 @@ from smearcount.arrays import Pixels
 from smearcount.geometry import resize_rgb
 from smearcount.images import PixelSource
 
-__all__ = ["Mosaic", "Part", "mosaic_size", "write_canonical", "write_tiled"]
+__all__ = ["Mosaic", "mosaic_size", "write_canonical", "write_tiled"]
 
 _TILE_PX = 512
 _QUALITY = 92
-
-
-@dataclass(frozen=True)
-class Part:
-    """A rectangle of a picture, as a picture.
-
-    Attributes:
-        source: the whole picture.
-        left_top: corner of the rectangle in pixels.
-        size_wh: width and height in pixels.
-    """
-
-    source: PixelSource
-    left_top: tuple[int, int]
-    size_wh: tuple[int, int]
-
-    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
-        """Region `(h, w, 3) uint8 RGB` with its top-left corner at x, y of the part."""
-        return self.source.read(self.left_top[0] + x, self.left_top[1] + y, w, h)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smearcount.bench.memory import peak_of
-from smearcount.bench.mosaics import Part, mosaic_size, write_canonical, write_tiled
+from smearcount.bench.mosaics import mosaic_size, write_canonical, write_tiled
 from smearcount.bench.rivals import Slicer, usual_threads
 from smearcount.bench.seams import seam_figures
 from smearcount.bench.timing import Lap, Laps, alternate, check_counts, lap, tally, unevenness
@@ -21,7 +21,7 @@ from smearcount.config import Settings
 from smearcount.datasets import data_root
 from smearcount.detector import Detector
 from smearcount.errors import ImageError, UsageError
-from smearcount.images import ArraySource, open_image
+from smearcount.images import ArraySource, PartSource, open_image
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import Runtime, RuntimeChoice, make_runtime, model_for
 from smearcount.scale import settle_scale
@@ -162,7 +162,7 @@ class _Slides:
             um_per_px = settle_scale(source, self.usual.detector, None, source.um_per_px).scale.um_per_px
         if self.job.share == 1:
             return _Slide(path, um_per_px)
-        part = Part(source, (0, 0), mosaic_size(source.size_wh, self.job.share * math.prod(source.size_wh) / 1e6))
+        part = PartSource(source, (0, 0), mosaic_size(source.size_wh, self.job.share * math.prod(source.size_wh) / 1e6))
         return _Slide(write_tiled(part, part.size_wh, self.scratch / "part.tif"), um_per_px)
 
     def sizes(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class _Slides:
     def memory(self) -> dict[str, Any]:
         """Peak megabytes of whole processes."""
         (width, height), source = self.slide.size_wh, open_image(self.slide.path)
-        quarter = Part(source, (0, 0), (width // 2, height // 2))
+        quarter = PartSource(source, (0, 0), (width // 2, height // 2))
         small = write_tiled(quarter, quarter.size_wh, self.scratch / "quarter.tif")
         large = write_tiled(source, (2 * width, 2 * height), self.scratch / "four.tif")
         settings, peaks = _finding(self.job.threads), {}

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from smearcount.arrays import FloatArray
-from smearcount.bench.mosaics import Part
 from smearcount.bench.seams import Origin, central_counts
 from smearcount.detector import Detector
-from smearcount.images import PixelSource
+from smearcount.images import PartSource, PixelSource
 from smearcount.windows import canonical_size, read_view, to_tensor
 
 __all__ = ["shifted", "window_tensors"]
@@ -39,7 +38,7 @@ def shifted(detector: Detector, source: PixelSource, um_per_px: float) -> tuple[
     found = []
     for share_x, share_y in _PLACES:
         left, top = round(share_x * min(core, width / 2)), round(share_y * min(core, height / 2))
-        part = Part(source, (left, top), (width - left, height - top))
+        part = PartSource(source, (left, top), (width - left, height - top))
         boxes = detector.find(part, um_per_px).boxes + np.array([left, top, left, top], np.float32)
         found.append(Origin(boxes, (left, top), core))
     counts = central_counts(found, source.size_wh, _BORDER_UM / um_per_px)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from smearcount.images.machine import is_of_machine, lack_of_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
 from smearcount.images.slides import content_sha256, unchanged
-from smearcount.images.source import ArraySource, ImageSource, PixelSource, ReadLimits, file_sha256
+from smearcount.images.source import ArraySource, ImageSource, PartSource, PixelSource, ReadLimits, file_sha256
 from smearcount.images.writing import (
     check_target,
     encoded,
@@ -33,6 +33,7 @@ __all__ = [
     "ArraySource",
     "FolderListing",
     "ImageSource",
+    "PartSource",
     "PixelSource",
     "ReadLimits",
     "check_target",

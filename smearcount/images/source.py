@@ -13,7 +13,16 @@ import numpy as np
 from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 
-__all__ = ["DEFAULT_LIMITS", "ArraySource", "ImageSource", "PixelSource", "ReadLimits", "check_region", "file_sha256"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ArraySource",
+    "ImageSource",
+    "PartSource",
+    "PixelSource",
+    "ReadLimits",
+    "check_region",
+    "file_sha256",
+]
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,30 @@ class ArraySource:
         """
         check_region((x, y, w, h), self.size_wh)
         return self.pixels[y : y + h, x : x + w].copy()
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """A rectangle of a picture, as a picture.
+
+    Attributes:
+        source: the whole picture.
+        left_top: corner of the rectangle in pixels.
+        size_wh: width and height in pixels.
+    """
+
+    source: PixelSource
+    left_top: tuple[int, int]
+    size_wh: tuple[int, int]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the picture."""
+        return self.size_wh == self.source.size_wh
+
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
+        """Region `(h, w, 3) uint8 RGB` with its top-left corner at x, y of the part."""
+        return self.source.read(self.left_top[0] + x, self.left_top[1] + y, w, h)
 
 
 def check_region(region_xywh: tuple[int, int, int, int], size_wh: tuple[int, int]) -> None:
