@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import cv2
@@ -188,8 +189,12 @@ def common_part(regions: Sequence[Region | None]) -> Region | None:
     return common
 
 
+@lru_cache(maxsize=4)
 def sought_around(region: Region | None, size_wh: tuple[int, int], um_per_px: float) -> Region | None:
-    """The part of a scan in which cells are sought for a region of it; None for all of it, as of every field."""
+    """The part of a scan in which cells are sought for a region of it; None for all of it, as of every field.
+
+    It is asked for several times a picture, and an outline of thousands of corners takes half a second to grow.
+    """
     if region is None or size_wh[0] * size_wh[1] * um_per_px**2 < LARGE_UM2:
         return None
     sought = region.grown(SOUGHT_UM / um_per_px)
