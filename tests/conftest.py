@@ -17,14 +17,12 @@ import numpy.typing as npt
 import pytest
 
 from smearcount import counting, detector
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import DetectorCard
 from smearcount.detector import Detector
 from smearcount.records import Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 KINDS = ("rbc", "wbc", "platelet")
 BACKGROUND = 214
@@ -52,7 +50,7 @@ class Drawing:
     """A drawn smear: `discs (N, 3)` are centre x, centre y, diameter in pixels; a picture to be read by regions."""
 
     pixels: Pixels
-    discs: Floats
+    discs: FloatArray
     kinds: tuple[str, ...]
 
     @property
@@ -61,7 +59,7 @@ class Drawing:
         return self.pixels.shape[1], self.pixels.shape[0]
 
     @property
-    def boxes(self) -> Floats:
+    def boxes(self) -> FloatArray:
         """`(N, 4)` boxes of the discs."""
         centre, half = self.discs[:, :2], self.discs[:, 2:] / 2
         return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)
@@ -73,7 +71,7 @@ class Drawing:
         return self.pixels[y : y + h, x : x + w].copy()
 
 
-def draw(size_wh: tuple[int, int], discs: Floats, kinds: tuple[str, ...]) -> Drawing:
+def draw(size_wh: tuple[int, int], discs: FloatArray, kinds: tuple[str, ...]) -> Drawing:
     """Discs on an empty background; a pixel at the rim has the colour that its distance from the rim says."""
     pixels = np.full((size_wh[1], size_wh[0], 3), BACKGROUND, np.uint8)
     for (x, y, diameter), kind in zip(discs.tolist(), kinds, strict=True):
@@ -112,7 +110,7 @@ class DiscNetwork:
         self.shapes: list[tuple[int, ...]] = []
         self.streams = self, 1
 
-    def __call__(self, batch: Floats) -> tuple[Floats, ...]:
+    def __call__(self, batch: FloatArray) -> tuple[FloatArray, ...]:
         """Find the discs."""
         self.shapes.append(batch.shape)
         red, green = batch[0, 0] * 255, batch[0, 1] * 255

@@ -1,17 +1,17 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import Bools, Indices
 from smearcount.calibration import TEMPERATURES, abstention_rows, fit_temperature
 
 
-def one_hot(labels: npt.NDArray[np.intp], k: int) -> npt.NDArray[np.bool_]:
+def one_hot(labels: Indices, k: int) -> Bools:
     return np.asarray(np.eye(k, dtype=np.bool_)[labels])
 
 
-def two_way(n: int, right: int) -> npt.NDArray[np.bool_]:
+def two_way(n: int, right: int) -> Bools:
     return one_hot(np.where(np.arange(n) < right, 0, 1), 2)
 
 

@@ -6,15 +6,14 @@ import math
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
+from smearcount.arrays import Doubles, Pixels
 from smearcount.config import read_model
 from smearcount.training.cell_views import CellAugmentation, Warp, augmented_view, plain_view, warped_view
 from smearcount.training.naming_recipe import ClassifierRecipe
 
-Pixels = npt.NDArray[np.uint8]
 STILL = CellAugmentation()
 THESIS, STRONG = (
     read_model(ClassifierRecipe, Path(__file__).parents[1] / "configs" / "train" / name).augmentation
@@ -39,7 +38,7 @@ def view(pixels: Pixels, augmentation: CellAugmentation, seed: int = 0, out_px: 
     return augmented_view(pixels, 0.1, 10.0, out_px, augmentation, np.random.default_rng(seed))
 
 
-def middle_of_dark(picture: Pixels) -> npt.NDArray[np.float64]:
+def middle_of_dark(picture: Pixels) -> Doubles:
     """Centre of gravity x, y of what is darker than white, from the top-left corner."""
     weight = 255 - picture[..., 1].astype(float)
     rows, columns = np.indices(weight.shape) + 0.5

@@ -9,10 +9,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from smearcount import classifier as module
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import Model, find_model
 from smearcount.classifier import Classifier, calibrated, fitted, quarter_turns
 from smearcount.config import Settings
@@ -26,8 +26,6 @@ from smearcount.training.cell_views import plain_view
 from smearcount.training.cells import read_cells
 from smearcount.training.packaging import update_card
 
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 Draw = Callable[..., Any]
 
 UM_PER_PX = 0.16
@@ -46,15 +44,15 @@ class Recorder:
     input_dtype, at_once, infer_windows = np.dtype(np.uint8), 10, None
 
     def __init__(self, classifier: Classifier) -> None:
-        self.inner, self.batches, self.card = classifier._run, list[Floats](), classifier.card
+        self.inner, self.batches, self.card = classifier._run, list[FloatArray](), classifier.card
         classifier._run = self
 
-    def __call__(self, batch: Pixels) -> tuple[Floats, ...]:
+    def __call__(self, batch: Pixels) -> tuple[FloatArray, ...]:
         self.batches.append(to_batch(list(batch), self.card.mean, self.card.std))
         return self.inner(batch)
 
     @property
-    def cells(self) -> Floats:
+    def cells(self) -> FloatArray:
         return np.concatenate(self.batches)
 
 
@@ -87,7 +85,7 @@ def off_centre(draw: Draw) -> list[Pixels]:
     return [picture.read(x, y, 32, 32) for x, y in corners]
 
 
-def one_by_one(classifier: Classifier, picture: Any) -> tuple[Floats, Floats]:
+def one_by_one(classifier: Classifier, picture: Any) -> tuple[FloatArray, FloatArray]:
     named = [classifier.name(picture, picture.boxes[[row]], UM_PER_PX) for row in range(len(picture.boxes))]
     return np.concatenate([each.probs for each in named]), np.concatenate([each.features for each in named])
 
@@ -212,7 +210,7 @@ def test_a_runtime_that_samples_the_windows_itself_gives_the_same_names(
     expected = named.name(picture, picture.boxes, UM_PER_PX)
     asked = list[tuple[int, ...]]()
 
-    def sampled(pixels: Pixels, places: Floats, *rest: Any) -> tuple[Floats, ...]:
+    def sampled(pixels: Pixels, places: FloatArray, *rest: Any) -> tuple[FloatArray, ...]:
         asked.append(rest[-1])
         return named._run.sampled(pixels, places, *rest)
 
@@ -232,7 +230,7 @@ def test_views_are_taken_as_they_come(red: Classifier) -> None:
     class Counted:
         input_dtype, at_once, infer_windows = np.dtype(np.uint8), 4, None
 
-        def __call__(self, batch: Pixels) -> tuple[Floats, ...]:
+        def __call__(self, batch: Pixels) -> tuple[FloatArray, ...]:
             nonlocal waiting
             waiting -= len(batch)
             return inner(batch)

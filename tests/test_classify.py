@@ -12,9 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import Pixels
 from smearcount.cards import Model, find_model
 from smearcount.classifier import Classifier
 from smearcount.classify import (
@@ -39,7 +39,6 @@ from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.packaging import update_card
 
-Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
 Run = Callable[..., tuple[ClassifyOutcome, list[dict[str, str]]]]
 

@@ -13,19 +13,17 @@ from typing import Any
 import cv2
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from smearcount.arrays import Pixels
 from smearcount.cards import Model
 from smearcount.classify import label_columns
 from smearcount.cli import app
 from smearcount.config import Settings
 from smearcount.images import write_picture
 from smearcount.taxonomy import load_taxonomy
-
-Pixels = npt.NDArray[np.uint8]
 
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
 CODES = ("normocyte", "spherocyte")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import Bools, Pixels
 from smearcount.countable import COLOURS, REASONS, TINT, CountableMap, countable_map, judge_squares, shade
 from smearcount.geometry import centres
 from smearcount.images import ArraySource
@@ -19,7 +20,6 @@ from smearcount.squares import LEVELS, SquareMeasures, square_grid
 
 Draw = Callable[..., Any]
 Cells = Callable[..., Detections]
-Bools = npt.NDArray[np.bool_]
 UM_PER_PX = 0.25
 SIDE_PX = 240  # 60 um
 CODE = {name: code for code, name in enumerate(REASONS)}
@@ -264,13 +264,13 @@ def test_what_is_not_counted_is_tinted() -> None:
 
 
 @pytest.fixture
-def slide(scatter_discs: Draw, cells: Cells) -> tuple[npt.NDArray[np.uint8], Detections]:
+def slide(scatter_discs: Draw, cells: Cells) -> tuple[Pixels, Detections]:
     """A monolayer of 7 x 7 squares of 60 um."""
     drawn = scatter_discs((7 * SIDE_PX, 7 * SIDE_PX), 7.5 / UM_PER_PX, 3)
     return drawn.pixels, cells(drawn.boxes)
 
 
-def found_in(pixels: npt.NDArray[np.uint8], cells: Detections) -> CountableMap:
+def found_in(pixels: Pixels, cells: Detections) -> CountableMap:
     return countable_map(ArraySource(pixels), UM_PER_PX, cells)
 
 
@@ -281,7 +281,7 @@ def without(cells: Detections, rows: range, columns: range) -> tuple[Detections,
     return cells.take(~inside), inside
 
 
-def erase(pixels: npt.NDArray[np.uint8], cells: Detections) -> None:
+def erase(pixels: Pixels, cells: Detections) -> None:
     for x_min, y_min, x_max, y_max in cells.boxes.astype(int).tolist():
         pixels[max(y_min - 2, 0) : y_max + 3, max(x_min - 2, 0) : x_max + 3] = 214
 
@@ -290,11 +290,11 @@ def area_of(rows: range, columns: range) -> tuple[slice, slice]:
     return (slice(rows.start * SIDE_PX, rows.stop * SIDE_PX), slice(columns.start * SIDE_PX, columns.stop * SIDE_PX))
 
 
-def test_a_drawn_monolayer_is_countable(slide: tuple[npt.NDArray[np.uint8], Detections]) -> None:
+def test_a_drawn_monolayer_is_countable(slide: tuple[Pixels, Detections]) -> None:
     assert found_in(*slide).shares()["countable"] == 1
 
 
-def test_an_empty_half_is_background(slide: tuple[npt.NDArray[np.uint8], Detections]) -> None:
+def test_an_empty_half_is_background(slide: tuple[Pixels, Detections]) -> None:
     pixels, cells = slide
     rows, columns = range(7), range(4, 7)
     kept, inside = without(cells, rows, columns)
@@ -304,7 +304,7 @@ def test_an_empty_half_is_background(slide: tuple[npt.NDArray[np.uint8], Detecti
     assert squares_at(found, "countable") == block(rows, range(4))
 
 
-def test_a_blurred_part_is_out_of_focus(slide: tuple[npt.NDArray[np.uint8], Detections]) -> None:
+def test_a_blurred_part_is_out_of_focus(slide: tuple[Pixels, Detections]) -> None:
     pixels, cells = slide
     part = area_of(range(2, 5), range(3))
     pixels[part] = cv2.GaussianBlur(pixels, (0, 0), 1 / UM_PER_PX)[part]
@@ -313,7 +313,7 @@ def test_a_blurred_part_is_out_of_focus(slide: tuple[npt.NDArray[np.uint8], Dete
     assert found.shares()["countable"] == pytest.approx(1 - 9 / 49)
 
 
-def test_a_speck_of_dirt_is_debris(slide: tuple[npt.NDArray[np.uint8], Detections]) -> None:
+def test_a_speck_of_dirt_is_debris(slide: tuple[Pixels, Detections]) -> None:
     pixels, cells = slide
     at, radius = (3 * SIDE_PX + 120, 5 * SIDE_PX + 120), round(10 / UM_PER_PX)
     cv2.circle(pixels, at, radius, (30, 20, 40), -1)
@@ -338,7 +338,7 @@ def test_a_second_layer_of_cells_is_too_thick(scatter_discs: Draw, cells: Cells)
     assert block(range(7), range(5, 7)) <= squares_at(found, "countable")
 
 
-def test_few_cells_are_too_thin(slide: tuple[npt.NDArray[np.uint8], Detections]) -> None:
+def test_few_cells_are_too_thin(slide: tuple[Pixels, Detections]) -> None:
     pixels, cells = slide
     _, inside = without(cells, range(4, 7), range(7))
     kept = ~inside | (np.cumsum(inside) % 5 == 0)

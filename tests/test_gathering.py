@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import FloatArray
 from smearcount.cards import find_model
 from smearcount.config import Settings
 from smearcount.runtimes import TorchRuntime, calls_at_once
@@ -29,7 +30,7 @@ class Network:
         self.batches: list[list[int]] = []
         self.go_on, self.listing, self.at_work, self.most = Event(), Lock(), 0, 0
 
-    def __call__(self, batch: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+    def __call__(self, batch: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         with self.listing:
             self.batches.append(batch[:, 0].tolist())
             self.at_work += 1
@@ -118,7 +119,7 @@ def test_an_error_leaves_nothing_of_the_call_behind() -> None:
 
     left: list[weakref.ref[Tensor]] = []
 
-    def run(batch: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], ...]:
+    def run(batch: npt.NDArray[Any]) -> tuple[FloatArray, ...]:
         tensor = Tensor()
         left.append(weakref.ref(tensor))
         raise RuntimeError("out of memory")

@@ -12,6 +12,7 @@ import pytest
 import shapely
 
 from smearcount import Pipeline, Settings
+from smearcount.arrays import Pixels
 from smearcount.images import ArraySource, open_image, write_picture
 from smearcount.light.glass import (
     BLUE_OVER_GREEN,
@@ -29,7 +30,6 @@ from smearcount.light.glass import (
 from smearcount.light.illumination import Lit, even_light, find_cells
 from smearcount.region import Region
 
-Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
 TINTS = {"yellow": (1.0, 0.8, 0.4), "blue": (0.6, 0.75, 1.1), "green": (0.55, 1.0, 0.6)}
 

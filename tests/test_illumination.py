@@ -6,12 +6,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 import shapely
 import tifffile
 
 from smearcount import Pipeline, Settings
+from smearcount.arrays import Pixels
 from smearcount.counting import counted_mask
 from smearcount.geometry import areas
 from smearcount.images import ArraySource, open_image, write_picture
@@ -22,7 +22,6 @@ from smearcount.overlay import dim_outside
 from smearcount.records import Detections
 from smearcount.region import Region, with_edge_of
 
-Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
 FIELD_WH = (1200, 900)
 

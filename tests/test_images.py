@@ -21,13 +21,12 @@ import pytest
 import tifffile
 
 from smearcount import images
+from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 from smearcount.images import ArraySource, ImageSource, ReadLimits, find_images, open_image, through_jpeg, write_picture
 from smearcount.images.pixels import orient, stored_region
 from smearcount.images.tiff import TiffSource
 from smearcount.images.tiff_page import StoredPage
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from smearcount.arrays import FloatArray, Indices
 from smearcount.errors import DatasetError
 from smearcount.judging import Judged, figures
 from smearcount.judging.bootstrap import Rows, draw, interval
@@ -28,7 +29,7 @@ def judge(probs: npt.ArrayLike, allowed: list[int | tuple[int, ...]], **changes:
     return Judged(rows, targets, **{**values, **changes})
 
 
-def sure_of(predictions: list[int], k: int) -> npt.NDArray[np.float32]:
+def sure_of(predictions: list[int], k: int) -> FloatArray:
     return np.asarray(np.eye(k)[predictions] * 0.9 + 0.1 / k, np.float32)
 
 
@@ -130,7 +131,7 @@ def test_probabilities_that_are_true_have_a_small_calibration_error() -> None:
     assert errors[1] > 0.1
 
 
-def coin_rows(n: int, p: float, rng: np.random.Generator, groups: npt.NDArray[np.intp]) -> Rows:
+def coin_rows(n: int, p: float, rng: np.random.Generator, groups: Indices) -> Rows:
     right = (rng.random(groups.max() + 1) < p)[groups]
     zeros = np.zeros(n, np.intp)
     return Rows(zeros, np.where(right, 0, 1), groups, right[:, None].astype(np.float64), 2)

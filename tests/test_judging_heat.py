@@ -1,13 +1,11 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
+from smearcount.arrays import FloatArray
 from smearcount.judging import heat_maps, overlay_heat
-
-Floats = npt.NDArray[np.float32]
 
 
 class Evidence(torch.nn.Module):
@@ -30,7 +28,7 @@ class Evidence(torch.nn.Module):
         return torch.stack([red, green, -red, red - green], dim=1), features
 
 
-def quadrants(n: int = 1) -> Floats:
+def quadrants(n: int = 1) -> FloatArray:
     """Red in the upper left quadrant, green in the lower right one; `(n, 3, 32, 32)`."""
     batch = np.zeros((n, 3, 32, 32), np.float32)
     batch[:, 0, :16, :16] = 1
@@ -38,7 +36,7 @@ def quadrants(n: int = 1) -> Floats:
     return batch
 
 
-def shares(heat: Floats) -> list[float]:
+def shares(heat: FloatArray) -> list[float]:
     """Share of the heat in each quadrant, upper left, upper right, lower left, lower right."""
     parts = [heat[rows, columns].sum() for rows in (slice(16), slice(16, 32)) for columns in (slice(16), slice(16, 32))]
     return [float(part / heat.sum()) for part in parts]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from smearcount.arrays import FloatArray, Indices, Pixels
 from smearcount.errors import DatasetError, ImageError
 from smearcount.images import open_image
 from smearcount.judging import Judged, figures, write_report
@@ -80,7 +80,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
 
 
-def decoded(uri: str) -> npt.NDArray[np.uint8]:
+def decoded(uri: str) -> Pixels:
     head, _, content = uri.partition(",")
     assert head == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
@@ -214,7 +214,7 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
 def test_heat_maps_are_asked_for_the_worst_and_laid_over_them(judged: Judged, tmp_path: Path) -> None:
     asked: list[list[int]] = []
 
-    def heat(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    def heat(rows: Indices) -> FloatArray:
         asked.append(rows.tolist())
         maps = np.zeros((len(rows), 16, 16), np.float32)
         maps[:, :8] = 1
@@ -256,7 +256,7 @@ def test_few_cells_and_two_codes_are_enough(tmp_path: Path) -> None:
     assert {decoded(image["src"]).shape for image in page.all("img")[4:]} == {(224, 224, 3), (149, 224, 3)}
 
 
-def grey_share(pixels: npt.NDArray[np.uint8]) -> float:
+def grey_share(pixels: Pixels) -> float:
     return float((pixels == 0xE3).all(axis=2).mean())
 
 

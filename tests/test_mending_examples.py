@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import FloatArray, Indices
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import write_picture
 from smearcount.mending.examples import Prototypes, extend, read_examples
@@ -15,11 +15,8 @@ from smearcount.taxonomy import load_taxonomy
 
 CODES = ("normocyte", "spherocyte", "acanthocyte")
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
 
-
-def separable(per_code: int, seed: int = 0, spread: float = 0.05, n_codes: int = 3) -> tuple[Floats, Rows]:
+def separable(per_code: int, seed: int = 0, spread: float = 0.05, n_codes: int = 3) -> tuple[FloatArray, Indices]:
     """Cells about orthogonal directions, of any length."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(n_codes), per_code)
@@ -133,7 +130,7 @@ def test_wrong_shapes_and_numbers_are_refused() -> None:
         Prototypes.from_examples(features, labels, CODES)
 
 
-def known_two(features: Floats, seed: int = 9) -> Labels:
+def known_two(features: FloatArray, seed: int = 9) -> Labels:
     """What a classifier that knows two codes says of the cells: the nearer axis, not quite surely."""
     toward = np.stack([features[:, 0], features[:, 1]], axis=1) / np.linalg.norm(features, axis=1, keepdims=True)
     exp = np.exp(toward * 4 + np.random.default_rng(seed).normal(0, 0.1, toward.shape))

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import yaml
 
+from smearcount.arrays import FloatArray, Indices
 from smearcount.errors import ConfigError, UsageError
 from smearcount.mending import merging
 from smearcount.mending.merging import CodePair, MergeProposal, merge_targets, plot_merges, propose_merges, unit_rows
@@ -18,11 +18,8 @@ PLANTED = {
 }
 CLUSTER_OF = np.array([0, 1, 1, 2, 3, 2, 4])
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
 
-
-def planted(seed: int = 0, counts: tuple[int, ...] = (40, 60, 20, 30, 30, 15, 25)) -> tuple[Floats, Rows]:
+def planted(seed: int = 0, counts: tuple[int, ...] = (40, 60, 20, 30, 30, 15, 25)) -> tuple[FloatArray, Indices]:
     """Seven codes in five well separated directions, as many cells of each as `counts` says."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(CODES)), counts)

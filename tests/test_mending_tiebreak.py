@@ -1,9 +1,9 @@
 """A tie-breaker on made-up cells whose truth is known: gain where the expert knows more, never a loss."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import FloatArray, Indices
 from smearcount.mending.tiebreak import (
     Expert,
     TieBreaker,
@@ -19,15 +19,12 @@ CODES = ("normocyte", "spherocyte", "ovalocyte", "elliptocyte")
 ROUND = ("normocyte", "spherocyte")
 LONG = ("ovalocyte", "elliptocyte")
 
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.intp]
 
-
-def oracle(labels: Rows, codes: tuple[str, ...], right: float = 0.9) -> Expert:
+def oracle(labels: Indices, codes: tuple[str, ...], right: float = 0.9) -> Expert:
     """Gives the true code `right`, the rest evenly; is undecided about cells of other codes."""
     columns = np.array([CODES.index(code) for code in codes])
 
-    def ask(rows: Rows) -> Floats:
+    def ask(rows: Indices) -> FloatArray:
         hit = labels[rows][:, None] == columns
         other = (1 - right) / (len(codes) - 1)
         return np.where(hit.any(axis=1, keepdims=True), np.where(hit, right, other), 1 / len(codes)).astype(np.float32)
@@ -35,7 +32,7 @@ def oracle(labels: Rows, codes: tuple[str, ...], right: float = 0.9) -> Expert:
     return Expert(codes, ask)
 
 
-def generalist(seed: int, n: int = 600) -> tuple[Floats, Rows]:
+def generalist(seed: int, n: int = 600) -> tuple[FloatArray, Indices]:
     """Noisy probabilities of a net that confuses the members of each pair, and the truth."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, n)
@@ -46,7 +43,7 @@ def generalist(seed: int, n: int = 600) -> tuple[Floats, Rows]:
     return (exp / exp.sum(axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def brute_asked(probs: Floats, breaker: TieBreaker) -> list[int]:
+def brute_asked(probs: FloatArray, breaker: TieBreaker) -> list[int]:
     """Which expert is asked about each cell, cell by cell; -1 for none."""
     asked = []
     for row in probs.astype(float):
@@ -61,7 +58,7 @@ def brute_asked(probs: Floats, breaker: TieBreaker) -> list[int]:
     return asked
 
 
-def macro_f1(labels: Rows, given: Rows) -> float:
+def macro_f1(labels: Indices, given: Indices) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, given, labels=np.unique(labels), average="macro", zero_division=0.0))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import FloatArray
 from smearcount.cards import ClassifierCard, find_model, list_models
 from smearcount.classifier import Classifier
 from smearcount.config import Settings
@@ -93,7 +93,7 @@ def test_only_cells_of_its_kinds_reach_a_classifier(
 ) -> None:
     picture, codes = field
     kinds = [KINDS[DRAWN.index(code)] for code in codes]
-    asked: dict[str, npt.NDArray[np.float32]] = {}
+    asked: dict[str, FloatArray] = {}
     name = Classifier.name
 
     def spy(self: Classifier, source: Any, boxes: Any, um_per_px: float) -> Any:
@@ -208,7 +208,7 @@ def test_an_expert_is_heard_where_the_generalist_is_unsure(
         part = picture.pixels[15:65, x - 25 : x + 25]
         part[..., 2] = np.where(part[..., 1] < 150, blue, part[..., 2])
 
-    def probs(**experts: float) -> npt.NDArray[np.float32]:
+    def probs(**experts: float) -> FloatArray:
         asked = namer(tmp_path, ("red-discs",), experts=experts)
         return asked.name(picture, cells(picture.boxes), UM_PER_PX)[0].probs
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 import yaml
 
+from smearcount.arrays import Pixels
 from smearcount.cellsets import CellSet
 from smearcount.config import read_model, shipped
 from smearcount.detector import Detector
@@ -27,8 +27,6 @@ from smearcount.training.cell_sources import load_cell_sources
 from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of, picture_um, usable_cells
 from smearcount.training.naming_data import NamingData
 from smearcount.training.naming_recipe import ClassifierRecipe
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import math
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import Doubles, Pixels
 from smearcount.datasets import data_root
 from smearcount.geometry import FILL
 from smearcount.images import open_image
@@ -18,16 +18,13 @@ from smearcount.training.bodies import Body, Stain, with_bodies
 from smearcount.training.paint import PAINTED_CODES, paint, retouch
 from smearcount.training.red_cells import find_red_cell
 
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float64]
-
 BACKGROUND, CELL = (228, 220, 212), (196, 130, 140)
 WINDOW_UM = 18.0
 FINE = 0.05
 INCLUSIONS = PAINTED_CODES[:3]
 
 
-def distance_um(um_per_px: float, at_um: tuple[float, float] = (9.0, 9.0)) -> Floats:
+def distance_um(um_per_px: float, at_um: tuple[float, float] = (9.0, 9.0)) -> Doubles:
     """`(S, S)` distance of each pixel's centre from a point of the window."""
     size = round(WINDOW_UM / um_per_px)
     rows, columns = (np.indices((size, size)) + 0.5) * um_per_px
@@ -51,21 +48,21 @@ def round_cell(um_per_px: float, diameter: float = 7.4, noise: float = 1.5) -> P
     return red_cells(um_per_px, (9.0, 9.0, diameter), noise=noise)
 
 
-def density(pixels: Pixels) -> Floats:
+def density(pixels: Pixels) -> Doubles:
     return -np.log((pixels.astype(float) + 1) / 256)
 
 
-def added(before: Pixels, after: Pixels) -> Floats:
+def added(before: Pixels, after: Pixels) -> Doubles:
     """Mean optical density that was added to each pixel."""
     return np.asarray((density(after) - density(before)).mean(axis=2))
 
 
-def lost(before: Pixels, after: Pixels) -> Floats:
+def lost(before: Pixels, after: Pixels) -> Doubles:
     """Share of the light that each pixel lost."""
     return np.asarray(1 - (after.astype(float) + 1).sum(axis=2) / (before.astype(float) + 1).sum(axis=2))
 
 
-def spots(change: Floats, um_per_px: float) -> list[tuple[float, float, float]]:
+def spots(change: Doubles, um_per_px: float) -> list[tuple[float, float, float]]:
     """Distance from the middle of the window, diameter and roundness of the spots above half their own height."""
     found = []
     _, parts, boxes, _ = cv2.connectedComponentsWithStats((change > 0.06).astype(np.uint8), connectivity=4)

@@ -7,14 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import Pixels
 from smearcount.cellsets import CellSet
 from smearcount.training.paint import PAINTED_CODES
 from smearcount.training.painted_cells import with_painted
-
-Pixels = npt.NDArray[np.uint8]
 
 CODES = ("normocyte", "target_cell", "sickle_cell", *PAINTED_CODES)
 ANY_SHAPE = (True, True, True, False, False, False, False)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import tracemalloc
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from smearcount import pairs as module
+from smearcount.arrays import FloatArray
 from smearcount.geometry import iou_matrix
 from smearcount.pairs import close_pairs, overlapping_discs
 
 
-def random_boxes(n: int, seed: int = 5) -> npt.NDArray[np.float32]:
+def random_boxes(n: int, seed: int = 5) -> FloatArray:
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 12 * int(np.sqrt(n) + 1), (n, 2))
     return np.concatenate([corner, corner + rng.integers(0, 25, (n, 2))], axis=1).astype(np.float32)

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import Pixels
 from smearcount.geometry import FILL, samples_across
 from smearcount.images import ArraySource
 from smearcount.patches import PATCH_PX, PATCH_SIDE_UM, cut_patches, sample_window
 from smearcount.records import KINDS
 
-Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
 
 

@@ -14,15 +14,14 @@ from typing import Any
 import cv2
 import imagecodecs
 import numpy as np
-import numpy.typing as npt
 import pytest
 import tifffile
 
+from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 from smearcount.images import ReadLimits, open_image
 from smearcount.images.damage import decoders_heard
 
-Pixels = npt.NDArray[np.uint8]
 Damage = Callable[[bytes], bytes]
 
 

@@ -12,12 +12,11 @@ import numpy.typing as npt
 import pytest
 import shapely
 
+from smearcount.arrays import FloatArray
 from smearcount.counting import counted_mask
 from smearcount.errors import ConfigError
 from smearcount.geojson import parse_region, read_region, region_file
 from smearcount.region import Region, counted_area_um2, counted_in_region
-
-Points = npt.NDArray[np.float64]
 
 
 def rectangle(x: float, y: float, w: float, h: float) -> list[list[float]]:
@@ -142,7 +141,7 @@ def test_intersection() -> None:
 # Counting
 
 
-def boxes_at(corners: npt.ArrayLike, side: float = 8) -> npt.NDArray[np.float32]:
+def boxes_at(corners: npt.ArrayLike, side: float = 8) -> FloatArray:
     xy = np.asarray(corners, np.float32)
     return np.concatenate([xy, xy + side], axis=1)
 

@@ -8,16 +8,15 @@ from typing import Any, cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from smearcount import Pipeline, Settings
+from smearcount.arrays import Pixels
 from smearcount.images import open_image
 from smearcount.light import illumination
 from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
 
-Pixels = npt.NDArray[np.uint8]
 SAMPLES = Path(__file__).parents[1] / "sample_smears"
 
 

@@ -14,19 +14,18 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import openslide
 import pytest
 import tifffile
 from PIL import Image
 
+from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 from smearcount.images import ArraySource, ImageSource, ReadLimits, content_sha256, find_images, open_image
 from smearcount.images.choice import PageChoice
 from smearcount.images.slides import SlideSource, open_slide
 from smearcount.images.tiff import TiffSource
 
-Pixels = npt.NDArray[np.uint8]
 LIMITS = ReadLimits()
 APERIO = "Aperio Image Library v11.2.1\r\n512x384 [0,0 512x384] (64x64) JPEG/RGB Q=70|AppMag = 40|MPP = 0.2498"
 REGIONS = [(0, 0, 512, 384), (0, 0, 1, 1), (511, 383, 1, 1), (100, 90, 300, 200), (63, 64, 65, 64), (7, 0, 500, 384)]
@@ -240,7 +239,7 @@ def test_the_checksum_of_a_mirax_slide_covers_its_folder(tmp_path: Path) -> None
     assert content_sha256(path) != first
 
 
-def fake(properties: dict[str, str], rgba: npt.NDArray[np.uint8]) -> Any:
+def fake(properties: dict[str, str], rgba: Pixels) -> Any:
     """A slide of one level that shows `rgba (H, W, 4)` and counts the pixels it gives at once."""
 
     def read_region(location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
@@ -259,7 +258,7 @@ def fake(properties: dict[str, str], rgba: npt.NDArray[np.uint8]) -> Any:
 def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Open a fake slide."""
 
-    def make(properties: dict[str, str], rgba: npt.NDArray[np.uint8]) -> Any:
+    def make(properties: dict[str, str], rgba: Pixels) -> Any:
         class Library:
             detect_format = staticmethod(lambda path: "fake")
 

@@ -15,11 +15,10 @@ import numpy.typing as npt
 import pytest
 import tifffile
 
+from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
 from smearcount.images import ImageSource, ReadLimits, open_image, tiff
 from smearcount.images.pixels import orient
-
-Pixels = npt.NDArray[np.uint8]
 
 
 def scene(height: int = 96, width: int = 64, seed: int = 0) -> Pixels:

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score
 
+from smearcount.arrays import Bools, Doubles, Indices
 from smearcount.calibration import fit_temperature
 from smearcount.cards import Model
 from smearcount.cellsets import CellSet
@@ -373,7 +374,7 @@ def test_cells_that_may_be_several_things_are_learned_from(tmp_path: Path) -> No
     assert summary(run)["accuracy"] == pytest.approx(right.mean())
 
 
-def slow_losses(logits: npt.NDArray[Any], targets: npt.NDArray[np.bool_]) -> list[float]:
+def slow_losses(logits: npt.NDArray[Any], targets: Bools) -> list[float]:
     losses = []
     for row, allowed in zip(logits.astype(float), targets, strict=True):
         probs = [math.exp(z) / sum(math.exp(other) for other in row) for z in row]
@@ -418,7 +419,7 @@ def test_weighted_loss_is_that_of_pytorch() -> None:
     assert float(module.loss(logits, torch.eye(3, dtype=torch.bool)[labels])) == pytest.approx(float(usual), rel=1e-5)
 
 
-def counts_of(*sizes: int, coarse: int = 0) -> npt.NDArray[np.bool_]:
+def counts_of(*sizes: int, coarse: int = 0) -> Bools:
     exact = np.repeat(np.eye(len(sizes), dtype=bool), sizes, axis=0)
     return np.concatenate([exact, np.ones((coarse, len(sizes)), bool)])
 
@@ -456,7 +457,7 @@ def test_epochs_are_balanced() -> None:
     targets = counts_of(3, 7, 20, coarse=5)
     strata = np.where(targets.sum(1) > 1, 3, targets.argmax(1))
 
-    def shown(kind: str, n: int | None = None, seed: int = 0) -> npt.NDArray[np.intp]:
+    def shown(kind: str, n: int | None = None, seed: int = 0) -> Indices:
         return epoch_rows(targets, kind, n, np.random.default_rng(seed))
 
     assert sorted(shown("none").tolist()) == list(range(35))
@@ -486,7 +487,7 @@ def test_no_batch_of_a_single_cell() -> None:
 NORMAL = naming_data.Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def rates(kind: str, schedule: str, steps: int = 40) -> npt.NDArray[np.float64]:
+def rates(kind: str, schedule: str, steps: int = 40) -> Doubles:
     """`(steps, groups)` learning rates of a ResNet, first layers first, head last."""
     net = build_net(NetSpec(backbone="resnet18", codes=3, input_px=32))
     stretch = Phase(

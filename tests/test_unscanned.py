@@ -12,6 +12,7 @@ import pytest
 import shapely
 import tifffile
 
+from smearcount.arrays import Pixels
 from smearcount.frame import frame_of
 from smearcount.images import ArraySource, open_image
 from smearcount.records import Detections
@@ -29,7 +30,7 @@ def glass() -> npt.NDArray[np.int16]:
 
 
 @pytest.fixture
-def piece(scatter_discs: Draw, glass: npt.NDArray[np.int16]) -> tuple[npt.NDArray[np.uint8], Any]:
+def piece(scatter_discs: Draw, glass: npt.NDArray[np.int16]) -> tuple[Pixels, Any]:
     """A monolayer on glass with noise, and its boxes."""
     drawn = scatter_discs((SIDE, SIDE), 7.5 / UM, 3)
     return np.clip(drawn.pixels + glass, 0, 255).astype(np.uint8), drawn.boxes

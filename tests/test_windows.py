@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from smearcount.arrays import Pixels
 from smearcount.cards import DetectorCard
 from smearcount.windows import (
     BLANK_RANGE,
@@ -57,7 +57,7 @@ def test_the_cores_tile_the_picture_exactly_once(width: int, height: int, window
 # What the network is given
 
 
-def noise(height: int, width: int) -> npt.NDArray[np.uint8]:
+def noise(height: int, width: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
@@ -115,7 +115,7 @@ class Flat:
         self.pixels[at_xy[1], at_xy[0], channel] -= depth
         self.size_wh = (130, 90)
 
-    def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
         return self.pixels[y : y + h, x : x + w]
 
 
