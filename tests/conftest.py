@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import json
 import socket
 import warnings
@@ -20,6 +22,7 @@ from smearcount import counting, detector
 from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import DetectorCard
 from smearcount.detector import Detector
+from smearcount.images import ImageSource
 from smearcount.records import Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -310,3 +313,40 @@ def _trained_run(run: Path, codes: tuple[str, ...], first: int) -> Path:
     values = {"codes": codes, "mean": MEAN, "std": STD, "input_px": 32, "temperature": 1.5, "embedding": net.embedding}
     (run / "summary.json").write_text(json.dumps({**values, "recipe": {"patch_um": 12.0}}))
     return run
+
+
+@pytest.fixture(params=["shipped font", "built-in font"])
+def font_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A font of panels, and that which is there without matplotlib."""
+    from smearcount import panel
+
+    if request.param == "built-in font":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    panel.face_for.cache_clear()
+    yield request.param
+    panel.face_for.cache_clear()
+
+
+def slow_iou(a: FloatArray, b: FloatArray) -> float:
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return float(width * height / union) if union > 0 else 0.0
+
+
+def tied_boxes(seed: int, n: int = 90) -> tuple[FloatArray, FloatArray, np.ndarray]:
+    """Small integers, three scores, three kinds: ties, copies and empty boxes by the dozen."""
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 6, (n, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(0, 7, (n, 2))], axis=1).astype(np.float32)
+    return boxes, rng.choice([0.25, 0.5, 0.75], n).astype(np.float32), rng.integers(0, 3, n)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def whole(source: ImageSource) -> Pixels:
+    """All pixels of a picture."""
+    return source.read(0, 0, *source.size_wh)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import rows_of
 from fake_batch import DiscMaker, smear, smears
 from rich.console import Console
 from typer.testing import CliRunner
@@ -47,10 +48,6 @@ def touch(folder: Path, *names: str) -> Path:
 def names_of(folder: Path, **wanted: Any) -> list[str]:
     job = BatchJob(folder, folder.parent / "r.csv", **{"recursive": True, **wanted})
     return [picture.image_id for picture in list_pictures(job).pictures]
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 # ---- listing ----

@@ -1,6 +1,5 @@
 """The commands as a user types them: outputs, exit codes, and one clear line for every error."""
 
-import csv
 import io
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import rows_of
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -36,10 +36,6 @@ SPARSE = SAMPLES / "sparse.jpg"
 
 def call(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def bad_files(folder: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shutil
@@ -15,6 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import yaml
+from conftest import rows_of
 from typer.testing import CliRunner, Result
 
 from smearcount.arrays import Pixels
@@ -31,10 +31,6 @@ CODES = ("normocyte", "spherocyte")
 
 def call(*words: object) -> Result:
     return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def drawn_cell(seed: int, label: str) -> Pixels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import warnings
 from dataclasses import replace
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from conftest import rows_of
 from typer.testing import CliRunner, Result
 
 from smearcount.calibration import fit_temperature
@@ -36,10 +36,6 @@ def call(*words: object) -> Result:
         warnings.simplefilter("ignore")  # of the exporter, about its own future
         patch.setenv("OMP_NUM_THREADS", "1")
         return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def draw(path: Path, seed: int, label: str) -> None:

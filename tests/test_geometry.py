@@ -4,24 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import slow_iou, tied_boxes
 
-from smearcount.arrays import FloatArray
 from smearcount.geometry import areas, centres, clip_boxes, diameters, iou_matrix, resize_rgb, touches_edge
-
-
-def slow_iou(a: FloatArray, b: FloatArray) -> float:
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return float(width * height / union) if union > 0 else 0.0
-
-
-def tied_boxes(seed: int, n: int = 90) -> tuple[FloatArray, FloatArray, np.ndarray]:
-    """Small integers, three scores, three kinds: ties, copies and empty boxes by the dozen."""
-    rng = np.random.default_rng(seed)
-    corner = rng.integers(0, 6, (n, 2))
-    boxes = np.concatenate([corner, corner + rng.integers(0, 7, (n, 2))], axis=1).astype(np.float32)
-    return boxes, rng.choice([0.25, 0.5, 0.75], n).astype(np.float32), rng.integers(0, 3, n)
 
 
 def test_overlap_of_known_boxes() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+from conftest import whole
 
 from smearcount import images
 from smearcount.arrays import Pixels
@@ -44,10 +45,6 @@ def scene(height: int = 96, width: int = 64, seed: int = 0) -> Pixels:
         centre = (int(rng.integers(width)), int(rng.integers(height)))
         cv2.circle(pixels, centre, int(rng.integers(6, 14)), [int(c) for c in rng.integers(60, 200, 3)], -1)
     return cv2.GaussianBlur(pixels, (0, 0), 2).astype(np.uint8)
-
-
-def whole(source: ImageSource) -> Pixels:
-    return source.read(0, 0, *source.size_wh)
 
 
 def save(path: Path, data: bytes) -> Path:

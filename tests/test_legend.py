@@ -6,20 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from outlined_cells import TAXONOMY, blank, rgb
 
 from smearcount import counting, overlay, panel
 from smearcount.countable import COLOURS, TINT
-from smearcount.taxonomy import load_taxonomy
-
-TAXONOMY = load_taxonomy()
-
-
-def rgb(colour):
-    return tuple(bytes.fromhex(colour[1:]))
-
-
-def blank(size_wh):
-    return np.full((size_wh[1], size_wh[0], 3), 190, np.uint8)
 
 
 @pytest.fixture

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 from smearcount import panel
 
 LONG = "W" * 300 + " a_very-long.name \u00b5\u00fc\u00df\u2013 " * 40
-
-
-@pytest.fixture(params=["shipped font", "built-in font"])
-def font_kind(request, monkeypatch):
-    if request.param == "built-in font":
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    panel.face_for.cache_clear()
-    yield request.param
-    panel.face_for.cache_clear()
 
 
 @pytest.mark.usefixtures("font_kind")

@@ -17,11 +17,12 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from conftest import whole
 from PIL import Image
 
 from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
-from smearcount.images import ArraySource, ImageSource, ReadLimits, content_sha256, find_images, open_image
+from smearcount.images import ArraySource, ReadLimits, content_sha256, find_images, open_image
 from smearcount.images.choice import PageChoice
 from smearcount.images.slides import SlideSource, open_slide
 from smearcount.images.tiff import TiffSource
@@ -33,10 +34,6 @@ REGIONS = [(0, 0, 512, 384), (0, 0, 1, 1), (511, 383, 1, 1), (100, 90, 300, 200)
 
 def noise(height: int = 384, width: int = 512, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def whole(source: ImageSource) -> Pixels:
-    return source.read(0, 0, *source.size_wh)
 
 
 def tiled(path: Path, pixels: Pixels, **more: Any) -> Path:

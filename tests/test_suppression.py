@@ -6,18 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import slow_iou, tied_boxes
 
 from smearcount.arrays import FloatArray
 from smearcount.geometry import iou_matrix
 from smearcount.pairs import close_pairs
 from smearcount.suppression import VOTE_IOU, greedy_nms, voted_boxes
-
-
-def slow_iou(a: FloatArray, b: FloatArray) -> float:
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return float(width * height / union) if union > 0 else 0.0
 
 
 def slow_nms(
@@ -30,14 +24,6 @@ def slow_nms(
         if all(slow_iou(np.array(row[1:5]), np.array(k[1:5])) <= (same if row[5] == k[5] else cross) for k in kept):
             kept.append(row)
     return kept
-
-
-def tied_boxes(seed: int, n: int = 90) -> tuple[FloatArray, FloatArray, np.ndarray]:
-    """Small integers, three scores, three kinds: ties, copies and empty boxes by the dozen."""
-    rng = np.random.default_rng(seed)
-    corner = rng.integers(0, 6, (n, 2))
-    boxes = np.concatenate([corner, corner + rng.integers(0, 7, (n, 2))], axis=1).astype(np.float32)
-    return boxes, rng.choice([0.25, 0.5, 0.75], n).astype(np.float32), rng.integers(0, 3, n)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tifffile
+from conftest import whole
 
 from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
-from smearcount.images import ImageSource, ReadLimits, open_image, tiff
+from smearcount.images import ReadLimits, open_image, tiff
 from smearcount.images.pixels import orient
 
 
@@ -25,10 +26,6 @@ def scene(height: int = 96, width: int = 64, seed: int = 0) -> Pixels:
     """Soft coloured noise, `(height, width, 3) uint8 RGB`, from 60 to 230."""
     coarse = np.random.default_rng(seed).integers(60, 231, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
-
-
-def whole(source: ImageSource) -> Pixels:
-    return source.read(0, 0, *source.size_wh)
 
 
 # Samples
