@@ -27,7 +27,13 @@ from smearcount.records import Detections, Labels, Provenance, Quality, Scale, S
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 
+Draw = Callable[..., Any]
+Cells = Callable[..., Detections]
+"""The fixtures that draw a picture, and that make cells by hand."""
+
+SAMPLES = Path(__file__).parents[1] / "sample_smears"
 KINDS = ("rbc", "wbc", "platelet")
+RED = ("normocyte", "spherocyte", "target_cell")
 BACKGROUND = 214
 # Green is the same for all kinds, so that one threshold finds them; red tells them apart.
 COLOURS = {"rbc": (200, 100, 120), "wbc": (60, 100, 160), "platelet": (130, 100, 160)}

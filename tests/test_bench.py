@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SAMPLES
 from typer.testing import CliRunner
 
 from smearcount.bench import FieldsJob, bench_fields, directories, fields, slides
@@ -36,8 +37,6 @@ from smearcount.errors import SmearcountError, UsageError
 from smearcount.images import ArraySource, PartSource, open_image
 from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
-
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 
 
 def call(*words: object) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from conftest import RED, UM_PER_PX, Draw
 
 from smearcount import classifier as module
 from smearcount.arrays import FloatArray, Pixels
@@ -26,11 +27,7 @@ from smearcount.training.cell_views import plain_view
 from smearcount.training.cells import read_cells
 from smearcount.training.packaging import update_card
 
-Draw = Callable[..., Any]
-
-UM_PER_PX = 0.16
 SIDE_PX = 12 / UM_PER_PX
-RED = ("normocyte", "spherocyte", "target_cell")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import RED, Draw
 
 from smearcount.arrays import Pixels
 from smearcount.cards import Model, find_model
@@ -39,10 +40,8 @@ from smearcount.pipeline import Pipeline
 from smearcount.runtimes import RuntimeChoice
 from smearcount.training.packaging import update_card
 
-Draw = Callable[..., Any]
 Run = Callable[..., tuple[ClassifyOutcome, list[dict[str, str]]]]
 
-RED = ("normocyte", "spherocyte", "target_cell")
 PATCH_PX = 75
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import rows_of
+from conftest import SAMPLES, rows_of
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -30,7 +30,6 @@ from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import report_columns
 from smearcount.taxonomy import load_taxonomy
 
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 SPARSE = SAMPLES / "sparse.jpg"
 
 

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import yaml
-from conftest import rows_of
+from conftest import SAMPLES, rows_of
 from typer.testing import CliRunner, Result
 
 from smearcount.arrays import Pixels
@@ -25,7 +25,6 @@ from smearcount.config import Settings
 from smearcount.images import write_picture
 from smearcount.taxonomy import load_taxonomy
 
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 CODES = ("normocyte", "spherocyte")
 
 

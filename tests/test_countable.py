@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import Cells, Draw
 
 from smearcount.arrays import Bools, Pixels
 from smearcount.countable import COLOURS, REASONS, TINT, CountableMap, countable_map, judge_squares, shade
@@ -18,8 +19,6 @@ from smearcount.images import ArraySource
 from smearcount.records import Detections
 from smearcount.squares import LEVELS, SquareMeasures, square_grid
 
-Draw = Callable[..., Any]
-Cells = Callable[..., Detections]
 UM_PER_PX = 0.25
 SIDE_PX = 240  # 60 um
 CODE = {name: code for code, name in enumerate(REASONS)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from conftest import unasked
+from conftest import Cells, unasked
 
 from smearcount.arrays import FloatArray
 from smearcount.counting import (
@@ -27,10 +27,8 @@ from smearcount.counting import (
     poisson_limits,
     rate,
 )
-from smearcount.records import UNCLASSIFIED, Counts, Detections, Labels
+from smearcount.records import UNCLASSIFIED, Counts, Labels
 from smearcount.taxonomy import Taxonomy
-
-Cells = Callable[..., Detections]
 
 
 # Exact limits in per cent as printed in tables of Clopper and Pearson's, which Rumke's (n = 100) rounds.

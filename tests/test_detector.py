@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+from conftest import UM_PER_PX, Draw
 
 from smearcount import detector
 from smearcount.arrays import FloatArray
@@ -27,9 +28,7 @@ from smearcount.runtimes import RuntimeChoice, make_runtime
 from smearcount.windows import Window, plan_windows, to_planes, to_tensor
 
 WHOLE = 4096
-UM_PER_PX = 0.16
 PATIENCE_S = 20.0
-Draw = Callable[..., Any]
 Make = Callable[..., Detector]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import SAMPLES
 
 from smearcount.cards import find_model
 from smearcount.errors import DatasetError, UsageError
@@ -16,7 +17,6 @@ from smearcount.evaluation.detector import EvaluationJob, box_pairs, evaluate, l
 from smearcount.images import open_image
 from smearcount.training.packaging import update_card
 
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 BORDER = 60
 
 

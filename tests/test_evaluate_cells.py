@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from conftest import RED, UM_PER_PX, Draw
 
 from smearcount.cards import Model, find_model
 from smearcount.cellsets import CellSet
@@ -28,11 +29,6 @@ from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of as recipe_cells
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import update_card
-
-Draw = Callable[..., Any]
-
-RED = ("normocyte", "spherocyte", "target_cell")
-UM_PER_PX = 0.16
 
 
 @pytest.fixture

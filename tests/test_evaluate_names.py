@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RED, UM_PER_PX, Draw
 
 from smearcount.errors import DatasetError
 from smearcount.evaluation.names import NamedPoints, field_scales, name_points, point_figures
 from smearcount.images import write_picture
 from smearcount.pipeline import Pipeline
 from smearcount.training.cell_sources import CellSource
-
-Draw = Callable[..., Any]
-
-RED = ("normocyte", "spherocyte", "target_cell")
-UM_PER_PX = 0.16
-
 
 DISCS = [
     *((100, 100, 46, "normocyte"), (200, 100, 46, "spherocyte"), (300, 100, 46, "target_cell")),

@@ -5,7 +5,6 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
@@ -13,14 +12,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import SAMPLES
 
 from smearcount.arrays import FloatArray
 from smearcount.cards import find_model
 from smearcount.config import Settings
 from smearcount.runtimes import TorchRuntime, calls_at_once
 from smearcount.runtimes.gathering import BATCHES, Gathering, calls_for
-
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 
 
 class Network:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import shapely
+from conftest import SAMPLES
 
 from smearcount import Pipeline, Settings
 from smearcount.arrays import Pixels
@@ -30,7 +31,6 @@ from smearcount.light.glass import (
 from smearcount.light.illumination import Lit, even_light, find_cells
 from smearcount.region import Region
 
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 TINTS = {"yellow": (1.0, 0.8, 0.4), "blue": (0.6, 0.75, 1.1), "green": (0.55, 1.0, 0.6)}
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import shapely
 import tifffile
+from conftest import SAMPLES
 
 from smearcount import Pipeline, Settings
 from smearcount.arrays import Pixels
@@ -22,7 +23,6 @@ from smearcount.overlay import dim_outside
 from smearcount.records import Detections
 from smearcount.region import Region, with_edge_of
 
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 FIELD_WH = (1200, 900)
 
 

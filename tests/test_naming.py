@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import RED, UM_PER_PX, Cells, Draw
 
 from smearcount.arrays import FloatArray
 from smearcount.cards import ClassifierCard, find_model, list_models
@@ -23,15 +24,10 @@ from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.packaging import update_card
 
-Draw = Callable[..., Any]
-Cells = Callable[..., Detections]
-
-RED = ("normocyte", "spherocyte", "target_cell")
 WHITE = ("neutrophil", "erythroblast", "platelet")
 BOTH = ("red-discs", "white-discs")
 DRAWN = (*RED, "neutrophil", "erythroblast", "white platelet", "platelet")
 KINDS = (*["rbc"] * 3, *["wbc"] * 3, "platelet")
-UM_PER_PX = 0.16
 
 
 def namer(weights: Path, names: tuple[str, ...] = BOTH, taxonomy: Taxonomy | None = None, **changes: Any) -> Namer:

@@ -6,8 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
+from conftest import SAMPLES
 
 GUARD = """
     import socket, sys

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Draw
 
 from smearcount.arrays import Pixels
 from smearcount.geometry import FILL, samples_across
 from smearcount.images import ArraySource
 from smearcount.patches import PATCH_PX, PATCH_SIDE_UM, cut_patches, sample_window
 from smearcount.records import KINDS
-
-Draw = Callable[..., Any]
 
 
 def middle(patch: Pixels) -> tuple[float, float, float]:

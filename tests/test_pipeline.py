@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from conftest import SAMPLES
 
 from smearcount import Pipeline, Settings
 from smearcount.config import shipped
@@ -23,7 +24,6 @@ from smearcount.pipeline import Analysis
 from smearcount.report import CELL_COLUMNS
 from smearcount.simulate import SmearRecipe, read_truth, render
 
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 TRUTH = read_truth(SAMPLES)
 KINDS = ("rbc", "wbc", "platelet")
 

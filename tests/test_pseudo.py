@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import UM_PER_PX
 from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
@@ -19,8 +20,6 @@ from smearcount.detector import Detector
 from smearcount.errors import DatasetError
 from smearcount.images import write_picture
 from smearcount.training.pseudo import LabelJob, Labelled, label_folder
-
-UM_PER_PX = 0.16
 
 
 @pytest.fixture

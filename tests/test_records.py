@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import unasked
+from conftest import Cells, unasked
 
 from smearcount.records import Counts, Detections, Labels, Scale, SmearResult
-
-Cells = Callable[..., Detections]
 
 
 def random_cells(cells: Cells, n: int = 12, seed: int = 0) -> Detections:

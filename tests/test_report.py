@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rich.console
-from conftest import unasked
+from conftest import Cells, unasked
 
 from smearcount import report
 from smearcount.counting import Estimate
@@ -22,7 +22,6 @@ from smearcount.report_json import json_line, json_report
 from smearcount.taxonomy import Taxonomy
 
 Make = Callable[..., SmearResult]
-Cells = Callable[..., Detections]
 
 CELLS_HEADER = (
     "image,slide,cell_id,kind,label,score,label_score,x_min,y_min,x_max,y_max,diameter_um,at_edge,counted,"

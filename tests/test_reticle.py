@@ -9,6 +9,7 @@ from typing import Any, cast
 import cv2
 import numpy as np
 import pytest
+from conftest import SAMPLES
 
 from smearcount import Pipeline, Settings
 from smearcount.arrays import Pixels
@@ -16,8 +17,6 @@ from smearcount.images import open_image
 from smearcount.light import illumination
 from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
-
-SAMPLES = Path(__file__).parents[1] / "sample_smears"
 
 
 def field() -> Pixels:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+from conftest import Cells, Draw
 
 import smearcount.scale as scale_module
 from smearcount.detector import Detector
@@ -27,9 +28,7 @@ from smearcount.scale import (
     spread_estimate,
 )
 
-Draw = Callable[..., Any]
 Make = Callable[..., Detector]
-Cells = Callable[..., Detections]
 WINDOW = {"window_px": 1024}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ import numpy.typing as npt
 import pytest
 import shapely
 import tifffile
+from conftest import Cells, Draw
 
 from smearcount.arrays import Pixels
 from smearcount.frame import frame_of
 from smearcount.images import ArraySource, open_image
-from smearcount.records import Detections
 from smearcount.squares import measure_squares
 
-Draw = Callable[..., Any]
-Cells = Callable[..., Detections]
 UM = 0.25
 SIDE = 1200
 
