@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from smearcount.config import Strict, load_yaml, read_model, shipped
 from smearcount.errors import ConfigError, ModelError
-from smearcount.records import KINDS
+from smearcount.records import KINDS, KindName
 
 __all__ = [
     "Card",
@@ -139,7 +139,7 @@ class ClassifierCard(Card):
     """
 
     task: Literal["classifier"] = "classifier"
-    kinds: tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
+    kinds: tuple[KindName, ...]
     patch_um: float = Field(gt=1, lt=200)
     picture_um: float | None = Field(default=None, gt=1, lt=200)
     input_px: int = Field(ge=16, le=1024)

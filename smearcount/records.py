@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ __all__ = [
     "UNCLASSIFIED",
     "Counts",
     "Detections",
+    "KindName",
     "Labels",
     "Provenance",
     "Quality",
@@ -30,7 +31,8 @@ __all__ = [
     "SmearResult",
 ]
 
-KINDS = ("rbc", "wbc", "nrbc", "platelet")
+KindName = Literal["rbc", "wbc", "nrbc", "platelet"]
+KINDS: tuple[str, ...] = get_args(KindName)
 """Every kind of cell, in the order of the reports."""
 
 RED_CELL_UM = 7.5

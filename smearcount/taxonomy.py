@@ -8,14 +8,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
 from urllib.parse import quote
 
 from pydantic import Field, ValidationError, model_validator
 
 from smearcount.config import Strict, read_model, shipped
 from smearcount.errors import ConfigError
-from smearcount.records import KINDS, UNCLASSIFIED
+from smearcount.records import KINDS, UNCLASSIFIED, KindName
 
 __all__ = ["Code", "Kind", "Taxonomy", "file_name_of", "load_taxonomy"]
 
@@ -43,7 +42,7 @@ class Kind(Strict):
 class Code(Strict):
     """A label a classifier can give, with the kind it belongs to, and the codes that were merged into it."""
 
-    kind: Literal["rbc", "wbc", "nrbc", "platelet"]
+    kind: KindName
     name: str
     colour: str = Colour
     synonyms: tuple[str, ...] = ()
@@ -54,7 +53,7 @@ class Code(Strict):
 class Taxonomy(Strict):
     """All kinds and codes, in the order of the reports."""
 
-    kinds: dict[Literal["rbc", "wbc", "nrbc", "platelet"], Kind]
+    kinds: dict[KindName, Kind]
     codes: dict[str, Code]
 
     @model_validator(mode="after")

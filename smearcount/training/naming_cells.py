@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -21,7 +21,7 @@ from smearcount.errors import ConfigError, UsageError
 from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
 from smearcount.progress import Report
-from smearcount.records import KINDS
+from smearcount.records import KINDS, KindName
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
 from smearcount.training.cell_formats import boxes_without_code
@@ -57,8 +57,6 @@ __all__ = [
     "usable_cells",
 ]
 
-Kinds = tuple[Literal["rbc", "wbc", "nrbc", "platelet"], ...]
-
 
 class CellData(Strict):
     """Where the cells of a training come from.
@@ -81,9 +79,9 @@ class CellData(Strict):
         detector: finds the cells in the pictures of the collections.
     """
 
-    kinds: Kinds = ()
+    kinds: tuple[KindName, ...] = ()
     codes: tuple[str, ...] = ()
-    asked_of: Kinds = ()
+    asked_of: tuple[KindName, ...] = ()
     collections: tuple[str, ...] = ()
     cells: Path | None = None
     folder: Path | None = None
