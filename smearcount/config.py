@@ -15,10 +15,15 @@ from pydantic import Field
 from smearcount.errors import ConfigError
 
 __all__ = ["OverlayFormat", "Settings", "Strict", "faults_of", "load_yaml", "read_entries", "read_model", "shipped"]
-__all__ += ["yaml_line"]
+__all__ += ["DeviceName", "PrecisionName", "RuntimeName", "yaml_line"]
 
 OverlayFormat = Literal["jpg", "png", "tif"]
 """What an annotated picture is written as, by the ending of its name: small, or without any loss."""
+
+RuntimeName = Literal["auto", "openvino", "onnx", "torch"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+PrecisionName = Literal["auto", "f32", "bf16"]
+"""What a user can ask of the networks."""
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -58,9 +63,9 @@ class Settings(Strict):
     detector: str = "cells-yolo11-p4"
     classifiers: tuple[str, ...] = ("red-cells", "white-cells")
     experts: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
-    runtime: Literal["auto", "openvino", "onnx", "torch"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "f32", "bf16"] = "auto"
+    runtime: RuntimeName = "auto"
+    device: DeviceName = "auto"
+    precision: PrecisionName = "auto"
     threads: int = Field(default=0, ge=0)
     batch_size: int = Field(default=0, ge=0, le=64)
     tile: int = Field(default=1, ge=1)

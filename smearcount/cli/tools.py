@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from smearcount.cli.common import Json, Out, Quiet, app, bar, clear_errors, known_classifier, waiting
-from smearcount.config import read_model
+from smearcount.config import RuntimeName, read_model
 from smearcount.errors import UsageError
 
 
@@ -58,7 +58,6 @@ app.add_typer(bench_app, name="bench")
 _Scale = Annotated[
     float | None, typer.Option("--um-per-px", min=0.02, max=2, help="Micrometres a pixel; estimated without it.")
 ]
-_Library = Literal["auto", "openvino", "onnx", "torch"]
 _Threads = Annotated[int, typer.Option(min=1, help="CPU threads for every contender.")]
 _Rounds = Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")]
 _File = Annotated[Path | None, typer.Option("--out", help="JSON file to write.")]
@@ -176,7 +175,7 @@ def bench_naming(
     cells: Annotated[int, typer.Option(min=1, help="Number of cells.")] = 100,
     threads: _Threads = 2,
     rounds: _Rounds = 15,
-    runtime: Annotated[_Library, typer.Option(help="Library of the networks.")] = "auto",
+    runtime: Annotated[RuntimeName, typer.Option(help="Library of the networks.")] = "auto",
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where they run.")] = "cpu",
     out: _File = None,
     quiet: Quiet = False,

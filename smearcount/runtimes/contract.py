@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from smearcount.arrays import FloatArray, Pixels
+from smearcount.config import DeviceName, PrecisionName, RuntimeName
 
 __all__ = ["AT_ONCE_CPU", "InferWindows", "Levels", "Runtime", "RuntimeChoice", "check_type"]
 
@@ -82,13 +83,8 @@ class RuntimeChoice:
 
     def __post_init__(self) -> None:
         """Check each word."""
-        allowed = {
-            "runtime": ("auto", "openvino", "onnx", "torch"),
-            "device": ("auto", "cpu", "cuda"),
-            "precision": ("auto", "f32", "bf16"),
-        }
-        for name, words in allowed.items():
-            if getattr(self, name) not in words:
+        for name, known in (("runtime", RuntimeName), ("device", DeviceName), ("precision", PrecisionName)):
+            if getattr(self, name) not in (words := get_args(known)):
                 raise ValueError(f"{name}: expected one of {', '.join(words)}, got {getattr(self, name)!r}")
 
 
