@@ -56,28 +56,21 @@ def _technical(card: Card) -> list[str]:
         ]
     if not isinstance(card, ClassifierCard):
         return []
-    return [
+    lines = [
         f"- Asked about: {', '.join(card.kinds)}",
         f"- Sees a square of {card.patch_um:g} um around the cell at {card.input_px} x {card.input_px} px",
-        *(
-            []
-            if card.picture_um is None
-            else [f"- Takes a whole picture of one cell to be {card.picture_um:g} um wide"]
-        ),
-        f"- Temperature {card.temperature:.3g}; below a probability of {card.min_label_score:g} a cell is unclassified",
-        *(
-            [f"- Below {card.min_move_score:g} no name moves a cell to another kind than it was found as"]
-            * bool(card.min_move_score)
-        ),
-        *(
-            [f"- Below {card.second_look:g} it looks again, in four quarter turns, and takes the mean"]
-            * bool(card.second_look)
-        ),
-        *(
-            [f"- Learned from painted cells, without any test on real ones: {', '.join(card.painted)}"]
-            * bool(card.painted)
-        ),
     ]
+    if card.picture_um is not None:
+        lines.append(f"- Takes a whole picture of one cell to be {card.picture_um:g} um wide")
+    below = f"below a probability of {card.min_label_score:g} a cell is unclassified"
+    lines.append(f"- Temperature {card.temperature:.3g}; {below}")
+    if card.min_move_score:
+        lines.append(f"- Below {card.min_move_score:g} no name moves a cell to another kind than it was found as")
+    if card.second_look:
+        lines.append(f"- Below {card.second_look:g} it looks again, in four quarter turns, and takes the mean")
+    if card.painted:
+        lines.append(f"- Learned from painted cells, without any test on real ones: {', '.join(card.painted)}")
+    return lines
 
 
 def _abstention(card: Card) -> list[str]:
