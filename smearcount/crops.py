@@ -10,9 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from smearcount.batch import Failure, analyze_each
-from smearcount.batch.files import in_turn
 from smearcount.errors import UsageError
 from smearcount.images import check_target, partial_path, refuse_inputs, write_picture, write_text_atomic
+from smearcount.images.locks import in_turn
 from smearcount.manifests import MANIFEST, MANIFEST_COLUMNS, read_manifest
 from smearcount.output_names import numbered, shortened
 from smearcount.pipeline import Analysis, Pipeline

@@ -15,7 +15,7 @@ from smearcount.config import OverlayFormat
 from smearcount.errors import ImageError
 from smearcount.records import SmearResult
 
-__all__ = ["OVERLAYS", "numbered", "place_of", "shortened", "stem_in", "unique_stems"]
+__all__ = ["OVERLAYS", "is_free", "numbered", "place_of", "shortened", "unique_stems"]
 
 OVERLAYS = tuple(f".overlay.{ending}" for ending in get_args(OverlayFormat))
 """What is added to the name of a picture for its annotated copy."""
@@ -61,17 +61,12 @@ def numbered(wanted: str) -> Iterator[str]:
     return chain([wanted], (f"{wanted}-{i}" for i in count(2)))
 
 
-def stem_in(folder: Path, wanted: str, result: SmearResult) -> str:
-    """`wanted`, with a number behind it where the folder holds the report of another picture under that name.
+def is_free(path: Path, result: SmearResult) -> bool:
+    """Whether a report is of the picture of a result, or is not there yet.
 
     Raises:
-        ImageError: what the folder holds under that name can't be looked at.
+        ImageError: what has this name can't be looked at.
     """
-    return next(stem for stem in numbered(wanted) if _is_ours(folder / f"{stem}.json", result))
-
-
-def _is_ours(path: Path, result: SmearResult) -> bool:
-    """Whether a report is of the picture of a result, or is not there yet."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -35,9 +35,10 @@ from smearcount.images import (
     write_overlay,
     write_text_atomic,
 )
+from smearcount.images.locks import own_stem
 from smearcount.light.illumination import Lit, even_light, find_cells, settle_lit
 from smearcount.naming import Namer
-from smearcount.output_names import shortened, stem_in
+from smearcount.output_names import shortened
 from smearcount.patches import PATCH_SIDE_UM, Patch, cut_patches
 from smearcount.quality import assess
 from smearcount.records import UNCLASSIFIED, Counts, Detections, Provenance, Scale, SmearResult
@@ -145,9 +146,12 @@ class Analysis:
         Raises:
             ValueError: there is no such format.
             ImageError: the folder can't be read or written.
+            UsageError: without a stem: another run has been writing to that name for a minute.
         """
         folder = make_folder(Path(folder))
-        stem = stem or stem_in(folder, shortened(Path(self.result.image_id).stem) or "smear", self.result)
+        if not stem:
+            with own_stem(folder, shortened(Path(self.result.image_id).stem) or "smear", self.result) as own:
+                return self.save(folder, own, overlay_format=overlay_format)
         summary, cells = folder / f"{stem}.json", folder / f"{stem}.cells.csv"
         # The likeliest to fail goes first: where there is a JSON, the other two are there as well.
         overlay = write_overlay(folder / stem, self.overlay(), overlay_format)

@@ -13,12 +13,13 @@ import pytest
 from fake_batch import DiscMaker, smears
 from scipy import stats
 
-from smearcount.batch import BatchJob, files, run_batch, summary
+from smearcount.batch import BatchJob, run_batch, summary
 from smearcount.batch.funnel import FEWEST_TO_WIDEN, Funnel, fit_funnel, poisson_point
 from smearcount.batch.summary import SHOWN_FAILED, SHOWN_UNITS, write_summary
 from smearcount.batch.summary_plots import WITH_BARS
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import writing
+from smearcount.images.locks import locked
 from smearcount.report import failure_row, report_columns
 from smearcount.taxonomy import Taxonomy
 
@@ -322,5 +323,5 @@ def test_a_batch_writes_its_summary(tmp_path: Path) -> None:
     for target in (tmp_path / "r.html.csv", tmp_path / "s.txt"):
         with pytest.raises(UsageError, match=r"--summary takes a name that ends in \.html, \.htm"):
             run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv", recursive=True, summary=target))
-    with files.locked([page]), pytest.raises(UsageError, match=r"s\.html: another run"):
+    with locked([page]), pytest.raises(UsageError, match=r"s\.html: another run"):
         run_batch(DiscMaker(), job)

@@ -20,12 +20,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from smearcount import __version__
-from smearcount.batch.files import in_turn
 from smearcount.cards import find_model
 from smearcount.cli import app
 from smearcount.cli.common import bar, waiting
 from smearcount.config import Settings, shipped
 from smearcount.errors import UsageError
+from smearcount.images.locks import in_turn
 from smearcount.pipeline import Analysis, Pipeline
 from smearcount.report import report_columns
 from smearcount.taxonomy import load_taxonomy
@@ -74,7 +74,7 @@ def test_pictures_of_one_name_that_two_runs_analyse_are_written_in_turn(
     words = ("analyze", SPARSE, "--out", tmp_path, "--classifiers", "none", "--um-per-px", 0.16)
     assert call(*words).exit_code == 0
     assert len(refused) == 1
-    monkeypatch.setattr("smearcount.cli.analysis.WAIT_S", 0.1)
+    monkeypatch.setattr("smearcount.images.locks.WAIT_S", 0.1)
     with in_turn(tmp_path / "sparse.json"):
         result = call(*words)
     assert result.exit_code == 1

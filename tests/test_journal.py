@@ -25,10 +25,11 @@ import pytest
 from fake_batch import DiscMaker, smear, smears
 
 from smearcount.batch import BatchJob, Outcome, run_batch
-from smearcount.batch.files import in_turn, locked, sweep
+from smearcount.batch.files import sweep
 from smearcount.batch.journal import Journal, Measure, Record
 from smearcount.errors import ImageError, UsageError
 from smearcount.images import replacing
+from smearcount.images.locks import in_turn, locked
 
 PROGRAM = Path(__file__).parent / "fake_batch.py"
 RECORD = Record("ab", "ok", True, '{"image": "a"}')

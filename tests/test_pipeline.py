@@ -3,7 +3,7 @@
 import errno
 import json
 import pickle
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +293,30 @@ def test_a_report_of_another_picture_is_not_replaced(pipeline: Pipeline, tmp_pat
     assert second.save(tmp_path, "f")[0].name == "f.json"
     (tmp_path / "g.json").write_text("[]")
     assert pipeline.analyze(arrays[0].source.pixels, image_id="g.png").save(tmp_path)[0].name == "g-2.json"
+
+
+def test_pictures_of_one_name_that_are_saved_at_once_have_names_of_their_own(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        pipeline.analyze(np.full((60, 60, 3), level, np.uint8), image_id="field.png") for level in (220, 230)
+    )
+    draw, later = Analysis.overlay, list[Future[list[Path]]]()
+
+    def watched(analysis: Analysis) -> Any:
+        if not later:  # the first one is at its overlay, and has written nothing yet
+            later.append(other.submit(second.save, tmp_path))
+            with pytest.raises(TimeoutError):
+                later[0].result(0.5)
+        return draw(analysis)
+
+    monkeypatch.setattr(Analysis, "overlay", watched)
+    with ThreadPoolExecutor(1) as other:
+        stems = [first.save(tmp_path)[0].name, later[0].result()[0].name]
+    assert stems == ["field.json", "field-2.json"]
+    reports = [json.loads((tmp_path / name).read_text())["image_sha256"] for name in stems]
+    assert reports == [first.result.image_sha256, second.result.image_sha256]
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_long_name_is_shortened_and_a_folder_that_can_not_be_read_is_told(

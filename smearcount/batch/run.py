@@ -20,7 +20,7 @@ from typing import Any
 
 from smearcount import report
 from smearcount.batch.attempts import Failure
-from smearcount.batch.files import locked, sweep
+from smearcount.batch.files import sweep
 from smearcount.batch.jobs import BatchJob, Interrupted, Outcome, Stage, Watch, check_job
 from smearcount.batch.journal import Journal, Record
 from smearcount.batch.listing import Picture, list_pictures
@@ -31,6 +31,7 @@ from smearcount.batch.tables import write_table
 from smearcount.batch.work import BatchWork, Maker, Task, Wishes, failed_record, picture_digest
 from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
+from smearcount.images.locks import locked
 from smearcount.output_names import OVERLAYS, place_of
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales

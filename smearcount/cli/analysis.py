@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from smearcount.records import SmearResult
     from smearcount.taxonomy import Taxonomy
 
-WAIT_S = 60.0
-"""For another run that writes results of a picture of the same name."""
-
 
 @app.command()
 @with_settings
@@ -71,9 +68,9 @@ def _analyze_all(
     as_json: bool,
 ) -> int:
     from smearcount.batch import Failure, analyze_each
-    from smearcount.batch.files import in_turn
     from smearcount.images import make_folder, refuse_inputs
-    from smearcount.output_names import OVERLAYS, stem_in, unique_stems
+    from smearcount.images.locks import own_stem
+    from smearcount.output_names import OVERLAYS, unique_stems
     from smearcount.pipeline import Pipeline
     from smearcount.report import failure_row
     from smearcount.report_json import json_line
@@ -89,8 +86,7 @@ def _analyze_all(
     pipeline = Pipeline.load(settings)
 
     def finish(path: Path, analysis: Analysis) -> tuple[SmearResult, list[Path]]:
-        with in_turn(out / f"{stems[path]}.json", WAIT_S):
-            stem = stem_in(out, stems[path], analysis.result)
+        with own_stem(out, stems[path], analysis.result) as stem:
             if stem != stems[path]:
                 refuse([stem])
                 _show_renamed(path, stem, out)
