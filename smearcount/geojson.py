@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import shapely
 
-from smearcount.errors import ConfigError
+from smearcount.errors import ConfigError, UsageError
 from smearcount.region import REMEDY, Region, polygons
 
-__all__ = ["check_regions", "parse_region", "read_region", "region_file"]
+__all__ = ["check_regions", "check_shared", "parse_region", "read_region", "region_file"]
 
 _POINTS_AND_LINES = ("Point", "MultiPoint", "LineString", "MultiLineString")
 _MOST_BYTES = 200_000_000
@@ -51,6 +52,30 @@ def region_file(folder: Path, name: str) -> Path:
             f"{name}: has no region: expected {expected} in the folder of regions; draw one, or leave the picture out"
         )
     return found
+
+
+def check_shared(regions: Path | None, pictures: Iterable[Path]) -> None:
+    """Refuse pictures of several folders that would be counted in one region, since it is found by their names alone.
+
+    Args:
+        regions: a folder of them; nothing is refused where it is a file, or None.
+        pictures: files.
+
+    Raises:
+        UsageError: two pictures of one name, of different folders, have a region.
+    """
+    if regions is None or not regions.is_dir():
+        return
+    first: dict[Path, Path] = {}
+    for picture in pictures:
+        with suppress(ConfigError):  # one without a region fails when it is analysed
+            region = region_file(regions, picture.name)
+            other = first.setdefault(region, picture)
+            if os.path.realpath(other.parent) != os.path.realpath(picture.parent):
+                raise UsageError(
+                    f"{other} and {picture}: would both be counted in {region}; give the pictures of one folder at a "
+                    "time, each with its own --region, or the folder above them to `smearcount batch --recursive`"
+                )
 
 
 def read_region(path: Path, called: str = "") -> Region:

@@ -527,6 +527,23 @@ def test_no_output_replaces_what_is_read(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("command", ["analyze", "crop"])
+def test_pictures_of_two_folders_do_not_share_a_region(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small(Path("a"), "x.png", "y.png"), small(Path("b"), "x.png", "z.png")
+    Path("rois").mkdir()
+    Path("rois/x.geojson").write_text('{"type": "Polygon", "coordinates": [[[0, 0], [99, 0], [99, 99], [0, 0]]]}')
+    result = call(command, "a/x.png", "a/y.png", "b/x.png", "--region", "rois", "--out", "out")
+    assert result.exit_code == 2
+    assert re.search(r"a/x\.png and b/x\.png: would both be counted in rois/x\.geojson; give .* batch", result.stderr)
+    assert not Path("out").exists()
+    result = call(command, "a/x.png", "a/../a/x.png", "b/z.png", "--region", "rois", "--out", "out")
+    assert (result.exit_code, "z.png: has no region" in result.stderr) == (1, True)
+    assert call(command, "a/x.png", "b/x.png", "--region", "rois/x.geojson", "--out", "one").exit_code == 0
+
+
 def test_a_damaged_model_is_exit_code_1(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(find_model(Settings().detector).folder, tmp_path / "model"))
     (folder / "README.md").unlink()

@@ -68,6 +68,7 @@ def _analyze_all(
     as_json: bool,
 ) -> int:
     from smearcount.batch import Failure, analyze_each
+    from smearcount.geojson import check_shared
     from smearcount.images import make_folder, refuse_inputs
     from smearcount.images.locks import own_stem
     from smearcount.output_names import OVERLAYS, unique_stems
@@ -82,6 +83,7 @@ def _analyze_all(
         refuse_inputs(files, [out / f"{stem}.gallery" for stem in stems], [*images, *inputs])
 
     refuse(list(stems.values()))
+    check_shared(settings.region, images)
     make_folder(out)
     pipeline = Pipeline.load(settings)
 
@@ -151,10 +153,12 @@ def crop(
 ) -> None:
     """Write the 452 x 452 px patch of every cell, and a manifest of them."""
     from smearcount.crops import check_crops, write_crops
+    from smearcount.geojson import check_shared
     from smearcount.pipeline import Pipeline
 
     with clear_errors():
         check_crops(images, out, inputs)
+        check_shared(settings.region, images)
         found = write_crops(Pipeline.load(settings), images, out, bar(quiet or as_json, "cutting out"))
     for path, stem in found.renamed:
         _show_renamed(path, stem, out)
