@@ -115,8 +115,8 @@ class CellSet:
             than the taxonomy, such as "neither round nor sickle".
         codes: the K codes.
         sources: `(N,)` name of the collection of each cell.
-        groups: `(N,)` what must stay on one side of a split: a slide, a photograph, an original picture; of a picture
-            of one cell that nobody grouped, its collection and its name.
+        groups: `(N,)` what must stay on one side of a split: a slide, a photograph, an original picture; in folders of
+            classes the collection and the name of the group, or of the picture where nobody grouped it.
         splits: `(N,)` `train` or `val`.
         origins: `(N,)` file and place of each cell, for reports.
     """

@@ -274,7 +274,7 @@ def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str,
     # Another laboratory has a patient of that number too.
     listed(patients["model"], dict.fromkeys(val, b"another picture"))
     assert (run_judging(job)["n"], run_judging(job)["left_out"]) == (8, 0)
-    one = {each: cells.origins[cells.groups == f"patient{each}"][0] for each in val}
+    one = {each: cells.origins[cells.groups == f"folder/patient{each}"][0] for each in val}
     pictures = {each: (patients["recipe"].parent / "cells" / origin).read_bytes() for each, origin in one.items()}
     listed(patients["model"], {val[0]: pictures[val[0]]})
     found = run_judging(job)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +28,9 @@ from smearcount.training import naming_cells
 from smearcount.training.cell_sources import load_cell_sources
 from smearcount.training.naming_cells import asked_kinds, cells_of, checked_cells, data_of, picture_um, usable_cells
 from smearcount.training.naming_data import NamingData
+from smearcount.training.naming_model import trained_on
 from smearcount.training.naming_recipe import ClassifierRecipe
+from smearcount.training.survey import pixels_sum
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +224,36 @@ def test_pictures_of_one_name_in_two_collections_are_no_copies(collections: dict
     assert whole.shared_groups is None
 
 
+def test_patients_of_one_name_in_two_collections_are_two_and_in_one_folder_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMEARCOUNT_DATA", str(tmp_path))
+    classes = {"east": {"a": "normocyte"}, "west": {"b": "spherocyte"}, "later": {"c": "burr_cell"}}
+    for seed, (name, label) in enumerate((("east", "a"), ("east", "c"), ("west", "b"))):
+        for patient, row in product(range(4), range(3)):
+            folder = tmp_path / name / label / f"patient{patient}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_picture(folder / f"{row}.png", cell(100 * seed + 10 * patient + row))
+    entries = {name: {"format": "folders", "classes": told, "val_share": 0.3} for name, told in classes.items()}
+    entries["later"]["folder"] = str(tmp_path / "west" / ".." / "east")
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(entries))
+    data = {"collections": ["east", "west", "later"], "cells": str(tmp_path / "cells.yaml")}
+    cells = cells_of(recipe(**data))
+    homes = {"east": "east", "west": "west", "later": "east"}
+    wanted = {f"{homes[name]}/patient{n}" for name in homes for n in range(4)}
+    assert Counter(cells.groups.tolist()) == {group: 6 if group.startswith("east") else 3 for group in wanted}
+    assert codes_of(cells) == {"normocyte": 12, "spherocyte": 12, "burr_cell": 12}
+    two = recipe(collections=["east", "west"], cells=data["cells"])
+    told = list[str]()
+    assert len(checked_cells(two, tmp_path, told.append)) == 24
+    assert told[-1] == "0 pictures left out (faults.csv), 0 leaks removed (leaks.txt)"
+    # The list of a model that was trained on one picture of a patient of the east.
+    sums = pixels_sum(cell(0))[:16], hashlib.sha256(b"patient0").hexdigest()[:16]
+    (tmp_path / "split.csv").write_text(f"split,pixels_sha256,group_sha256\ntrain,{','.join(sums)}\n")
+    known = cells.groups[trained_on(tmp_path, recipe(**data), cells)]
+    assert Counter(known.tolist()) == {"east/patient0": 6}
+
+
 def test_tiny_pictures_of_cells_are_read(tmp_path: Path) -> None:
     """At 0.2 um a pixel a platelet is 10 to 15 px."""
     folder = folder_of(tmp_path, Normal=5, PLT=5)
@@ -235,7 +269,7 @@ def test_a_folder_inside_a_class_is_a_group_across_the_classes(tmp_path: Path) -
     cells = cells_of(recipe(folder=folder))
     assert codes_of(cells) == {"normocyte": 15, "howell_jolly_body": 15, "platelet": 10}
     groups = Counter(cells.groups.tolist())
-    assert {name: n for name, n in groups.items() if n > 1} == {f"patient{n}": 6 for n in range(5)}
+    assert {name: n for name, n in groups.items() if n > 1} == {f"folder/patient{n}": 6 for n in range(5)}
     assert len(groups) == 15
     for name in groups:
         assert len(set(cells.splits[cells.groups == name].tolist())) == 1
@@ -250,7 +284,7 @@ def test_groups_of_a_folder_may_be_listed(tmp_path: Path) -> None:
     listed.write_text("file,group\n" + "".join(f"{name},slide {int(name[-6:-4]) // 2}\n" for name in names))
     cells = cells_of(recipe(folder=folder, groups=listed))
     groups = Counter(cells.groups.tolist())
-    assert {name: n for name, n in groups.items() if n > 1} == {f"slide {n}": 4 for n in range(3)}
+    assert {name: n for name, n in groups.items() if n > 1} == {f"folder/slide {n}": 4 for n in range(3)}
     for name in groups:
         assert len(set(cells.splits[cells.groups == name].tolist())) == 1
     for text, reason in (

@@ -68,6 +68,8 @@ class Reading:
     Attributes:
         folder: where the collection lies.
         name: its entry.
+        home: the first entry that lies in this folder, after which its groups are called: many laboratories have a
+            `patient1`.
         source: what the entry says.
         detector: finds the cells.
         patch_um: side of the classifier's window.
@@ -76,6 +78,7 @@ class Reading:
 
     folder: Path
     name: str
+    home: str
     source: CellSource
     detector: Detector
     patch_um: float
@@ -266,8 +269,8 @@ def _folders(reading: Reading) -> Iterator[Window]:
         scale = source.scale(picture.size_wh) if source.um_per_px else reading.patch_um / min(picture.size_wh)
         left, top, side = square = _square_around(_middle(picture, scale, reading, label), picture.size_wh)
         pixels, origin = picture.read(left, top, side, side), path.relative_to(reading.folder).as_posix()
-        # Of a picture that nobody grouped: another collection may have one of the same name.
-        own = f"{reading.name}/{origin}" if group == origin else group
+        # Originals have names that other collections call them by as well.
+        own = group if source.train_groups else f"{reading.home}/{group}"
         yield Window(pixels, scale, label, own, split, origin, again=PictureWindow(path, square, side))
 
 

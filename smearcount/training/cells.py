@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -49,9 +50,11 @@ def read_cells(
         DatasetError: a collection is missing or malformed, or none has a cell of the codes.
         ConfigError: the entry of a collection does not fit its pictures.
     """
-    finest, parts, room = patch_um / (FINEST * input_px), [], MOST_BYTES
+    finest, parts, room, homes = patch_um / (FINEST * input_px), [], MOST_BYTES, dict[Path, str]()
     for name, source in sources.items():
-        reading = Reading(folder_of(name, source), name, source, detector, patch_um, seed)
+        folder = folder_of(name, source)
+        home = homes.setdefault(folder.resolve(), name)
+        reading = Reading(folder, name, home, source, detector, patch_um, seed)
         skipped, windows = Counter[str](), list[Window]()
         with readable(name, reading.folder, source):
             for each in windows_of(reading):

@@ -103,8 +103,9 @@ def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str 
     seen = {(picture, group) for split, picture, group in rows if split == side}
     here = _sums(recipe, cells, _of_pixels if columns == _PUBLIC else _of_file)
     pictures = {picture for picture, _ in seen} - {""}
-    groups = {group for _, group in seen.intersection(here)} - {""}
-    return np.array([picture in pictures or group in groups for picture, group in here], np.bool_)
+    own = cells.groups.tolist()
+    groups = {group for group, sums in zip(own, here, strict=True) if sums[1] and sums in seen}
+    return np.array([sums[0] in pictures or group in groups for group, sums in zip(own, here, strict=True)], np.bool_)
 
 
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -119,14 +120,17 @@ def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 def _sums(recipe: ClassifierRecipe, cells: CellSet, of_picture: Callable[[Path], str]) -> Sums:
     """Checksums of the picture and of the group of each cell.
 
-    That of the picture is empty for cells of a field, that of a group that is nothing but the cell itself as well.
+    That of the picture is empty for cells of a field, that of a group that is nothing but the cell itself as well. A
+    group of pictures goes without its collection, which another recipe may call otherwise.
     """
     pictures = pictures_of(recipe, cells)
     known = {picture: of_picture(picture)[:_DIGITS] for picture in set(pictures) if picture}
     alone = np.char.add(np.char.add(cells.sources, "/"), cells.origins)
     own = zip(pictures, cells.groups.tolist(), alone.tolist(), strict=True)
     return [
-        (known[picture] if picture else "", "" if group == name else _sha256(group.encode())[:_DIGITS])
+        (known[picture], "" if group == name else _short(group.partition("/")[2] or group))
+        if picture
+        else ("", _short(group))
         for picture, group, name in own
     ]
 
@@ -138,6 +142,10 @@ def _of_pixels(picture: Path) -> str:
 
 def _of_file(picture: Path) -> str:
     return _sha256(picture.read_bytes())
+
+
+def _short(group: str) -> str:
+    return _sha256(group.encode())[:_DIGITS]
 
 
 def _sha256(content: bytes) -> str:
