@@ -135,6 +135,28 @@ def own(model: Path, place: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"min_label_scor": 0.6}, "min_label_scor"),
+        ({"painted": ["target_cell"]}, "painted: target_cell are not among the codes"),
+        ({"licence": None}, "licence"),
+    ],
+)
+def test_a_wrong_word_of_a_card_is_told_before_the_training(
+    place: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    words = {"id": "theirs", "description": "d", "licence": "MIT", "intended_use": "tests", "limits": ["few cells"]}
+    words |= {"training_data": [], "min_label_score": 0.6, "probe_tolerance": 0.05, "kinds": ["rbc"]}
+    (tmp_path / "words.yaml").write_text(yaml.safe_dump(words | changes))
+    out = tmp_path / "run"
+    refused = call("train", "classifier", place / "my cells.yaml", "--out", out, "--card", tmp_path / "words.yaml")
+    assert refused.exit_code == 2
+    assert "--card: words of the card of theirs: " in refused.stderr
+    assert told in refused.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["faults.csv", "leaks.txt"]
+
+
 def test_new_cells_are_no_cells_of_the_temperature(own: Path) -> None:
     """Those of one class only: the other code is named, and nothing was fitted to them."""
     recipe, content = own / "other.yaml", yaml.safe_load((own / "my cells.yaml").read_text())

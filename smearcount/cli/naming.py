@@ -122,9 +122,11 @@ def train_classifier(
     from smearcount.training.naming_data import is_first
     from smearcount.training.naming_model import finish_run
     from smearcount.training.naming_recipe import ClassifierRecipe
+    from smearcount.training.packaging import check_words
 
     with _training_in(out, recipe, ClassifierRecipe) as asked:
         cells = _checked_cells(asked, out, quiet=quiet or not is_first())
+        check_words(out, card, cells.codes)
         run = train(asked, cells, out, report=None if quiet else typer.echo)
     if not is_first():
         return

@@ -31,6 +31,7 @@ __all__ = [
     "TAXONOMY_FILE",
     "assemble",
     "check_replaceable",
+    "check_words",
     "copy_companions",
     "detector_card",
     "export_model",
@@ -119,6 +120,28 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
         },
     )
     return assemble(run, card, out)
+
+
+def check_words(run: Path, about_path: Path | None, codes: Sequence[str]) -> None:
+    """See, before a training, that the words of a classifier's card are right: a wrong one is told hours later else.
+
+    Args:
+        run: folder of the training; the words of a finished one are put on the card it has, and may be a part.
+        about_path: the words, as for `package_naming_run`.
+        codes: of the classifier.
+
+    Raises:
+        UsageError: a word is missing or wrong.
+    """
+    if about_path is None or (run / "summary.json").is_file():
+        return
+    # What the recipe and the training put on the card.
+    learned = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_px": 64, "temperature": 1.0, "patch_um": 12.0}
+    learned |= {"embedding": 1, "metrics": (), "git_commit": "", "files": {}, "codes": tuple(codes)}
+    try:
+        _checked(ClassifierCard, {"kinds": ("rbc",), **load_about(about_path), **learned})
+    except (ConfigError, ModelError) as error:
+        raise UsageError(f"--card: {error}") from error
 
 
 def package_naming_run(
