@@ -244,7 +244,8 @@ def evaluate_classifier(
         typer.echo(f"{figures['left_out']} cells left out: {model} was trained on them, or on others of their groups")
     if figures["strange"]:
         listed = ", ".join(f"{n} {code}" for code, n in figures["strange"].items())
-        typer.echo(f"{sum(figures['strange'].values())} cells left out: {model} gives none of their codes ({listed})")
+        n = sum(figures["strange"].values())
+        typer.echo(f"{n} cells left out: {model} gives none of their codes, or only one of several ({listed})")
     for told in filter(None, (*figures["missing"], figures["warning"], figures["note"])):
         typer.echo(told)
     typer.echo(f"report in {out / 'report.html'}")

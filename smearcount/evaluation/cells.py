@@ -67,7 +67,7 @@ class CellViews(Sequence[Pixels]):
 
 
 def judge_cells(model: Model, cells: CellSet, choice: RuntimeChoice | None = None) -> Judged:
-    """What a classifier says of labelled cells; of those without a code that it can give, nothing."""
+    """What a classifier says of labelled cells; of those that it can't be judged on (see `_strangers`), nothing."""
     classifier = Classifier(model, choice or RuntimeChoice())
     columns = [cells.codes.index(code) for code in classifier.card.codes if code in cells.codes]
     shared = np.isin(classifier.card.codes, cells.codes)
@@ -130,7 +130,7 @@ def run_judging(job: Judging) -> dict[str, Any]:
         whether it was trained on some of them; as `missing` the pictures, fields or boxes that give no cell; as
         `unjudged` the codes without a cell of their own; as `left_out` how many validation cells are none for this
         classifier, which was trained on them; and as `strange` how many it can't be judged on, as it gives none of
-        their codes, by these.
+        their codes, or of several that they may be only one, by these.
 
     Raises:
         UsageError: no cell is left to judge on, or figures of cells that it was trained on are asked for on the card.
@@ -154,7 +154,8 @@ def run_judging(job: Judging) -> dict[str, Any]:
         codes = ", ".join(_numbers(cells.take(strange)))
         given = ", ".join(model.classifier_card.codes)
         raise UsageError(
-            f"{job.model} gives none of the codes of these cells: {codes}; it gives {given}: name another --model"
+            f"{job.model} gives none, or only one of several, of the codes of these cells: {codes}; it gives {given}: "
+            "name another --model"
         )
     strangers, cells, seen = cells.take(strange), cells.take(~strange), int(known[~strange].sum())
     if seen and job.on_card:
@@ -200,8 +201,12 @@ def _to_card(model: Model, found: dict[str, Any], judged: Judged, where: str, us
 
 
 def _strangers(cells: CellSet, codes: Sequence[str]) -> Bools:
-    """Which cells `(N,)` are none of some codes."""
-    return np.asarray(~cells.targets[:, np.isin(cells.codes, codes)].any(axis=1))
+    """Which cells `(N,)` are none of some codes, or may be one of them or something else: as if that were their label.
+
+    A cell that may be several of the codes is judged by whether it is named as one of them.
+    """
+    given = cells.targets[:, np.isin(cells.codes, codes)].sum(axis=1)
+    return np.asarray((given == 0) | ((given == 1) & ~cells.exact))
 
 
 def _numbers(cells: CellSet) -> dict[str, int]:
