@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -172,13 +173,32 @@ def test_new_cells_are_no_cells_of_the_temperature(own: Path) -> None:
     assert "The temperature" not in judged.output + (own / "judged" / "report.html").read_text()
 
 
-def test_a_refused_training_leaves_the_lists_of_the_run_that_is_there(own: Path) -> None:
+def test_a_refused_training_leaves_the_lists_of_the_run_that_is_there(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
     before = {name: (own / "run" / name).read_bytes() for name in ("faults.csv", "leaks.txt", "summary.json")}
     (own / "cells" / "Normal" / "empty.png").write_bytes(b"")
     write_picture(own / "cells" / "Normal" / "more.png", drawn_cell(99, "Normal"))
     refused = call("train", "classifier", own / "my cells.yaml", "--out", own / "run", "--quiet")
     assert refused.exit_code == 2
     assert "holds a run of another recipe or of other cells" in refused.stderr
+    assert {name: (own / "run" / name).read_bytes() for name in before} == before
+    # Without a picture that can be read, and stopped after the lists were written.
+    for path in (own / "cells" / "Normal").iterdir():
+        path.write_bytes(b"no picture")
+    refused = call("train", "classifier", own / "my cells.yaml", "--out", own / "run", "--quiet")
+    assert refused.exit_code == 2
+    assert re.search(r"no usable picture in Normal .*; the lists in .* give another --out", refused.stderr)
+    assert {name: (own / "run" / name).read_bytes() for name in before} == before
+    new = call("train", "classifier", own / "my cells.yaml", "--out", own / "new", "--quiet")
+    assert "the lists in" not in new.stderr
+    assert len(rows_of(own / "new" / "faults.csv")) == 19
+    monkeypatch.setattr("smearcount.training.naming_cells._refuse_unusable_folders", stop)
+    stopped = call("train", "classifier", own / "my cells.yaml", "--out", own / "run", "--quiet")
+    assert stopped.exit_code == 130
     assert {name: (own / "run" / name).read_bytes() for name in before} == before
 
 
@@ -490,7 +510,8 @@ def test_networks_are_compared(place: Path, tmp_path: Path) -> None:
 def test_a_refused_comparison_leaves_the_lists_of_the_one_that_is_there(own: Path) -> None:
     base = yaml.safe_load((own / "my cells.yaml").read_text())
     config, out = own / "compare.yaml", own / "compared"
-    out.mkdir()
+    (out / "cnn-sgd").mkdir(parents=True)
+    (out / "cnn-sgd" / "summary.json").write_text("{}")
     for name in ("faults.csv", "leaks.txt"):
         (out / name).write_text("of an earlier run\n")
     # No label is exact, so that nothing can be judged.

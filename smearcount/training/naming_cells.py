@@ -17,7 +17,7 @@ from smearcount.cards import ClassifierCard, find_model
 from smearcount.cellsets import CellSet
 from smearcount.config import Settings, Strict, faults_of, yaml_line
 from smearcount.detector import Detector
-from smearcount.errors import ConfigError, UsageError
+from smearcount.errors import ConfigError
 from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
 from smearcount.progress import Report
@@ -185,14 +185,24 @@ def fair_cells(cells: CellSet, out: Path) -> tuple[CellSet, int]:
 
 @contextmanager
 def lists_kept(out: Path) -> Iterator[None]:
-    """The lists of the run that a folder holds stay as they are where another one is refused there."""
-    found = [path for name in ("faults.csv", "leaks.txt") for at in (name, f"*/{name}") for path in out.glob(at)]
-    before = {path: path.read_text(encoding="utf-8") for path in found}
+    """The lists of the run that a folder holds stay as they are where another one fails there or is stopped.
+
+    Raises:
+        ConfigError: as inside, where it may speak of the lists, with what became of them.
+    """
+    lists, run = (
+        [path for name in names for at in (name, f"*/{name}") for path in out.glob(at)]
+        for names in (("faults.csv", "leaks.txt"), ("summary.json", "last.ckpt"))
+    )
+    before = {path: path.read_text(encoding="utf-8") for path in lists if run}
     try:
         yield
-    except UsageError:
+    except BaseException as error:
         for path, text in before.items():
             write_text_atomic(path, text)
+        if before and isinstance(error, ConfigError):
+            told = f"the lists in {out} are those of the run that is there: give another --out for new ones"
+            raise ConfigError(f"{error}; {told}") from error
         raise
 
 
