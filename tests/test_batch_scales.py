@@ -22,7 +22,7 @@ from conftest import scatter
 from fake_batch import DiscMaker
 from typer.testing import CliRunner
 
-from smearcount.batch import BatchJob, Outcome, Stage, run_batch
+from smearcount.batch import BatchJob, Interrupted, Outcome, Stage, run_batch
 from smearcount.cli import app
 from smearcount.datasets import RED_CELL_UM
 from smearcount.engines import LocalPlan, Lost, run_here, run_local
@@ -314,6 +314,29 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     run_batch(DiscMaker(um_per_px=None), job, partial(run_local, LocalPlan(2, 1)))
     assert (tmp_path / "r.csv").read_bytes() == (tmp_path / "calm.csv").read_bytes()
     assert [path.read_bytes() for path in tables.values()] == calm
+
+
+def test_a_batch_that_is_stopped_while_it_measures_tells_what_is_kept(tmp_path: Path) -> None:
+    folder, log = fields(tmp_path / "in", s_a=44.0, s_b=46.0, s_c=48.0), tmp_path / "log"
+    job = BatchJob(folder, tmp_path / "r.csv", recursive=True)
+
+    def stop(stage: Stage) -> None:
+        if stage == Stage("measuring", 2, 3):
+            raise KeyboardInterrupt
+
+    kept = r"2 of 3 pictures measured for the scales .* are in .*r\.csv\.journal: the same command goes on"
+    with pytest.raises(Interrupted, match=kept) as caught:
+        run_batch(DiscMaker(log, um_per_px=None), job, watch=stop)
+    assert (caught.value.done, caught.value.total) == (0, 3)
+    assert took(log) == (["a.png", "b.png"], [])
+
+    def stop_later(stage: Stage) -> None:
+        if stage == Stage("analysing", 1, 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="with 1 of 3 pictures done; their rows are in"):
+        run_batch(DiscMaker(log, um_per_px=None), job, watch=stop_later)
+    assert took(log) == (["c.png"], ["a.png"])
 
 
 def test_killed_while_measuring_and_while_analysing_it_goes_on(tmp_path: Path) -> None:

@@ -139,13 +139,18 @@ class Outcome:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped a batch; `journal` has the rows of the `done` pictures known to be finished, out of `total`."""
+    """The user stopped a batch; `journal` has the rows of the `done` pictures known to be finished, out of `total`.
 
-    def __init__(self, done: int, total: int, journal: Path) -> None:
-        super().__init__(
-            f"stopped with {done} of {total} pictures done; their rows are in {journal}: the same command goes on "
-            "from there"
-        )
+    Where it was stopped while the scales of slides were `measured`, what it has of these is told instead: which of the
+    rows of an earlier run still hold is seen later.
+    """
+
+    def __init__(self, done: int, total: int, journal: Path, measured: Stage | None = None) -> None:
+        told = f"{done} of {total} pictures done; their rows are in {journal}"
+        if measured:
+            told = f"{measured.done} of {measured.total} pictures measured for the scales of their slides; these"
+            told = f"{told} measurements, and the rows of an earlier run, are in {journal}"
+        super().__init__(f"stopped with {told}: the same command goes on from there")
         self.done = done
         self.total = total
         self.journal = journal

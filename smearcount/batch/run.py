@@ -65,7 +65,7 @@ def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Wat
                 reused = batch.analyse(engine)
                 outcome = batch.write()
             except KeyboardInterrupt as stop:
-                raise Interrupted(batch.finished, len(listing.pictures), job.journal) from stop
+                raise Interrupted(batch.finished, len(listing.pictures), job.journal, batch.measured) from stop
     return replace(
         outcome,
         overlays=listing.overlays,
@@ -91,7 +91,7 @@ def _as_copy(counts: Mapping[str, Any], first: str) -> dict[str, Any]:
 
 
 class _Batch:
-    """One run: its pictures, its journal, what is wanted of them, and how many are `finished`."""
+    """One run: its pictures, its journal, what is wanted, and how many are `finished`, or `measured` till then."""
 
     def __init__(
         self, maker: Maker, job: BatchJob, pictures: Sequence[Picture], journal: Journal, watch: Watch
@@ -102,7 +102,9 @@ class _Batch:
         overlays, galleries = (folder.absolute() if folder else None for folder in (job.overlays, job.galleries))
         self.wishes = Wishes(job.cells is not None, overlays, galleries, job.overlay_format)
         self.work = BatchWork(maker, self.wishes)
-        self.measuring = None if maker.scale_given() or not job.slide_scale else Measuring(maker, journal, watch)
+        estimates = job.slide_scale and not maker.scale_given()
+        self.measuring = Measuring(maker, journal, self._watch_measured) if estimates else None
+        self.measured: Stage | None = None
         self.scales: Mapping[str, SlideScales] = {}
         self.finished = 0
 
@@ -110,6 +112,7 @@ class _Batch:
         """Fill the journal; returns the number of pictures that were in it already."""
         if self.measuring:
             self.scales = self.measuring.scales(self.pictures, engine)
+            self.measured = None
         tasks = list(map(self._task, self._waiting()))
         missing = set(range(len(tasks)))
         total = len(self.pictures)
@@ -123,6 +126,10 @@ class _Batch:
         if missing:
             raise RuntimeError(f"expected a result for each of {len(tasks)} pictures, {len(missing)} had none")
         return total - len(tasks) - sum(bool(picture.fault) for picture in self.pictures)
+
+    def _watch_measured(self, stage: Stage) -> None:
+        self.measured = stage
+        self.watch(stage)
 
     def _task(self, picture: Picture) -> Task:
         scales, region = self.scales.get(picture.slide_id, {}), self.work.maker.region_of(picture.image_id)
