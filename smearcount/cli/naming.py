@@ -97,7 +97,8 @@ def classify(
 def _training_in(out: Path, recipe: Path, kind: type[Asked]) -> Iterator[Asked]:
     """A recipe to be trained in a folder; errors end the program, and a refusal leaves the run that is there."""
     from smearcount.images import make_folder
-    from smearcount.training.naming_cells import lists_kept, named_recipe
+    from smearcount.training.naming_cells import named_recipe
+    from smearcount.training.naming_model import lists_kept
 
     with clear_errors():
         asked = read_model(kind, recipe)
@@ -120,9 +121,8 @@ def train_classifier(
     """Train a classifier from a YAML recipe, or go on with an interrupted training of the same folder."""
     from smearcount.training.classifier import train_classifier as train
     from smearcount.training.naming_data import is_first
-    from smearcount.training.naming_model import finish_run
+    from smearcount.training.naming_model import check_words, finish_run
     from smearcount.training.naming_recipe import ClassifierRecipe
-    from smearcount.training.packaging import check_words
 
     with _training_in(out, recipe, ClassifierRecipe) as asked:
         cells = _checked_cells(asked, out, quiet=quiet or not is_first())

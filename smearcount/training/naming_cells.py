@@ -49,7 +49,6 @@ __all__ = [
     "checked_cells",
     "data_of",
     "fair_cells",
-    "lists_kept",
     "named_recipe",
     "picture_um",
     "pictures_of",
@@ -181,29 +180,6 @@ def fair_cells(cells: CellSet, out: Path) -> tuple[CellSet, int]:
     cells, leaks = without_leaks(cells)
     write_text_atomic(out / "leaks.txt", "".join(f"{ours} shows the same as {theirs}\n" for ours, theirs in leaks))
     return cells, len(leaks)
-
-
-@contextmanager
-def lists_kept(out: Path) -> Iterator[None]:
-    """The lists of the run that a folder holds stay as they are where another one fails there or is stopped.
-
-    Raises:
-        ConfigError: as inside, where it may speak of the lists, with what became of them.
-    """
-    lists, run = (
-        [path for name in names for at in (name, f"*/{name}") for path in out.glob(at)]
-        for names in (("faults.csv", "leaks.txt"), ("summary.json", "last.ckpt"))
-    )
-    before = {path: path.read_text(encoding="utf-8") for path in lists if run}
-    try:
-        yield
-    except BaseException as error:
-        for path, text in before.items():
-            write_text_atomic(path, text)
-        if before and isinstance(error, ConfigError):
-            told = f"the lists in {out} are those of the run that is there: give another --out for new ones"
-            raise ConfigError(f"{error}; {told}") from error
-        raise
 
 
 def refuse_untrained_codes(cells: CellSet, data: CellData) -> None:

@@ -1,4 +1,4 @@
-"""The model folder of a finished training, and the list of the cells on either side of its split.
+"""The folder of a training: what is checked before it, the model, and the list of the cells on either side.
 
 Cells that a classifier was trained on are recognised by that list, `split.csv`, whatever a recipe puts on which side
 later. The one of the run names pictures and groups; the one that goes out with the model has their checksums only.
@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from smearcount.arrays import Bools
-from smearcount.cards import TrainingData
+from smearcount.cards import ClassifierCard, TrainingData
 from smearcount.cellsets import CellSet
-from smearcount.errors import ModelError
+from smearcount.errors import ConfigError, ModelError, UsageError
 from smearcount.images import ReadLimits, open_image, write_text_atomic
 from smearcount.report import to_csv
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.naming_cells import CellData, asked_kinds, data_of, picture_um, pictures_of
 from smearcount.training.naming_recipe import ClassifierRecipe
-from smearcount.training.packaging import SPLIT_FILE, TAXONOMY_FILE, package_naming_run
+from smearcount.training.packaging import SPLIT_FILE, TAXONOMY_FILE, checked_card, load_about, package_naming_run
 from smearcount.training.survey import pixels_sum
 
-__all__ = ["finish_run", "trained_on"]
+__all__ = ["check_words", "finish_run", "lists_kept", "trained_on"]
 
 _PRIVATE = ("source", "cell", "group")
 _PUBLIC = ("split", "pixels_sha256", "group_sha256")
@@ -36,6 +37,51 @@ _OF_FILES = ("split", "picture_sha256", "group_sha256")
 _DIGITS = 16
 
 Sums = list[tuple[str, str]]
+
+
+@contextmanager
+def lists_kept(out: Path) -> Iterator[None]:
+    """The lists of the run that a folder holds stay as they are where another one fails there or is stopped.
+
+    Raises:
+        ConfigError: as inside, where it may speak of the lists, with what became of them.
+    """
+    lists, run = (
+        [path for name in names for at in (name, f"*/{name}") for path in out.glob(at)]
+        for names in (("faults.csv", "leaks.txt"), ("summary.json", "last.ckpt"))
+    )
+    before = {path: path.read_text(encoding="utf-8") for path in lists if run}
+    try:
+        yield
+    except BaseException as error:
+        for path, text in before.items():
+            write_text_atomic(path, text)
+        if before and isinstance(error, ConfigError):
+            told = f"the lists in {out} are those of the run that is there: give another --out for new ones"
+            raise ConfigError(f"{error}; {told}") from error
+        raise
+
+
+def check_words(run: Path, about_path: Path | None, codes: Sequence[str]) -> None:
+    """See, before a training, that the words of a classifier's card are right: a wrong one is told hours later else.
+
+    Args:
+        run: folder of the training; the words of a finished one are put on the card it has, and may be a part.
+        about_path: the words, as for `package_naming_run`.
+        codes: of the classifier.
+
+    Raises:
+        UsageError: a word is missing or wrong.
+    """
+    if about_path is None or (run / "summary.json").is_file():
+        return
+    # What the recipe and the training put on the card.
+    learned = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_px": 64, "temperature": 1.0, "patch_um": 12.0}
+    learned |= {"embedding": 1, "metrics": (), "git_commit": "", "files": {}, "codes": tuple(codes)}
+    try:
+        checked_card(ClassifierCard, {"kinds": ("rbc",), **load_about(about_path), **learned})
+    except (ConfigError, ModelError) as error:
+        raise UsageError(f"--card: {error}") from error
 
 
 def finish_run(run: Path, recipe: ClassifierRecipe, cells: CellSet, name: str, about: Path | None = None) -> Path:

@@ -31,12 +31,13 @@ __all__ = [
     "TAXONOMY_FILE",
     "assemble",
     "check_replaceable",
-    "check_words",
+    "checked_card",
     "copy_companions",
     "detector_card",
     "export_model",
     "file_entries",
     "git_commit",
+    "load_about",
     "package_classifier",
     "package_naming_run",
     "staged",
@@ -67,7 +68,7 @@ def detector_card(recipe_path: Path, about_path: Path | None) -> Card:
         ConfigError: the recipe is malformed, or a word of the card is missing or wrong.
     """
     recipe = read_model(DetectorRecipe, recipe_path)
-    return _checked(
+    return checked_card(
         DetectorCard,
         {
             **(load_about(about_path) if about_path else _plain_words(recipe, recipe_path)),
@@ -82,7 +83,12 @@ def detector_card(recipe_path: Path, about_path: Path | None) -> Card:
     )
 
 
-def _checked(kind: type[Card], values: dict[str, Any]) -> Card:
+def checked_card(kind: type[Card], values: dict[str, Any]) -> Card:
+    """A card of these values.
+
+    Raises:
+        ConfigError: one is missing or wrong; says which.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -107,7 +113,7 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
     """
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     kept = {name: summary[name] for name in ("codes", "mean", "std", "input_px", "temperature")}
-    card = _checked(
+    card = checked_card(
         ClassifierCard,
         {
             **about,
@@ -120,28 +126,6 @@ def package_classifier(run: Path, about: dict[str, Any], out: Path) -> Card:
         },
     )
     return assemble(run, card, out)
-
-
-def check_words(run: Path, about_path: Path | None, codes: Sequence[str]) -> None:
-    """See, before a training, that the words of a classifier's card are right: a wrong one is told hours later else.
-
-    Args:
-        run: folder of the training; the words of a finished one are put on the card it has, and may be a part.
-        about_path: the words, as for `package_naming_run`.
-        codes: of the classifier.
-
-    Raises:
-        UsageError: a word is missing or wrong.
-    """
-    if about_path is None or (run / "summary.json").is_file():
-        return
-    # What the recipe and the training put on the card.
-    learned = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "input_px": 64, "temperature": 1.0, "patch_um": 12.0}
-    learned |= {"embedding": 1, "metrics": (), "git_commit": "", "files": {}, "codes": tuple(codes)}
-    try:
-        _checked(ClassifierCard, {"kinds": ("rbc",), **load_about(about_path), **learned})
-    except (ConfigError, ModelError) as error:
-        raise UsageError(f"--card: {error}") from error
 
 
 def package_naming_run(
@@ -189,7 +173,7 @@ def _holds(folder: Path, weights: bytes) -> bool:
 
 def _reword(folder: Path, about: dict[str, Any]) -> None:
     card = Model(folder).card
-    reworded = _checked(type(card), {**as_yaml(card), **about})
+    reworded = checked_card(type(card), {**as_yaml(card), **about})
     if reworded != card:
         _write_card(folder, reworded)
 
