@@ -100,6 +100,7 @@ def contact_sheets(
 
     Raises:
         ValueError: a number is below 1, or a name is no code of the taxonomy.
+        ChangedError: the picture is read by regions, and its file changed since it was analysed.
     """
     if per_sheet < 1 or (most_sheets is not None and most_sheets < 1):
         raise ValueError(f"expected at least 1 cell a sheet and 1 sheet, got {per_sheet} and {most_sheets}")
@@ -110,7 +111,9 @@ def contact_sheets(
         drawn = min(made * per_sheet, total)
         for n in range(made):
             page = _Page(n * per_sheet, min((n + 1) * per_sheet, total), n + 1, made, drawn)
-            yield group.code, _sheet(analysis, group, page)
+            with analysis.as_analysed():
+                sheet = _sheet(analysis, group, page)
+            yield group.code, sheet
 
 
 def write_gallery(analysis: Analysis, folder: Path | str, stem: str) -> list[Path]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from smearcount.images import (
     ArraySource,
     ImageSource,
     ReadLimits,
+    State,
     file_sha256,
     make_folder,
     open_image,
@@ -68,6 +70,7 @@ class Analysis:
         patch_um: physical side of the patches of each kind.
         squares: which parts of a large picture were counted; None for a field.
         limits: the field of view within a black surround, and the region of interest, where there are such.
+        state: of the file when it was analysed; empty where there was none.
     """
 
     result: SmearResult
@@ -76,6 +79,7 @@ class Analysis:
     patch_um: Mapping[str, float] = field(default_factory=lambda: PATCH_SIDE_UM)
     squares: CountableMap | None = None
     limits: tuple[Region, ...] = ()
+    state: State = ()
 
     @property
     def counts(self) -> Counts:
@@ -114,18 +118,39 @@ class Analysis:
         keys = [f"{UNCLASSIFIED}_{line.kind}" if line.key == UNCLASSIFIED else line.key for line in lines]
         return pd.DataFrame(rows, index=keys, columns=["kind", "name", "count", *columns])
 
+    @contextmanager
+    def as_analysed(self) -> Iterator[None]:
+        """See that the pixels looked at inside are those that were analysed, where they are read from the file again.
+
+        Raises:
+            ChangedError: the file changed since it was analysed.
+        """
+        held = isinstance(self.source, ArraySource) or not self.state
+        with nullcontext() if held else unchanged(self.source.path, self.state):
+            yield
+
     def patches(self) -> Iterator[Patch]:
-        """The 452 x 452 cut-out of every cell, in the order of `cells`."""
+        """The 452 x 452 cut-out of every cell, in the order of `cells`.
+
+        Raises:
+            ChangedError: the picture is read by regions, and its file changed since it was analysed.
+        """
         detections = self.result.detections
         sides = np.array([self.patch_um[kind] for kind in detections.kinds.tolist()], np.float32)
-        return cut_patches(self.source, detections.boxes, sides, self.result.scale.um_per_px)
+        with self.as_analysed():
+            yield from cut_patches(self.source, detections.boxes, sides, self.result.scale.um_per_px)
 
     def overlay(self) -> Pixels:
-        """The annotated picture, `(H, W, 3) uint8 RGB`; one beyond 60 megapixels is shown reduced."""
+        """The annotated picture, `(H, W, 3) uint8 RGB`; one beyond 60 megapixels is shown reduced.
+
+        Raises:
+            ChangedError: the picture is read by regions, and its file changed since it was analysed.
+        """
         from smearcount.overlay import dim_outside, draw_overlay, read_reduced, reduction
 
         factor = reduction(self.source.size_wh)
-        pixels = read_reduced(self.source, factor)
+        with self.as_analysed():
+            pixels = read_reduced(self.source, factor)
         shown = shade(pixels, self.squares) if self.squares else pixels
         for region in self.limits:
             shown = dim_outside(shown, region, self.source.size_wh)
@@ -145,7 +170,7 @@ class Analysis:
 
         Raises:
             ValueError: there is no such format.
-            ImageError: the folder can't be read or written.
+            ImageError: the folder can't be read or written, or the picture changed since it was analysed.
             UsageError: without a stem: another run has been writing to that name for a minute.
         """
         folder = make_folder(Path(folder))
@@ -260,8 +285,9 @@ class Pipeline:
             return self._analyzed(even_light(_held(image)), flag, image_id, slide_id, slide_scales)
         if not isinstance(image, os.PathLike | str):
             raise TypeError(f"image: expected a file or (H, W, 3) uint8 RGB pixels, got {type(image).__name__}")
-        with unchanged(Path(image)):
-            return self._analyzed(even_light(self._opened(Path(image), flag)), flag, image_id, slide_id, slide_scales)
+        with unchanged(Path(image)) as state:
+            lit = even_light(self._opened(Path(image), flag))
+            return replace(self._analyzed(lit, flag, image_id, slide_id, slide_scales), state=state)
 
     def _analyzed(
         self, lit: Lit, flag: float | None, image_id: str | None, slide_id: str, scales: SlideScales | None

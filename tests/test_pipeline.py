@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from conftest import SAMPLES
 from smearcount import Pipeline, Settings
 from smearcount.config import shipped
 from smearcount.errors import ChangedError, ConfigError, ImageError
+from smearcount.gallery import contact_sheets
 from smearcount.images import file_sha256, open_image
 from smearcount.light import illumination
 from smearcount.output_names import shortened
@@ -191,6 +193,33 @@ def test_a_picture_that_is_replaced_while_it_is_read_has_no_result(
     found = [pipeline.analyze(path, um_per_px=0.12).cells for path in (slide, cut)]
     assert len(found[0])
     pd.testing.assert_frame_equal(found[0].drop(columns="image"), found[1].drop(columns="image"))
+
+
+def test_cells_are_drawn_on_the_picture_that_was_analysed(pipeline: Pipeline, tmp_path: Path) -> None:
+    """A picture that was decoded as a whole is still at hand; one that is read by regions must be as it was."""
+    pixels = open_image(SAMPLES / "sparse.jpg").read(0, 0, 300, 400)
+    slide, whole = tmp_path / "slide.tif", tmp_path / "whole.png"
+    tifffile.imwrite(slide, pixels, photometric="rgb", tile=(64, 64))
+    cv2.imwrite(str(whole), pixels[..., ::-1])
+    by_regions, held = (pipeline.analyze(path, um_per_px=0.12) for path in (slide, whole))
+    assert len(held.result.detections)
+    shown = held.overlay()
+    assert by_regions.overlay().shape == shown.shape
+    tifffile.imwrite(slide, pixels[::-1], photometric="rgb", tile=(64, 64))
+    whole.unlink()
+    np.testing.assert_array_equal(shown, held.overlay())
+    assert len(list(held.patches())) == len(held.result.detections)
+    for look in (by_regions.overlay, by_regions.patches, partial(contact_sheets, by_regions)):
+        with pytest.raises(ChangedError, match=r"slide\.tif: changed since it was analysed; run it again"):
+            list(look())  # type: ignore[arg-type]
+    with pytest.raises(ChangedError):
+        by_regions.save(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    cut_out = pipeline.analyze(slide, um_per_px=0.12).patches()
+    next(cut_out)
+    tifffile.imwrite(slide, pixels, photometric="rgb", tile=(64, 64))
+    with pytest.raises(ChangedError):
+        list(cut_out)
 
 
 def test_the_same_picture_gives_the_same_bytes(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from smearcount.images.machine import is_of_machine, lack_of_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
-from smearcount.images.slides import content_sha256, unchanged
+from smearcount.images.slides import State, content_sha256, unchanged
 from smearcount.images.source import ArraySource, ImageSource, PartSource, PixelSource, ReadLimits, file_sha256
 from smearcount.images.writing import (
     check_target,
@@ -36,6 +36,7 @@ __all__ = [
     "PartSource",
     "PixelSource",
     "ReadLimits",
+    "State",
     "check_target",
     "content_sha256",
     "encoded",

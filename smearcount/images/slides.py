@@ -30,7 +30,10 @@ from smearcount.images.source import ReadLimits, check_region, file_sha256
 if TYPE_CHECKING:
     from openslide import OpenSlide
 
-__all__ = ["SlideSource", "content_sha256", "is_mirax", "open_slide", "slide_vendor", "unchanged"]
+__all__ = ["SlideSource", "State", "content_sha256", "is_mirax", "open_slide", "slide_vendor", "unchanged"]
+
+State = tuple[tuple[int, int], ...]
+"""Size and time of the last change of each file of a picture."""
 
 _AGAIN = "copy it again with all its parts, or export it again from the scanner as a tiled TIFF"
 _MAX_TILE_PIXELS = 64_000_000
@@ -128,7 +131,7 @@ def content_sha256(path: Path) -> str:
     return file_sha256(path, _parts(path))
 
 
-def _state(path: Path) -> tuple[tuple[int, int], ...]:
+def _state(path: Path) -> State:
     """Size and time of the last change of all files of a picture; empty where they can't be asked for."""
     try:
         return tuple((each.st_size, each.st_mtime_ns) for each in (part.stat() for part in (path, *_parts(path))))
@@ -137,15 +140,22 @@ def _state(path: Path) -> tuple[tuple[int, int], ...]:
 
 
 @contextmanager
-def unchanged(path: Path) -> Iterator[None]:
+def unchanged(path: Path, since: State = ()) -> Iterator[State]:
     """See that all that is done inside is done with one state of a picture: what changes is no fault of its bytes.
+
+    Args:
+        path: of the picture.
+        since: the state that an earlier block was given, which it must still have.
 
     Raises:
         ChangedError: a file of it changed meanwhile, whatever else was raised.
     """
-    before, told = _state(path), f"{path}: changed while it was read; run it again once it is complete"
+    before, when = since or _state(path), "since it was analysed" if since else "while it was read"
+    told = f"{path}: changed {when}; run it again once it is complete"
+    if since and _state(path) != since:
+        raise ChangedError(told)
     try:
-        yield
+        yield before
     except Exception as error:
         if _state(path) != before:
             raise ChangedError(told) from error
