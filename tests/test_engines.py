@@ -12,16 +12,21 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fake_batch import DiscMaker, smears
-from toy_work import Squares, Together
+from toy_work import Cards, Squares, Together
 
 from smearcount.batch import BatchJob, run_batch
+from smearcount.cli.batch import _engine
+from smearcount.config import Settings
+from smearcount.cuda import cards_in_turn
 from smearcount.engines import LocalPlan, Lost, RayPlan, run_here, run_local, run_ray
 from smearcount.engines.local import WORKER_BYTES, free_memory, usable_cores
 from smearcount.errors import RuntimeMissingError, SmearcountError
@@ -119,6 +124,59 @@ def test_a_worker_that_is_ended_tidies_up_what_it_has_in_hand(tmp_path: Path) ->
     results.close()
     assert not multiprocessing.active_children()
     assert not (tmp_path / "-2.part").exists()
+
+
+@pytest.mark.parametrize("told", [None, "5,7,9"])
+def test_workers_take_the_graphics_cards_in_turn(
+    told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that are driven; the one that takes the place of a dead one has its card."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if told:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
+    monkeypatch.setattr("smearcount.cuda._driver", lambda: driver(2))
+    names = ("5", "7") if told else ("0", "1")
+    plan = LocalPlan(3, 1, cards=cards_in_turn())
+    assert plan.cards == names
+    found = collected(run_local(plan, Cards(tmp_path, 3, deadly=True), range(12)))
+    assert set(found.values()) <= set(names)
+    seen = Counter(path.read_text() for path in tmp_path.glob("*.seen"))
+    assert seen == Counter([*names, names[0], (tmp_path / "dead").read_text()])
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == told
+
+
+def test_a_single_graphics_card_is_left_to_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    for stand_in in (driver(1), driver(0), driver(2, fault=100), SimpleNamespace()):
+        monkeypatch.setattr("smearcount.cuda._driver", lambda found=stand_in: found)
+        assert cards_in_turn() == ()
+
+    def absent() -> None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("smearcount.cuda._driver", absent)
+    assert cards_in_turn() == ()
+    assert collected(run_local(LocalPlan(1, 1), Cards(tmp_path, 1), range(2))) == {0: "3,4", 1: "3,4"}
+
+
+@pytest.mark.parametrize(("device", "cards", "most"), [("cuda", 2, 4), ("cuda", 1, 2), ("cpu", 2, 0)])
+def test_a_batch_has_two_workers_for_each_card(
+    device: str, cards: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("smearcount.cuda._driver", lambda: driver(cards))
+    (plan,) = _engine(Settings(device=device), "local", None, "").args  # type: ignore[arg-type, attr-defined]
+    assert (plan.most, plan.cards) == (most, ("0", "1") if most == 4 else ())
+
+
+def driver(cards: int, fault: int = 0) -> SimpleNamespace:
+    """What is asked of CUDA's library, of a machine with some cards."""
+
+    def count(found: Any) -> int:
+        found._obj.value = cards
+        return 0
+
+    return SimpleNamespace(cuInit=lambda _: fault, cuDeviceGetCount=count)
 
 
 def test_cores_are_shared() -> None:

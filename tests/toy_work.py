@@ -80,3 +80,38 @@ class Together:
             return threads
 
         return meet
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Which graphics cards a worker sees; each notes it where it begins.
+
+    Attributes:
+        folder: where it is noted, one file a process.
+        parties: workers that every task waits for.
+        deadly: the first task kills once, then waits for the one that takes the place of its worker.
+    """
+
+    folder: Path
+    parties: int
+    deadly: bool = False
+
+    def start(self, threads: int) -> Callable[[int], str]:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        (self.folder / f"{os.getpid()}.seen").write_text(seen)
+
+        def wait_for(workers: int) -> None:
+            until = time.monotonic() + 30
+            while len(list(self.folder.glob("*.seen"))) < workers and time.monotonic() < until:
+                time.sleep(0.01)
+
+        def look(number: int) -> str:
+            wait_for(self.parties)
+            if self.deadly and number == 0:
+                if not (self.folder / "dead").exists():
+                    (self.folder / "dead").write_text(seen)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                wait_for(self.parties + 1)
+            return seen
+
+        return look

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SHOWN_NOTES = 10
 SHOWN_COPIES = 5
 GPU_WORKERS = 2
-"""Processes for one graphics card: while it works for one of them, the others read and decode."""
+"""Processes for each graphics card: while it works for one of them, the others read and decode."""
 
 _TABLE = ".csv, .parquet or .xlsx"
 _Pattern = Annotated[list[str] | None, typer.Option("--glob", help="Only pictures that match; may be repeated.")]
@@ -94,6 +94,7 @@ def batch(
 
 
 def _engine(settings: Settings, name: str, workers: int | None, address: str) -> Engine:
+    from smearcount.cuda import cards_in_turn
     from smearcount.engines import LocalPlan, RayPlan, run_here, run_local, run_ray
     from smearcount.runtimes import calls_at_once
 
@@ -107,7 +108,9 @@ def _engine(settings: Settings, name: str, workers: int | None, address: str) ->
         return run_here
     on_card = _on_card(settings)
     at_once = calls_at_once(settings.batch_size, on_card=on_card)
-    return partial(run_local, LocalPlan(workers or 0, settings.threads, at_once, GPU_WORKERS * on_card))
+    cards = cards_in_turn() if on_card else ()
+    most = GPU_WORKERS * max(1, len(cards)) if on_card else 0
+    return partial(run_local, LocalPlan(workers or 0, settings.threads, at_once, most, cards))
 
 
 def _on_card(settings: Settings) -> bool:

@@ -19,12 +19,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from smearcount.cuda import VISIBLE
 from smearcount.engines.contract import Lost, Results, Work
 from smearcount.errors import SmearcountError
 
@@ -54,12 +55,14 @@ class LocalPlan:
         threads: of each process; 0 for an equal share of the cores.
         at_once: tasks that each has in hand, on as many threads: what they ask of a graphics card comes together.
         most: workers where their number is left open; 0 for no such limit.
+        cards: of several graphics cards, each as `cuda.VISIBLE` names it: a worker sees one, the next one the next.
     """
 
     workers: int = 0
     threads: int = 0
     at_once: int = 1
     most: int = 0
+    cards: tuple[str, ...] = ()
 
     def share(self, tasks: int, cores: int, memory: int) -> tuple[int, int]:
         """Number of processes and threads of each for so many tasks, with so many bytes of memory.
@@ -101,7 +104,7 @@ def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Generator[Re
     if not tasks:
         return
     workers, threads = plan.share(len(tasks), usable_cores(), free_memory())
-    pool = _Pool(work, tasks, workers, threads, plan.at_once)
+    pool = _Pool(work, tasks, replace(plan, workers=workers, threads=threads))
     try:
         yield from pool.results()
     finally:
@@ -111,13 +114,14 @@ def run_local(plan: LocalPlan, work: Work, tasks: Sequence[Any]) -> Generator[Re
 class _Worker:
     """One process, its pipe, and the numbers of the tasks it was given, in the order in which it begins them."""
 
-    def __init__(self, work: bytes, threads: int, at_once: int) -> None:
+    def __init__(self, work: bytes, plan: LocalPlan, card: str) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy locks of threads that it does not have
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, threads, at_once), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, plan, card), daemon=True)
         with _undisturbed():
             self.process.start()
         theirs.close()  # so that the pipe ends with the process
+        self.card = card
         self.given: deque[int] = deque()
         self.ready = False
 
@@ -160,21 +164,21 @@ def _undisturbed() -> Generator[None, None, None]:
 class _Pool:
     """All workers, and which task is where: waiting, given, tried once in vain, or done."""
 
-    def __init__(self, work: Work, tasks: Sequence[Any], workers: int, threads: int, at_once: int) -> None:
-        self._tasks, self._at_once = tasks, at_once
-        self._made_of = pickle.dumps(work), threads, at_once
+    def __init__(self, work: Work, tasks: Sequence[Any], plan: LocalPlan) -> None:
+        self._tasks, self._at_once = tasks, plan.at_once
+        self._made_of, self._cards = (pickle.dumps(work), plan), plan.cards or ("",)
         self._waiting = deque(range(len(tasks)))
         self._again: deque[int] = deque()
         self._tried: set[int] = set()
         self._lost: Results = []
         self._false_starts = 0
-        self._wanted = workers
+        self._wanted = plan.workers
         self._workers: list[_Worker] = []
 
     def results(self) -> Generator[Results, None, None]:
         """What is finished, as soon as it is; everything that waits is handed over at once."""
-        for _ in range(self._wanted):
-            self._workers.append(_Worker(*self._made_of))
+        for number in range(self._wanted):
+            self._workers.append(_Worker(*self._made_of, self._cards[number % len(self._cards)]))
         while self._waiting or self._again or any(worker.given for worker in self._workers):
             self._hand_out()
             by_pipe = {worker.pipe: worker for worker in self._workers}
@@ -236,7 +240,7 @@ class _Pool:
                 self._tried.add(number)
                 self._again.append(number)
         self._waiting.extendleft(reversed(dead.given))
-        self._workers[self._workers.index(dead)] = _Worker(*self._made_of)
+        self._workers[self._workers.index(dead)] = _Worker(*self._made_of, dead.card)
 
     def stop(self) -> None:
         """End all workers, idle or not."""
@@ -247,11 +251,11 @@ class _Pool:
             worker.stop(max(0.0, until - time.monotonic()))
 
 
-def _serve(pipe: Connection, packed: bytes, threads: int, at_once: int) -> None:
+def _serve(pipe: Connection, packed: bytes, plan: LocalPlan, card: str) -> None:
     """The life of a worker: load, then one task after the other, or some at a time, until the pipe is closed."""
-    _settle(threads)
+    _settle(plan.threads, card)
     try:
-        call = pickle.loads(packed).start(threads)
+        call = pickle.loads(packed).start(plan.threads)
     except SmearcountError as error:
         pipe.send(("refused", -1, error))
         return
@@ -259,11 +263,11 @@ def _serve(pipe: Connection, packed: bytes, threads: int, at_once: int) -> None:
         pipe.send(("refused", -1, SmearcountError(f"a worker can't start: {type(error).__name__}: {error}")))
         return
     pipe.send(("ready", -1, None))
-    if at_once == 1:
+    if plan.at_once == 1:
         for number, task in _given(pipe):
             pipe.send(("done", number, call(task)))
         return
-    _Hands(pipe, call).work(at_once)
+    _Hands(pipe, call).work(plan.at_once)
 
 
 class _Hands:
@@ -308,10 +312,12 @@ def _given(pipe: Connection) -> Iterator[tuple[int, Any]]:
             yield pipe.recv()
 
 
-def _settle(threads: int) -> None:
-    """Threads, signals, and an end with the parent; before any library with threads is imported."""
+def _settle(threads: int, card: str) -> None:
+    """Threads, the graphics card, signals, and an end with the parent; before any library that asks is imported."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(threads)
+    if card:
+        os.environ[VISIBLE] = card
     # The parent decides on Ctrl-C. SIGTERM comes from it, and leaves time to tidy up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
