@@ -46,8 +46,8 @@ class Squares:
                 file.write(f"{os.getpid()}\n")
             if number < 0:
                 part = self.folder / f"{number}.part"
-                part.touch()
                 try:
+                    part.touch()
                     for _ in range(600):
                         time.sleep(0.1)
                 finally:
