@@ -103,6 +103,15 @@ def test_too_thick_by_cover_and_by_stain() -> None:
     assert squares_at(judge_squares(solid), "too thick") == NINE
 
 
+@pytest.mark.parametrize(("share", "thick"), [(0.88, False), (0.96, True)])
+def test_a_layer_without_gaps_is_too_thick(share: float, thick: bool) -> None:
+    """Stained up to where hardly any glass is left, whatever the cells found there cover."""
+    pixels = round(share * 3600)
+    layer = recoloured(measures(), CENTRE, {45: pixels}, {56: 3600 - pixels})
+    assert squares_at(judge_squares(layer), "too thick") == (NINE if thick else set())
+    assert thick or judge_squares(layer).shares()["countable"] == 1
+
+
 def test_too_thin() -> None:
     # 20 cells in 100 x 75 um are 9.6 in a square.
     thin = changed(measures(), CENTRE, red=9, red_area_um2=400, overlapping=0)

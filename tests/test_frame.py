@@ -26,11 +26,11 @@ def grid(width: int, height: int, step: int = 40, side: int = 36) -> Detections:
     return Detections(boxes, np.ones(n, np.float32), np.array(["rbc"] * n), np.zeros(n, bool))
 
 
-def smear(width: int, height: int) -> ArraySource:
-    """Dark cells of the grid on a light ground, with noise so that it is in focus."""
+def smear(width: int, height: int, cells: Detections | None = None) -> ArraySource:
+    """Dark cells, by default of the grid, on a light ground, with noise so that it is in focus."""
     rng = np.random.default_rng(0)
     pixels = np.full((height, width, 3), 225, np.uint8)
-    for x0, y0, x1, y1 in grid(width, height).boxes.astype(int).tolist():
+    for x0, y0, x1, y1 in (cells or grid(width, height)).boxes.astype(int).tolist():
         pixels[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2] = (180, 120, 130)
     noisy = pixels.astype(np.int16) + rng.integers(-6, 7, pixels.shape)
     return ArraySource(np.clip(noisy, 0, 255).astype(np.uint8))
@@ -112,6 +112,23 @@ def test_the_region_and_the_map_are_both_kept(large: tuple[ArraySource, Detectio
     assert (cells.boxes[frame.counted, 1] < 1000).all()
     assert frame.judged_um2 == pytest.approx(3000 * 1200 * UM**2)  # whole squares, of 60 um
     assert frame.counted.sum() + sum(frame.excluded.values()) == len(cells)
+
+
+def test_cells_count_from_three_micrometres_within_what_was_scanned() -> None:
+    """The first cell of each row lies 0, 0.6, 1.2 um and so on from the edge."""
+    side, edge, plain = 2700, 700, grid(2700, 2700)
+    step_px = (plain.boxes[:, 1] // 40 % 17) * 3
+    first = plain.boxes[:, 0] == 720
+    boxes = plain.boxes + np.stack([step_px - 20, 0 * step_px] * 2, axis=1)
+    kept = (boxes[:, 0] >= edge) & (boxes[:, 2] < side)
+    cells = Detections(boxes, plain.scores, plain.kinds, plain.at_edge).take(kept)
+    source = smear(side, side, cells)
+    source.pixels[:, :edge] = 255
+    frame = frame_of(source, cells, UM, "corner", None, whole=False)
+    probed = (first & (plain.boxes[:, 1] > 100) & (plain.boxes[:, 1] < side - 100))[kept]
+    far_um = (cells.boxes[probed, 0] - edge) * UM
+    assert far_um.max() > 9
+    assert np.array_equal(frame.counted[probed], far_um >= 3)
 
 
 def test_the_pipeline_takes_a_region_from_its_settings(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import cv2
@@ -27,7 +28,7 @@ from smearcount.errors import ImageError
 from smearcount.images import ArraySource, ImageSource, ReadLimits, find_images, open_image, through_jpeg, write_picture
 from smearcount.images.pixels import orient, stored_region
 from smearcount.images.tiff import TiffSource
-from smearcount.images.tiff_page import StoredPage
+from smearcount.images.tiff_page import StoredPage, _strips_held
 
 
 @pytest.fixture(autouse=True)
@@ -536,6 +537,35 @@ def test_tiles_are_decoded_once_and_few_are_held(tmp_path: Path, monkeypatch: py
     source.read(0, 10, 128, 100)  # let go of meanwhile
     assert decoded[8:] == [0, 1, 8, 9]
     assert sum(block.samples.nbytes for block in source.stored.blocks._held.values()) <= 4 * 64 * 64 * 3
+
+
+def test_windows_beside_each_other_share_the_tiles_of_a_scanner(tmp_path: Path) -> None:
+    """Of 512 px, under windows of the finest usual scale; no more are held than the memory of a worker allows for."""
+    pixels = np.zeros((4096, 5120, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(512, 512), compression="deflate")
+    source = open_image(tmp_path / "a.tif")
+    assert isinstance(source, TiffSource)
+    decode, decoded = source.stored.decode, list[int]()
+
+    def counting(data: bytes, index: int, **tables: object) -> object:
+        decoded.append(index)
+        return decode(data, index, **tables)
+
+    source = replace(source, stored=replace(source.stored, decode=counting))
+    for x in (500, 1970, 3440):
+        source.read(x, 500, 1632, 1632)
+    assert len(decoded) == len(set(decoded))
+    whole(source)
+    assert sum(block.samples.nbytes for block in source.stored.blocks._held.values()) <= 40e6
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "most"), [(20_000, 3264, 300e6), (200_000, 1632, 1.1e9), (400_000, 0, 1.1e9), (1000, 0, 300e6)]
+)
+def test_the_strips_of_a_row_of_windows_are_held(width: int, rows: int, most: float) -> None:
+    """Windows are 1088 px at 0.15 um: 3264 rows at 0.05 um a pixel; of ever wider pictures no more than a gigabyte."""
+    page: Any = SimpleNamespace(imagewidth=width, samplesperpixel=3, dtype="uint8", rowsperstrip=1, imagelength=50_000)
+    assert rows * width * 3 <= _strips_held(page) <= most
 
 
 @pytest.mark.parametrize("as_subifds", [True, False])

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -117,6 +118,14 @@ def test_a_decoder_without_a_word_may_have_lacked_memory(tmp_path: Path, monkeyp
         assert "is corrupt" in found.reason
     monkeypatch.setattr(machine, "_DECODER_BYTES", 2**40)
     assert all(not_of_the_picture(outcome(each), "not enough memory") for each in (path, tiled))
+
+
+def test_the_memory_that_is_asked_for_is_that_of_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JPEG 2000 needs most: three samples of four bytes a pixel, and three bytes of the picture itself."""
+    asked = list[int]()
+    monkeypatch.setattr(machine, "np", SimpleNamespace(empty=lambda size, _: asked.append(size), uint8=np.uint8))
+    machine.check_memory(1000)
+    assert 15_000 <= asked[0] < 20_000
 
 
 def test_a_slide_is_tried_again_once_the_library_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,20 @@ def test_lines_are_replaced_and_nothing_else(degrees: float) -> None:
     assert (mended[far] == plain[far]).mean() > 0.999
 
 
+@pytest.mark.parametrize(("pieces", "removed"), [(3, False), (4, True)])
+def test_a_few_pieces_are_no_grid(pieces: int, *, removed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the lines of a grid on bare glass only some are found."""
+    shown, find = ruled(np.full((900, 1200, 3), 225, np.uint8), 0), cv2.HoughLinesP
+
+    def some(*given: Any, **more: Any) -> Any:
+        found = find(*given, **more)
+        assert len(found) > 8
+        return found[:pieces]
+
+    monkeypatch.setattr(cv2, "HoughLinesP", some)
+    assert bool(without_lines(shown)[1]) == removed
+
+
 @pytest.mark.parametrize("kind", ["round", "border"])
 def test_lines_end_where_the_view_does(kind: str) -> None:
     plain = field()
