@@ -107,14 +107,28 @@ def shipped(name: str) -> Path:
     return package / name if (package / name).is_dir() else package.parent / name
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The keys and values of a mapping as they were written."""
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {key[1]!r} is there twice, in the mapping of line {line}")
+        return node
+
+
 def load_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ConfigError: the file is missing or no YAML.
+        ConfigError: the file is missing or no YAML, or a key is there twice.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

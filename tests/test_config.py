@@ -46,12 +46,19 @@ def test_a_settings_file_changes_what_it_names_only(tmp_path: Path) -> None:
         ("precision: int8", "precision"),
         ("- a\n- b", r"lab\.yaml: file: "),
         ("a: [1", "not valid YAML"),
+        ("um_per_px: 0.1\ntile: 2\num_per_px: 0.2", r"lab\.yaml: .*key 'um_per_px' is there twice"),
+        ("tile: 2\nexperts:\n  pair: 0.1\n  pair: 0.2", "key 'pair' is there twice, in the mapping of line 3"),
         ("!!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name_and_the_key(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_model(Settings, write(tmp_path, text))
+
+
+def test_a_key_that_is_merged_in_may_be_replaced(tmp_path: Path) -> None:
+    text = "one: {two: &two {tile: 2, threads: 1}}\nthree: {<<: *two, tile: 4}\n"
+    assert load_yaml(write(tmp_path, text))["three"] == {"tile": 4, "threads": 1}
 
 
 def test_an_unknown_key_is_told_with_the_one_that_may_be_meant(tmp_path: Path) -> None:
