@@ -1,4 +1,4 @@
-"""Contact sheets: the cells of each code side by side, least certain first, which is what a person checks first."""
+"""Contact sheets: the cells of each code side by side, those that count first, and of these the least certain."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ class _Group:
         kind: of the cells.
         names: display names of the code and of the kind.
         colour: RGB of the code on the overlay.
-        rows: `(n,) intp`, the cells, least certain first.
-        asked: how many of them a classifier was asked about; these come first.
+        rows: `(n,) intp`, the cells: those that count, then the others, of both the least certain first.
+        asked: how many of them a classifier was asked about; these come first among those that count, and those not.
+        counted: how many of them count.
     """
 
     code: str
@@ -69,6 +70,7 @@ class _Group:
     colour: tuple[int, ...]
     rows: Indices
     asked: int
+    counted: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def contact_sheets(
     """Sheets with the cells of every code that is there, in taxonomy order, then those without a name by kind.
 
     Cells are in order of the probability of their best code, lowest first; behind them those that no classifier was
-    asked about, in order of the detector's score. A sheet says how many cells there are and how many are shown.
+    asked about, in order of the detector's score; behind all of these the cells that are not counted, in the same
+    order. A sheet says how many cells there are and how many are shown.
 
     Args:
         analysis: the cells and their picture.
@@ -166,9 +169,9 @@ def _groups(analysis: Analysis) -> Iterator[_Group]:
         mask = result.names == key[1]
         rows = np.flatnonzero(mask & (result.detections.kinds == key[0]) if key[1] == UNCLASSIFIED else mask)
         if len(rows):
-            rows = rows[np.lexsort((rows, certainty[rows], ~asked[rows]))]
-            names = name, of_kind[key[0]].lower()
-            yield _Group(code, key[0], names, colour_of(key, taxonomy), rows, int(asked[rows].sum()))
+            rows = rows[np.lexsort((rows, certainty[rows], ~asked[rows], ~result.counted[rows]))]
+            names, numbers = (name, of_kind[key[0]].lower()), (int(asked[rows].sum()), int(result.counted[rows].sum()))
+            yield _Group(code, key[0], names, colour_of(key, taxonomy), rows, *numbers)
 
 
 def _share(analysis: Analysis, group: _Group, counted: int) -> str:
@@ -192,6 +195,8 @@ def _extent(group: _Group, page: _Page) -> str:
     words += ", least certain first"
     if group.asked < total:
         words += "; last, cells that no classifier was asked about" if group.asked else " by the score of the detector"
+    if 0 < group.counted < total:
+        words += "; behind these, in the same order, cells that are not counted"
     if page.drawn < total:
         words += f"; {total - page.drawn:,} more are on no sheet: see the table of cells"
     return words
@@ -200,8 +205,7 @@ def _extent(group: _Group, page: _Page) -> str:
 def _title(analysis: Analysis, group: _Group, page: _Page, face: Face) -> Pixels:
     """What the sheet holds: name, count, share with limits, and how many of the cells are on it."""
     result = analysis.result
-    counted = int(result.counted[group.rows].sum())
-    outside = len(group.rows) - counted
+    counted, outside = group.counted, len(group.rows) - group.counted
     figures = f"{counted:,} counted: {_share(analysis, group, counted)}" if counted else "none counted"
     figures += f"; {outside:,} not counted (dashed)" * (outside > 0)
     name = "its two likeliest names" if group.code == _unnamed(group.kind) else "probability of its name, runner-up"

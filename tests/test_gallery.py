@@ -1,4 +1,4 @@
-"""Contact sheets: every cell of a code once, least certain first, and what is not shown is said."""
+"""Contact sheets: every cell of a code once, counted and least certain ones first, and what is not shown is said."""
 
 from __future__ import annotations
 
@@ -140,9 +140,18 @@ def test_the_least_certain_comes_first(analysis_of, sheets_of):
     by_code = {sheet.code: sheet for sheet in sheets_of(analysis_of(rows, scores))}
     assert by_code["normocyte"].ids == [1, 3, 0, 2]
     # A classifier's word first; the others by the score of the detector, which falls with the number here.
-    assert by_code["platelet"].ids == [11, 10, 9, 8]
+    assert by_code["platelet"].ids == [11, 10, 8, 9]
     assert "least certain first; last, cells that no classifier was asked about" in by_code["platelet"].title[2]
-    assert by_code["platelet"].captions[3] == [("#8", ""), ("found", f"{scores[8]:.2f}")]
+    assert by_code["platelet"].captions[2] == [("#8", ""), ("found", f"{scores[8]:.2f}")]
+
+
+def test_cells_that_do_not_count_are_behind_those_that_do(analysis_of, sheets_of):
+    chances = np.linspace(0.55, 0.99, 12)
+    rows = [("rbc", probabilities("normocyte", p), bool(n >= 9)) for n, p in enumerate(chances)]
+    made = sheets_of(analysis_of(rows), 4, 2)
+    assert [sheet.ids for sheet in made] == [[9, 10, 11, 0], [1, 2, 3, 4]]
+    words = "least certain first; behind these, in the same order, cells that are not counted; 4 more are on no sheet"
+    assert all(words in sheet.title[2] for sheet in made)
 
 
 def test_equally_certain_cells_keep_their_order(analysis_of, sheets_of):
@@ -197,7 +206,10 @@ def test_the_title_has_count_and_share_with_exact_limits(analysis_of, sheets_of)
     assert titles["unclassified_rbc"][1] == "1 counted: 20.0 (0.51 - 71.6) % of the red blood cells"
     assert titles["erythroblast"][1] == "1 counted: 12.5 (0.32 - 52.7) % of all cells"
     found = "1 counted: 12.5 (0.32 - 52.7) % of all cells; 1 not counted (dashed)"
-    assert titles["platelet"][1:3] == [found, "all 2 shown, least certain first by the score of the detector"]
+    order = (
+        "least certain first by the score of the detector; behind these, in the same order, cells that are not counted"
+    )
+    assert titles["platelet"][1:3] == [found, f"all 2 shown, {order}"]
     assert "a tile is 24 µm wide" in titles["unclassified_wbc"][3]
     assert "a tile is 12 µm wide" in titles["normocyte"][3]
 
