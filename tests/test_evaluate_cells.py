@@ -22,6 +22,7 @@ from smearcount.classifier import Classifier
 from smearcount.config import read_model
 from smearcount.errors import ModelError, UsageError
 from smearcount.evaluation.cells import Judging, card_rows, heat_of, judge_cells, run_judging
+from smearcount.evaluation.mending import judge_experts
 from smearcount.images import write_picture
 from smearcount.judging import figures
 from smearcount.runtimes import RuntimeChoice
@@ -270,6 +271,12 @@ def listed(model: str, patients: Mapping[int, bytes]) -> None:
 def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str, Any]) -> None:
     job = Judging(**patients, split="val", sources=(), on_card=False)
     assert (run_judging(job)["n"], run_judging(job)["left_out"]) == (8, 0)
+    # Without a list nobody knows.
+    assert run_judging(job)["warning"].startswith("The model has no list of the cells that it was trained on")
+    assert run_judging(job)["warning"] in (patients["out"] / "report.html").read_text()
+    told: list[str] = []
+    judge_experts(patients["recipe"], patients["model"], [], told.append)
+    assert told == ["red-discs has no list of the cells that it was trained on: some of these may be among them"]
     cells = recipe_cells(read_model(ClassifierRecipe, patients["recipe"]))
     val = sorted({int(name[-1]) for name in cells.groups[cells.splits == "val"].tolist()})
     assert len(val) == 2
@@ -282,6 +289,9 @@ def test_patients_that_a_model_was_trained_on_are_not_judged(patients: dict[str,
     found = run_judging(job)
     assert (found["n"], found["left_out"]) == (4, 4)
     assert found["warning"] == ""
+    told.clear()
+    judge_experts(patients["recipe"], patients["model"], [], told.append)
+    assert not told
     # Asked for by name, training cells are judged, which is said; they are none for the card.
     found = run_judging(replace(job, split="all"))
     assert (found["n"], found["left_out"]) == (16, 0)

@@ -24,7 +24,7 @@ from smearcount.runtimes import RuntimeChoice
 from smearcount.torch_nets import network_of
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of, named_recipe
-from smearcount.training.naming_model import trained_on
+from smearcount.training.naming_model import listless, trained_on
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import update_card
 
@@ -44,6 +44,11 @@ CHOSE = " They also chose the epoch, by early stopping: on new ones all figures 
 SEEN = (
     "The model was trained on {n} of these {of} cells, or on others of their groups: the figures are better than those "
     "of new cells."
+)
+
+LISTLESS = (
+    "The model has no list of the cells that it was trained on: if some of these are among them, the figures are "
+    "better than those of new cells."
 )
 
 
@@ -127,10 +132,10 @@ def run_judging(job: Judging) -> dict[str, Any]:
 
     Returns:
         The figures; as `note` whether the temperature was fitted to these cells, and they chose the epoch; as `warning`
-        whether it was trained on some of them; as `missing` the pictures, fields or boxes that give no cell; as
-        `unjudged` the codes without a cell of their own; as `left_out` how many validation cells are none for this
-        classifier, which was trained on them; and as `strange` how many it can't be judged on, as it gives none of
-        their codes, or of several that they may be only one, by these.
+        whether it was trained on some of them, or that this can't be told; as `missing` the pictures, fields or boxes
+        that give no cell; as `unjudged` the codes without a cell of their own; as `left_out` how many validation cells
+        are none for this classifier, which was trained on them; and as `strange` how many it can't be judged on, as it
+        gives none of their codes, or of several that they may be only one, by these.
 
     Raises:
         UsageError: no cell is left to judge on, or figures of cells that it was trained on are asked for on the card.
@@ -168,7 +173,7 @@ def run_judging(job: Judging) -> dict[str, Any]:
     fitted = int(trained_on(model.folder, recipe, cells, "val").sum())
     chose = CHOSE if recipe.early_stopping else ""
     note = FITTED.format(n=fitted, of=len(cells)) + chose if fitted else ""
-    warning = SEEN.format(n=seen, of=len(cells)) if seen else ""
+    warning = SEEN.format(n=seen, of=len(cells)) if seen else LISTLESS * listless(model.folder, recipe)
     title = f"{model.card.id} on {where}"
     above = ". ".join(filter(None, (*missing, warning)))
     heat = heat_of(model, judged) if model.names("torch") else None

@@ -25,7 +25,7 @@ from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.cell_views import plain_view
 from smearcount.training.naming_cells import cells_of, data_of, named_recipe
-from smearcount.training.naming_model import trained_on
+from smearcount.training.naming_model import listless, trained_on
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.splits import split_groups
 
@@ -41,10 +41,13 @@ class _Heard:
 
 
 def _labelled(recipe: Path, model: Model, report: Report | None, experts: Sequence[Model] = ()) -> CellSet:
-    """The validation cells of a recipe that the model knows the codes of; nobody was trained on them."""
+    """The validation cells of a recipe that the model knows the codes of, without those that one was trained on."""
     asked, models = read_model(ClassifierRecipe, recipe), (model, *experts)
     with named_recipe(recipe):
         cells = cells_of(asked, whole=True, seen_by=[each.classifier_card for each in models], report=report)
+    for each in models:
+        if report and listless(each.folder, asked):
+            report(f"{each.card.id} has no list of the cells that it was trained on: some of these may be among them")
     trained = np.any([trained_on(each.folder, asked, cells) for each in models], axis=0)
     cells = cells.take(cells.exact & (cells.splits == "val") & ~trained)
     known = cells.take(np.isin(np.array(cells.codes)[cells.labels], model.classifier_card.codes))

@@ -27,7 +27,7 @@ from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import SPLIT_FILE, TAXONOMY_FILE, checked_card, load_about, package_naming_run
 from smearcount.training.survey import pixels_sum
 
-__all__ = ["check_words", "finish_run", "lists_kept", "trained_on"]
+__all__ = ["check_words", "finish_run", "listless", "lists_kept", "trained_on"]
 
 _PRIVATE = ("source", "cell", "group")
 _PUBLIC = ("split", "pixels_sha256", "group_sha256")
@@ -152,6 +152,15 @@ def trained_on(model: Path, recipe: ClassifierRecipe, cells: CellSet, side: str 
     own = cells.groups.tolist()
     groups = {group for group, sums in zip(own, here, strict=True) if sums[1] and sums in seen}
     return np.array([sums[0] in pictures or group in groups for group, sums in zip(own, here, strict=True)], np.bool_)
+
+
+def listless(model: Path, recipe: ClassifierRecipe) -> bool:
+    """Whether nobody can tell if a classifier was trained on cells of a recipe.
+
+    It has no list, and they are not of the shipped collections, of which validation cells are the same in any training.
+    """
+    data = data_of(recipe)
+    return not (model / SPLIT_FILE).is_file() and bool(data.folder or data.cells)
 
 
 def _read_rows(path: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
