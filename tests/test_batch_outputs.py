@@ -32,7 +32,7 @@ from smearcount.cli.batch import pace, progress
 from smearcount.counting import percentage
 from smearcount.engines import Engine, LocalPlan, run_here, run_local
 from smearcount.errors import ImageError, UsageError
-from smearcount.images import open_image
+from smearcount.images import open_image, write_picture
 from smearcount.records import Labels
 from smearcount.report import CELL_COLUMNS, report_columns, report_row
 from smearcount.taxonomy import Taxonomy
@@ -158,6 +158,21 @@ def test_what_earlier_runs_drew_of_pictures_that_are_gone_is_told(tmp_path: Path
     assert run_batch(DiscMaker(), BatchJob(folder, tmp_path / "r.csv")).left_over == 0
     (out / "c.png.overlay.jpg").unlink()
     assert run_batch(DiscMaker(), replace(job, galleries=None)).left_over == 1
+
+
+def test_overlays_and_sheets_may_have_one_folder(tmp_path: Path) -> None:
+    folder, out = smears(tmp_path / "in", "a.png"), tmp_path / "o"
+    write_picture(folder / "empty.png", np.full((96, 96, 3), 235, np.uint8))
+    overlays, sheets = {"a.png.overlay.jpg", "empty.png.overlay.jpg"}, {"a.png.gallery"}
+    job = BatchJob(folder, tmp_path / "r.csv", overlays=out)
+    run_batch(DiscMaker(), job)
+    assert {path.name for path in out.iterdir()} == overlays
+    both = replace(job, galleries=out)
+    assert run_batch(DiscMaker(), both).reused == 1
+    assert {path.name for path in out.iterdir()} == overlays | sheets
+    assert run_batch(DiscMaker(), both).reused == 2
+    (next((out / "a.png.gallery").iterdir())).unlink()
+    assert run_batch(DiscMaker(), both).reused == 1
 
 
 def test_nothing_is_drawn_of_a_picture_whose_sheets_can_not_be_written(

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ from smearcount.engines import Engine, Lost, run_here
 from smearcount.errors import ImageError
 from smearcount.images.locks import locked
 from smearcount.output_names import OVERLAYS, place_of
+from smearcount.records import KINDS
 from smearcount.report import Row
 from smearcount.slide_scale import SlideScales
 
 __all__ = ["run_batch"]
+
+_CELLS = ("n_excluded", *(f"n_{kind}" for kind in KINDS))
+"""Columns of the report that have all cells of a picture together."""
 
 
 def run_batch(maker: Maker, job: BatchJob, engine: Engine = run_here, watch: Watch = lambda stage: None) -> Outcome:
@@ -164,21 +169,24 @@ class _Batch:
             if record.status == "ok":
                 complete &= record.given == self._task(picture).given
                 complete &= not (self.wishes.cells and record.cells is None)
-                complete &= self._has(self.wishes.overlays, files, f".overlay.{self.wishes.overlay_format}")
-                complete &= self._has(self.wishes.galleries, files)
+                complete &= self._has(self.wishes.overlays, files, f"*.overlay.{self.wishes.overlay_format}")
+                # A picture without a cell has no sheet.
+                complete &= not any(row[name] for name in _CELLS) or self._has(
+                    self.wishes.galleries, files, "*.gallery/*"
+                )
             return complete and picture_digest(picture.path) == record.sha256
         except (ValueError, TypeError, OSError):
             return False  # it is analysed, and the reason, if there still is one, becomes its row
 
-    def _has(self, wanted: Path | None, files: Mapping[str, Mapping[str, str]], ending: str = "") -> bool:
+    def _has(self, wanted: Path | None, files: Mapping[str, Mapping[str, str]], pattern: str) -> bool:
         """Whether every picture that was written to this folder is still there as it was; one not wanted has all.
 
-        One of them must have the ending, where one is given.
+        One of them must fit the pattern: overlays and sheets may have one folder.
         """
         if wanted is None:
             return True
-        written = files.get(str(wanted))
-        if written is None or (ending and not any(name.endswith(ending) for name in written)):
+        written = files.get(str(wanted), {})
+        if not any(fnmatchcase(name, pattern) for name in written):
             return False
         return all(picture_digest(wanted / name) == sha256 for name, sha256 in written.items())
 
