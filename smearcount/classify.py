@@ -273,11 +273,11 @@ class ClassifyRun:
 
 @dataclass(frozen=True)
 class ClassifyOutcome:
-    """How it went: pictures named, left out, the reasons of the failures, and what the user should know."""
+    """How it went: pictures named, left out, those that failed and why, and what the user should know."""
 
     named: int
     skipped: int
-    failed: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
     remarks: tuple[str, ...]
 
 
@@ -301,7 +301,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
     job = replace(job, patches=listed_patches([*pictures, *(path for path, _ in examples)]))
     if run.examples:
         job, remarks = _with_examples(classifier, job, run.examples, examples)
-    seen, failed, shown = Counter[str](), list[str](), list[Path]()
+    seen, failed, shown = Counter[str](), list[tuple[str, str]](), list[Path]()
     columns = label_columns(job.codes)
     with grow_text(out) as add:
         add(to_csv(columns, []))
@@ -310,7 +310,7 @@ def run_classify(run: ClassifyRun, paths: Iterable[Path], out: Path, progress: P
             seen.update((str(row["status"]), str(row.get("um_per_px_source", ""))))
             seen["not found"] += row["status"] == "ok" and row["error"] != ""
             if row["status"] == "failed":
-                failed.append(str(row["error"]))
+                failed.append((str(path), str(row["error"])))
             else:
                 shown.append(path)
     missing = sum(not path.is_file() for path in job.patches)

@@ -132,7 +132,7 @@ def test_failures_are_rows_and_cost_only_themselves(classify: Run, draw_discs: D
     for row in rows:
         if row["status"] == "failed":
             assert Path(row["image"]).name in row["error"]
-            assert row["error"] in outcome.failed
+            assert (row["image"], row["error"]) in outcome.failed
             assert not row["label"] + row["score"] + row["p_normocyte"]
         else:
             assert row["error"] == ""

@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -316,6 +318,28 @@ def test_new_cells_are_classified(model: Path, place: Path, tmp_path: Path) -> N
     assert (
         call("classify", place / "cells" / "Normal" / "00.png", "--model", model, "--out", out, "--quiet").output == ""
     )
+
+
+def test_names_are_told_to_machines(model: Path, place: Path, tmp_path: Path) -> None:
+    out, broken = tmp_path / "labels.csv", place / "cells" / "Normal" / "broken.png"
+    done = call("classify", place / "cells", "--model", model, "--out", out, "--json", "--quiet")
+    told = json.loads(done.stdout)
+    ((image, error),) = [each.values() for each in told.pop("failed")]
+    assert (image, done.exit_code) == (str(broken), 1)
+    assert error in done.stderr
+    assert told == {"named": 32, "skipped": 0, "remarks": [], "labels": str(out)}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+def test_a_full_standard_output_costs_no_labels(model: Path, place: Path, tmp_path: Path) -> None:
+    words = ("classify", place / "cells" / "Esferocito", "--model", model, "--out", tmp_path / "labels.csv")
+    command = [sys.executable, "-m", "smearcount", *map(str, words)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "standard output can't be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(rows_of(tmp_path / "labels.csv")) == 16
 
 
 def test_a_scale_a_search_and_examples(model: Path, place: Path, tmp_path: Path) -> None:

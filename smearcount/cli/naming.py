@@ -16,6 +16,7 @@ from smearcount.cli.common import (
     Config,
     Device,
     Experts,
+    Json,
     Out,
     Quiet,
     Runtime,
@@ -25,6 +26,7 @@ from smearcount.cli.common import (
     clear_errors,
     files_of,
     known_classifier,
+    printed,
     settings_from,
     show_failure,
     waiting,
@@ -34,6 +36,7 @@ from smearcount.config import Settings, read_model
 
 if TYPE_CHECKING:
     from smearcount.cellsets import CellSet
+    from smearcount.classify import ClassifyOutcome
     from smearcount.training.comparison import ComparisonRecipe
     from smearcount.training.naming_recipe import ClassifierRecipe
 
@@ -73,6 +76,7 @@ def classify(
     threads: Threads = None,
     config: Config = None,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Name ready-made pictures of single cells, with the probability of every code."""
     from smearcount.classify import ClassifyRun, run_classify
@@ -82,15 +86,22 @@ def classify(
     settings = settings_from(config, called, **asked, device=device, runtime=runtime, threads=threads)
     run = ClassifyRun(model, settings, find, examples, files_of(config, settings))
     with clear_errors():
-        outcome = run_classify(run, paths, out, bar(quiet, "naming"))
-    for line in outcome.remarks if not quiet else ():
-        typer.echo(line)
-    for reason in outcome.failed:
+        outcome = run_classify(run, paths, out, bar(quiet or as_json, "naming"))
+    for _, reason in outcome.failed:
         show_failure(reason)
-    if not quiet:
-        skipped = f"{outcome.skipped} of other kinds skipped, " if outcome.skipped else ""
-        typer.echo(f"{outcome.named} named, {skipped}{len(outcome.failed)} failed; written: {out}")
-    raise typer.Exit(1 if outcome.failed else 0)
+    told = (quiet and not as_json) or printed(partial(_show_named, outcome, out, as_json=as_json))
+    raise typer.Exit(1 if outcome.failed or not told else 0)
+
+
+def _show_named(outcome: ClassifyOutcome, out: Path, *, as_json: bool) -> None:
+    if as_json:
+        failed = [{"image": image, "error": error} for image, error in outcome.failed]
+        numbers = {"named": outcome.named, "skipped": outcome.skipped}
+        typer.echo(json.dumps({**numbers, "failed": failed, "remarks": outcome.remarks, "labels": str(out)}))
+        return
+    skipped = f"{outcome.skipped} of other kinds skipped, " if outcome.skipped else ""
+    words = f"{outcome.named} named, {skipped}{len(outcome.failed)} failed; written: {out}"
+    typer.echo("\n".join((*outcome.remarks, words)))
 
 
 @contextmanager
