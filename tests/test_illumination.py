@@ -201,6 +201,14 @@ def test_cells_at_the_field_stop_lie_at_the_edge() -> None:
     assert with_edge_of(cells, None) is cells
 
 
+@pytest.mark.parametrize("share", [0.0, 0.08])
+def test_a_picture_in_which_nothing_is_left_to_brighten_says_so(share: float) -> None:
+    dark = np.rint(field() * share).astype(np.uint8)
+    lit = even_light(ArraySource(dark))
+    assert ["too dark to be brightened" in note for note in lit.source.notes] == [True]
+    assert np.array_equal(lit.source.read(0, 0, *lit.source.size_wh), dark)
+
+
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.5])
 def test_a_dark_picture_is_counted_like_a_bright_one(pipeline: Pipeline, share: float) -> None:
     dark = np.rint(field() * share).astype(np.uint8)

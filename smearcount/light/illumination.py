@@ -121,6 +121,8 @@ def even_light(source: ImageSource) -> Lit:
     if DARKEST <= level < DIM:
         cv2.convertScaleAbs(pixels, pixels, BRIGHT / level)
         notes.append(f"brightened {BRIGHT / level:.1f} times: the glass is at {level:.0f} of 255")
+    elif level < DARKEST:
+        notes.append(f"too dark to be brightened, the glass is at {level:.0f} of 255: take it with more light")
     if tinted and level >= DARKEST:
         pixels, told = untinted(pixels, inside.view(np.bool_))
         notes.append(told)
