@@ -51,7 +51,7 @@ def check_crops(images: Iterable[Path], out: Path, inputs: Iterable[Path] = ()) 
         UsageError: one would.
     """
     listed = list(images)
-    stems = "|".join(re.escape(shortened(path.name)) for path in listed)
+    stems = "|".join(re.escape(_beginning(path)) for path in listed)
     own = re.compile(rf"(?:{stems})(?:-\d+)?_\d{{5,}}_.+\.png|{MANIFEST}|{partial_path(Path(MANIFEST))}", re.IGNORECASE)
     for path in (*listed, *inputs):
         for each in (path, Path(os.path.realpath(path))):
@@ -92,7 +92,7 @@ def _cropped(pipeline: Pipeline, listed: Sequence[Path], out: Path, progress: Pr
 
     def finish(path: Path, analysis: Analysis) -> None:
         sha256 = analysis.result.image_sha256
-        wanted = next(each for each in numbered(shortened(path.name)) if free(each, sha256))
+        wanted = next(each for each in numbered(_beginning(path)) if free(each, sha256))
         stems[path] = stem = known.get(wanted.casefold(), wanted)
         taken.add(stem.casefold())
         rows = _write_patches(analysis, out, stem)
@@ -106,8 +106,13 @@ def _cropped(pipeline: Pipeline, listed: Sequence[Path], out: Path, progress: Pr
     finally:
         # Also where the run is stopped.
         _settle(out, pipeline.taxonomy, before, done, written)
-    renamed = [(path, stem) for path, stem in stems.items() if stem.casefold() != shortened(path.name).casefold()]
+    renamed = [(path, stem) for path, stem in stems.items() if stem.casefold() != _beginning(path).casefold()]
     return Cropped(len(written), tuple(failed), tuple(renamed))
+
+
+def _beginning(picture: Path) -> str:
+    """What the names of the patches of a picture begin with, in characters that the manifest can hold."""
+    return shortened(picture.name.encode("utf-8", "backslashreplace").decode())
 
 
 def _settle(

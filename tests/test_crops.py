@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def stopped(pipeline: Pipeline, paths: list[Path], out: Path, after: int, monkey
         meanwhile.setattr(Analysis, "patches", until)
         with pytest.raises(KeyboardInterrupt):
             write_crops(pipeline, paths, out)
+
+
+def test_patches_of_a_name_that_is_no_unicode_are_those_of_the_manifest(tmp_path: Path) -> None:
+    """As of a picture from a system whose names are in Latin-1."""
+    folder, out = smears(tmp_path / "in", "a.png"), tmp_path / "o"
+    try:
+        path = (folder / "a.png").rename(folder / os.fsdecode(b"M\xfcller.png"))
+    except OSError:
+        pytest.skip("no such names here")
+    for _ in range(2):
+        found = write_crops(DiscMaker().load(1), [path], out)
+        assert found.renamed == ()
+        assert listed(out) == there(out)
+        assert len(listed(out)) == found.written > 0
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
