@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import cast
+from typing import Literal, cast
 
 import cv2
 import numpy as np
@@ -69,13 +69,53 @@ def field_of_view(pixels: Pixels, level: float) -> Region | None:
     factor = max(1, math.ceil(max(width, height) / _SIDE_PX))
     small_wh = (-(-width // factor), -(-height // factor))
     colours = cast(Pixels, cv2.resize(pixels, small_wh, interpolation=cv2.INTER_AREA))
-    small = lightest(colours)
-    outside, least = small < BLACK * level, 0.0
-    black, grey = bool(outside[[0, 0, -1, -1], [0, -1, 0, -1]].any()), False
-    if not black:
-        outside, least = _like_corners(colours, is_plain, _NEARLY), _LEAST_FRAMED
-        if grey := not outside.any():
-            outside = _like_corners(colours, partial(is_dim, level=level), _NEAR)
+    surround = _surround(colours, level)
+    within = _lit_part(surround.outside, surround.least_lit)
+    if within is None or not _is_view(within[1:-1, 1:-1], colours, surround, level):
+        return None
+    kept = cv2.findNonZero(_without_rim(colours, within))
+    if kept is None or len(inner := cv2.convexHull(kept)) < 3:
+        return None
+    # A contour runs through the middle of the outermost pixels.
+    outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
+    enlarged = scale(outline, width / small_wh[0], height / small_wh[1], origin=(0, 0))
+    view = enlarged.intersection(shapely.box(0, 0, width, height))
+    lost = 1 - view.area / (width * height)
+    least = _LEAST_GREY if surround.kind == "grey" else _LEAST_SHARE
+    if not isinstance(view, shapely.Polygon) or not least < lost < 1:
+        return None
+    told = f"{lost:.0%} of the picture lies outside the field of view and is left out"
+    return Region(view, (told,), "the field of view")
+
+
+@dataclass(frozen=True, eq=False)
+class _Surround:
+    """Where a reduced picture may be no part of the view: `outside (h, w)`, and of what kind that is."""
+
+    outside: Bools
+    kind: Literal["black", "plain", "grey"]
+
+    @property
+    def least_lit(self) -> float:
+        """Share of the picture that it leaves at least."""
+        return 0.0 if self.kind == "black" else _LEAST_FRAMED
+
+
+def _surround(colours: Pixels, level: float) -> _Surround:
+    black = lightest(colours) < BLACK * level
+    if black[[0, 0, -1, -1], [0, -1, 0, -1]].any():
+        return _Surround(black, "black")
+    plain = _like_corners(colours, is_plain, _NEARLY)
+    if plain.any():
+        return _Surround(plain, "plain")
+    return _Surround(_like_corners(colours, partial(is_dim, level=level), _NEAR), "grey")
+
+
+def _lit_part(outside: Bools, least_lit: float) -> Pixels | None:
+    """The hull of what a surround leaves, as a mask one pixel wider all around; None where it is no convex whole.
+
+    Only what is joined to a corner of the picture is a surround.
+    """
     _, parts = cv2.connectedComponents(outside.astype(np.uint8), connectivity=4)
     corners = {int(parts[y, x]) for y, x in product((0, -1), (0, -1))} - {0}
     light = np.isin(parts, list(corners), invert=True).astype(np.uint8)
@@ -85,25 +125,19 @@ def field_of_view(pixels: Pixels, level: float) -> Region | None:
         return None
     largest = max(contours, key=cv2.contourArea)
     hull = cv2.convexHull(largest)
-    least_area = max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum(), least * opened.size)
-    within = np.zeros((small.shape[0] + 2, small.shape[1] + 2), np.uint8)
+    least_area = max(_CONVEX * cv2.contourArea(hull), _MOST_OF_LIGHT * opened.sum(), least_lit * opened.size)
+    if cv2.contourArea(largest) <= least_area:
+        return None
+    within = np.zeros((outside.shape[0] + 2, outside.shape[1] + 2), np.uint8)
     cv2.fillConvexPoly(within, hull + 1, 1)
-    seen = within[1:-1, 1:-1]
-    mistaken = not black and outside[seen != 0].mean() > _MOST_ALIKE
-    if cv2.contourArea(largest) <= least_area or mistaken or (grey and not _ends_in_a_step(small, seen, level)):
-        return None
-    kept = cv2.findNonZero(_without_rim(colours, within))
-    if kept is None or len(inner := cv2.convexHull(kept)) < 3:
-        return None
-    # A contour runs through the middle of the outermost pixels.
-    outline = shapely.Polygon(inner[:, 0].astype(float) + 0.5).buffer(0.5)
-    enlarged = scale(outline, width / small.shape[1], height / small.shape[0], origin=(0, 0))
-    view = enlarged.intersection(shapely.box(0, 0, width, height))
-    lost = 1 - view.area / (width * height)
-    if not isinstance(view, shapely.Polygon) or not (_LEAST_GREY if grey else _LEAST_SHARE) < lost < 1:
-        return None
-    told = f"{lost:.0%} of the picture lies outside the field of view and is left out"
-    return Region(view, (told,), "the field of view")
+    return within
+
+
+def _is_view(within: Pixels, colours: Pixels, surround: _Surround, level: float) -> bool:
+    """Whether a lit part is a view: it has little of the surround's colour, and ends in a step where that is grey."""
+    if surround.kind != "black" and surround.outside[within != 0].mean() > _MOST_ALIKE:
+        return False
+    return surround.kind != "grey" or _ends_in_a_step(lightest(colours), within, level)
 
 
 def _like_corners(colours: Pixels, is_surround: Callable[[Pixels], bool], near: int) -> Bools:
