@@ -143,6 +143,40 @@ def run_judging(job: Judging) -> dict[str, Any]:
         DatasetError: the labelled cells are not at hand.
     """
     recipe, model = read_model(ClassifierRecipe, job.recipe), find_model(job.model)
+    kept = _judgeable(job, recipe, model)
+    cells = kept.cells
+    judged = judge_cells(model, cells)
+    where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
+    fitted = int(trained_on(model.folder, recipe, cells, "val").sum())
+    chose = CHOSE if recipe.early_stopping else ""
+    note = FITTED.format(n=fitted, of=len(cells)) + chose if fitted else ""
+    warning = SEEN.format(n=kept.seen, of=len(cells)) if kept.seen else LISTLESS * listless(model.folder, recipe)
+    title = f"{model.card.id} on {where}"
+    above = ". ".join(filter(None, (*kept.missing, warning)))
+    heat = heat_of(model, judged) if model.names("torch") else None
+    found = write_report(judged, make_folder(job.out), title, heat, note, above)
+    if job.on_card:
+        use = "fitted the temperature and chose the epoch" if chose else "fitted the temperature"
+        _to_card(model, found, judged, where, f"{fitted} of the {len(cells)} cells {use}" if fitted else "")
+    unjudged = [row["code"] for row in found["per_class"] if not row["support"]]
+    told = {"missing": kept.missing, "left_out": kept.left_out, "strange": kept.strange, "unjudged": unjudged}
+    return {**found, **told, "note": note, "warning": warning}
+
+
+@dataclass(frozen=True, eq=False)
+class _Judgeable:
+    """The cells that a classifier is judged on, and what is told of the others."""
+
+    cells: CellSet
+    seen: int
+    """How many of the cells it was trained on."""
+    missing: list[str]
+    left_out: int
+    strange: dict[str, int]
+
+
+def _judgeable(job: Judging, recipe: ClassifierRecipe, model: Model) -> _Judgeable:
+    """The cells asked for that a classifier can be judged on, of which there is one at least."""
     missing: list[str] = []
     with named_recipe(job.recipe):
         cells = cells_of(recipe, whole=True, seen_by=[model.classifier_card], report=missing.append)
@@ -155,35 +189,20 @@ def run_judging(job: Judging) -> dict[str, Any]:
         )
     cells, known = cells.take(~left_out), known[~left_out]
     strange = _strangers(cells, model.classifier_card.codes)
+    strangers = _numbers(cells.take(strange))
     if strange.all():
-        codes = ", ".join(_numbers(cells.take(strange)))
         given = ", ".join(model.classifier_card.codes)
         raise UsageError(
-            f"{job.model} gives none, or only one of several, of the codes of these cells: {codes}; it gives {given}: "
-            "name another --model"
+            f"{job.model} gives none, or only one of several, of the codes of these cells: {', '.join(strangers)}; it "
+            f"gives {given}: name another --model"
         )
-    strangers, cells, seen = cells.take(strange), cells.take(~strange), int(known[~strange].sum())
+    cells, seen = cells.take(~strange), int(known[~strange].sum())
     if seen and job.on_card:
         raise UsageError(
             f"--card: {job.model} was trained on {seen} of these {len(cells)} cells, or on others of their groups; a "
             "card has figures of other cells only: take --split val, or leave --card out"
         )
-    judged = judge_cells(model, cells)
-    where = f"{', '.join(job.sources) or job.recipe.stem}, {job.split}"
-    fitted = int(trained_on(model.folder, recipe, cells, "val").sum())
-    chose = CHOSE if recipe.early_stopping else ""
-    note = FITTED.format(n=fitted, of=len(cells)) + chose if fitted else ""
-    warning = SEEN.format(n=seen, of=len(cells)) if seen else LISTLESS * listless(model.folder, recipe)
-    title = f"{model.card.id} on {where}"
-    above = ". ".join(filter(None, (*missing, warning)))
-    heat = heat_of(model, judged) if model.names("torch") else None
-    found = write_report(judged, make_folder(job.out), title, heat, note, above)
-    if job.on_card:
-        use = "fitted the temperature and chose the epoch" if chose else "fitted the temperature"
-        _to_card(model, found, judged, where, f"{fitted} of the {len(cells)} cells {use}" if fitted else "")
-    unjudged = [row["code"] for row in found["per_class"] if not row["support"]]
-    told = {"missing": missing, "left_out": int(left_out.sum()), "strange": _numbers(strangers), "unjudged": unjudged}
-    return {**found, **told, "note": note, "warning": warning}
+    return _Judgeable(cells, seen, missing, int(left_out.sum()), strangers)
 
 
 def _asked_for(job: Judging, cells: CellSet) -> CellSet:
