@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import Bools, Pixels
 from smearcount.counting import kind_total, kind_totals, names_kind
 from smearcount.geometry import areas, centres, resize_rgb
 from smearcount.images import PixelSource
@@ -20,7 +20,6 @@ from smearcount.taxonomy import Taxonomy
 
 __all__ = ["NOT_RECOGNISED", "assess", "focus_view", "remarks", "sharpness", "warnings_of"]
 
-Grey = npt.NDArray[np.uint8]
 
 FOCUS_UM_PER_PX = 0.2
 FOCUS_SIDE_UM = 25.0
@@ -52,13 +51,13 @@ ENOUGH_WHITE = 100
 NOT_RECOGNISED = ("blasts", "atypical lymphocytes", "smudge cells")
 
 
-def focus_view(green: Grey, um_per_px: float) -> Grey:
+def focus_view(green: Pixels, um_per_px: float) -> Pixels:
     """The green channel `(H, W)` of a picture at 0.2 um a pixel, so that magnification has no part in its focus."""
     factor = um_per_px / FOCUS_UM_PER_PX
     return resize_rgb(green, max(8, round(green.shape[1] * factor)), max(8, round(green.shape[0] * factor)))
 
 
-def sharpness(view: Grey) -> float:
+def sharpness(view: Pixels) -> float:
     """Strength of the detail of 0.2 to 0.4 um against that of 0.4 to 1.6 um.
 
     Args:
@@ -121,7 +120,7 @@ def assess(
     source: PixelSource,
     scale: Scale,
     cells: Detections,
-    counted: npt.NDArray[np.bool_],
+    counted: Bools,
     excluded: Mapping[str, int],
     part: Region | None = None,
 ) -> Quality:

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.geometry import FloatArray, areas, centres, resize_rgb
+from smearcount.arrays import Bools, Doubles, FloatArray, Indices, Pixels
+from smearcount.geometry import areas, centres, resize_rgb
 from smearcount.images import PixelSource
 from smearcount.pairs import overlapping_discs
 from smearcount.quality import SHARPEST_RATIO, focus_view, sharpness
@@ -41,9 +42,6 @@ to two away."""
 _LIGHT_SQUARES = 8
 """Rows and columns of squares, evenly spread, whose light stands for that of a picture of which a region is judged."""
 
-Pixels = npt.NDArray[np.uint8]
-Bools = npt.NDArray[np.bool_]
-
 
 @dataclass(frozen=True, eq=False)
 class Grid:
@@ -55,8 +53,8 @@ class Grid:
         um_per_px: scale of the picture.
     """
 
-    x_edges: npt.NDArray[np.intp]
-    y_edges: npt.NDArray[np.intp]
+    x_edges: Indices
+    y_edges: Indices
     um_per_px: float
 
     @property
@@ -70,7 +68,7 @@ class Grid:
         return int(self.x_edges[-1]), int(self.y_edges[-1])
 
     @property
-    def boxes(self) -> npt.NDArray[np.intp]:
+    def boxes(self) -> Indices:
         """Each square in pixels, `(rows, columns, 4)`."""
         left, top = np.meshgrid(self.x_edges[:-1], self.y_edges[:-1])
         right, bottom = np.meshgrid(self.x_edges[1:], self.y_edges[1:])
@@ -81,11 +79,11 @@ class Grid:
         return region.touches(self.boxes.reshape(-1, 4)).reshape(self.shape)
 
     @property
-    def areas_um2(self) -> npt.NDArray[np.float64]:
+    def areas_um2(self) -> Doubles:
         """Area of each square, `(rows, columns)`."""
         return np.diff(self.y_edges)[:, None] * np.diff(self.x_edges)[None] * self.um_per_px**2
 
-    def squares_of(self, points_xy: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    def squares_of(self, points_xy: npt.NDArray[np.floating]) -> tuple[Indices, Indices]:
         """Row and column of the square of each point `(N, 2)`; those outside belong to the nearest square."""
         rows, columns = (
             np.clip(np.searchsorted(edges, points_xy[:, axis], side="right") - 1, 0, len(edges) - 2)
@@ -275,7 +273,7 @@ def _runs(wanted: Bools) -> Iterator[tuple[int, int]]:
             yield start, min(start + _SQUARES_AT_ONCE, end)
 
 
-def runs(chosen: Bools) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def runs(chosen: Bools) -> tuple[Indices, Indices]:
     """Where the neighbours that are chosen in a row `(N,)` begin, and where they end."""
     turns = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
     return turns[::2], turns[1::2]

@@ -10,10 +10,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 import yaml
 
+from smearcount.arrays import Pixels
 from smearcount.cellsets import CellSet, join
 from smearcount.datasets import load_sources
 from smearcount.detector import Detector
@@ -26,7 +26,6 @@ from smearcount.training.cell_sources import CellSource, load_cell_sources
 from smearcount.training.cells import read_cells
 from smearcount.training.labelled_points import labelled_points
 
-Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
 
 UM_PER_PX = 0.16

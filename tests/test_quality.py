@@ -7,15 +7,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pytest
 import shapely
 
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.quality import assess, focus_view, sharpness
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
 
-Pixels = npt.NDArray[np.uint8]
 Draw = Callable[..., Any]
 Cells = Callable[..., Detections]
 UM_PER_PX = 0.1
@@ -65,7 +64,7 @@ def test_a_blank_picture_has_no_sharpness(size_hw: tuple[int, int]) -> None:
         assert sharp(np.full((*size_hw, 3), 214, np.uint8), um_per_px) == 0
 
 
-def boxes_in_a_row(n: int, side: float, step: float) -> npt.NDArray[np.float32]:
+def boxes_in_a_row(n: int, side: float, step: float) -> FloatArray:
     x = 10 + np.arange(n) * step
     return np.stack([x, np.full(n, 20.0), x + side, np.full(n, 20.0 + side)], axis=1).astype(np.float32)
 

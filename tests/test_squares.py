@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import shapely
 
+from smearcount.arrays import FloatArray, Pixels
 from smearcount.countable import judge_squares
 from smearcount.geometry import centres
 from smearcount.images import ArraySource
@@ -60,7 +61,7 @@ def test_each_point_lies_in_one_square() -> None:
 # Overlap
 
 
-def discs(circles: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def discs(circles: npt.ArrayLike) -> FloatArray:
     x, y, r = np.asarray(circles, float).T
     return np.stack([x - r, y - r, x + r, y + r], axis=1).astype(np.float32)
 
@@ -162,10 +163,10 @@ def test_each_pixel_is_read_once_in_small_parts(scatter_discs: Draw, cells: Cell
     class Source:
         size_wh = drawn.size_wh
 
-        def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+        def read(self, x: int, y: int, w: int, h: int) -> Pixels:
             assert w * h <= 8 * SIDE_PX**2
             seen[y : y + h, x : x + w] += 1
-            read: npt.NDArray[np.uint8] = drawn.read(x, y, w, h)
+            read: Pixels = drawn.read(x, y, w, h)
             return read
 
     whole = measure_squares(Source(), UM_PER_PX, cells(drawn.boxes))
@@ -189,9 +190,9 @@ def test_a_region_is_judged_as_within_the_whole(
     class Source:
         size_wh = drawn.size_wh
 
-        def read(self, x: int, y: int, w: int, h: int) -> npt.NDArray[np.uint8]:
+        def read(self, x: int, y: int, w: int, h: int) -> Pixels:
             reads.append(w * h)
-            read: npt.NDArray[np.uint8] = drawn.read(x, y, w, h)
+            read: Pixels = drawn.read(x, y, w, h)
             return read
 
     measures = measure_squares(Source(), UM_PER_PX, found, region)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from smearcount.classifier import FINEST
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError
 from smearcount.geometry import resize_rgb
+from smearcount.progress import Report
 from smearcount.training.cell_formats import Reading, Skipped, Window, windows_of
 from smearcount.training.cell_sources import CellSource, folder_of, readable
 
@@ -32,7 +33,7 @@ def read_cells(
     input_px: int,
     seed: int = 0,
     *,
-    report: Callable[[str], None] | None = None,
+    report: Report | None = None,
 ) -> CellSet:
     """The labelled cells of some collections; cells of classes without a code are left out.
 

@@ -15,15 +15,12 @@ from typing import cast
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
+from smearcount.arrays import FloatArray, Indices, Pixels
 from smearcount.cellsets import CellSet
 
 __all__ = ["cross_split_leaks", "near_duplicates", "same_cells", "signature", "without_leaks"]
 
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.intp]
-Pixels = npt.NDArray[np.uint8]
 
 SIDE = 24
 SAME = 0.985
@@ -61,7 +58,7 @@ _RADII = (0.04, 0.25)
 """Radius of a dark body, as a standard deviation in shares of the window's side."""
 
 
-def signature(pixels: Pixels) -> Floats:
+def signature(pixels: Pixels) -> FloatArray:
     """A picture `(H, W, 3) uint8 RGB` as a unit vector `(576,)`: green at 24 x 24, mean and contrast removed.
 
     Resampling, compression and a change of light leave it nearly as it is.
@@ -69,7 +66,7 @@ def signature(pixels: Pixels) -> Floats:
     return _unit(pixels[..., 1])
 
 
-def _unit(green: npt.NDArray[np.uint8] | Floats) -> Floats:
+def _unit(green: Pixels | FloatArray) -> FloatArray:
     small = cv2.resize(green, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     centred = small - small.mean()
     length = float(np.linalg.norm(centred))
@@ -77,7 +74,7 @@ def _unit(green: npt.NDArray[np.uint8] | Floats) -> Floats:
 
 
 def near_duplicates(
-    first: Sequence[tuple[Path, Floats]], second: Sequence[tuple[Path, Floats]]
+    first: Sequence[tuple[Path, FloatArray]], second: Sequence[tuple[Path, FloatArray]]
 ) -> list[tuple[Path, Path]]:
     """Pairs of pictures, one of each list, that show the same field: as it is, or shrunk, recompressed or restained."""
     if not first or not second:
@@ -158,7 +155,7 @@ def _alike(ours: _Bodies, theirs: _Bodies, *, itself: bool) -> Iterator[tuple[in
                 break
 
 
-def _rivals(ours: Floats, theirs: Floats, alike: float, *, itself: bool) -> Iterator[tuple[int, list[int]]]:
+def _rivals(ours: FloatArray, theirs: FloatArray, alike: float, *, itself: bool) -> Iterator[tuple[int, list[int]]]:
     """For each row of `theirs` the rows of `ours` that are alike by more than `alike`, the most alike first."""
     for start in range(0, len(theirs) if len(ours) else 0, _BLOCK):
         likeness = theirs[start : start + _BLOCK] @ ours.T
@@ -184,7 +181,7 @@ class _Bodies:
         for row, radius in enumerate(self.bodies[:, 2]):
             self.signatures[row] = _unit(self.view(row, _SURROUND * float(radius), _THUMB_PX))
 
-    def view(self, row: int, share: float, out_px: int) -> Floats:
+    def view(self, row: int, share: float, out_px: int) -> FloatArray:
         """A square of `share` of the window's side, centred on the dark body, as `(out_px, out_px) float32`."""
         step = _THUMB_PX * share / out_px
         # Pixel centres are at half-integers: output pixel i samples corner + (i + 0.5) * step.
@@ -193,10 +190,10 @@ class _Bodies:
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         size, edge = (out_px, out_px), cv2.BORDER_REPLICATE
         thumb = self.thumbs[row].astype(np.float32)
-        return cast(Floats, cv2.warpAffine(thumb, move, size, flags=flags, borderMode=edge))
+        return cast(FloatArray, cv2.warpAffine(thumb, move, size, flags=flags, borderMode=edge))
 
 
-def _dark_body(thumbs: npt.NDArray[np.uint8]) -> Floats:
+def _dark_body(thumbs: Pixels) -> FloatArray:
     """Centre x, y from the middle and radius `(N, 3)` of the darkest body near the middle, in shares of the side.
 
     Mean shift with a Gaussian window that follows the spread of the body (Lindeberg and Garding, Image and Vision
@@ -235,7 +232,7 @@ def _detail_likeness(ours: _Bodies, theirs: _Bodies, row: int, rivals: list[int]
     return best
 
 
-def _detail(view: Floats) -> Floats:
+def _detail(view: FloatArray) -> FloatArray:
     """A view without its coarse structure and with even contrast, so that the rim of a cell is not all that counts."""
     rest = view - cv2.GaussianBlur(view, (0, 0), 1.5)
-    return cast(Floats, rest / (np.sqrt(cv2.GaussianBlur(rest * rest, (0, 0), 3.0)) + 2.0))
+    return cast(FloatArray, rest / (np.sqrt(cv2.GaussianBlur(rest * rest, (0, 0), 3.0)) + 2.0))

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smearcount.arrays import Bools, Doubles, Indices
 from smearcount.errors import ConfigError
 
 __all__ = ["folds", "split_groups"]
 
 Labels = npt.NDArray[Any]
 Counts = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 
 _STARTS = 5
 _EXCHANGES = 50_000
@@ -55,7 +54,7 @@ def split_groups(groups: Labels, labels: Labels, val_share: float, seed: int) ->
     return np.where(chosen[group_of], "val", "train")
 
 
-def folds(groups: Labels, labels: Labels, n: int, seed: int) -> npt.NDArray[np.intp]:
+def folds(groups: Labels, labels: Labels, n: int, seed: int) -> Indices:
     """The fold `(N,)` of each row, 0 to n - 1, for cross-validation: groups are whole, classes spread evenly.
 
     Raises:
@@ -75,7 +74,7 @@ def folds(groups: Labels, labels: Labels, n: int, seed: int) -> npt.NDArray[np.i
     return fold[group_of]
 
 
-def _counts(groups: Labels, labels: Labels) -> tuple[npt.NDArray[np.intp], Counts]:
+def _counts(groups: Labels, labels: Labels) -> tuple[Indices, Counts]:
     """The number `(N,)` of each row's group, and the rows `(G, K)` of each group and class."""
     if len(groups) != len(labels):
         raise ValueError(f"labels: expected {len(groups)}, one for each row, got {len(labels)}")
@@ -108,7 +107,7 @@ class _Aim:
     def divisible(self) -> Bools:
         return np.asarray((self.counts > 0).sum(axis=0) > 1)
 
-    def distance(self, taken: Counts) -> Floats:
+    def distance(self, taken: Counts) -> Doubles:
         """How far `taken (..., K)` rows of each class are off; a class that is all on one side costs 1."""
         one_sided = self.divisible & ((taken == 0) | (taken == self.total))
         return np.asarray(((taken / self.total - self.share) ** 2 + one_sided).sum(axis=-1))
