@@ -369,7 +369,9 @@ def _with_examples(
     own = [code for code in codes if code in job.codes]
     if not own or len(own) == len(codes):
         probabilities: Probabilities = lambda named: prototypes.probs(named.features)  # noqa: E731
-        return replace(job, codes=codes, probabilities=probabilities), (*prototypes.warnings, told)
+        unasked = ("no expert is asked: the examples alone name the cells",) * bool(job.experts)
+        job = replace(job, codes=codes, probabilities=probabilities, experts=())
+        return job, (*unasked, *prototypes.warnings, told)
 
     def extended(named: Named) -> Extension:
         return extend(Labels(named.probs, classifier.card.codes), named.features, prototypes)

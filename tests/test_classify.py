@@ -250,7 +250,7 @@ def examples(folder: Path, draw: Draw, n: int = 5, **classes: int | str) -> Path
 
 
 def test_examples_of_other_classes_alone_make_a_classifier_of_these(
-    classify: Run, draw_discs: Draw, tmp_path: Path
+    classify: Run, naming_models: Path, draw_discs: Draw, tmp_path: Path
 ) -> None:
     shown = examples(tmp_path / "shown", draw_discs, pale=60, deep=180)
     folder = write(tmp_path / "in", a=tinted(draw_discs, 60, 47), b=tinted(draw_discs, 180, 43))
@@ -261,6 +261,8 @@ def test_examples_of_other_classes_alone_make_a_classifier_of_these(
         assert sum(probs_of(row, ("deep", "pale"))) == pytest.approx(1, abs=2e-4)
     assert outcome.remarks[-1].startswith("the examples name one another right in 100%")
     assert len(outcome.remarks) == 1
+    told, again = classify(folder, examples=shown, experts={str(naming_models / "red-discs"): 0.9})
+    assert (told.remarks[0], again) == ("no expert is asked: the examples alone name the cells", rows)
 
 
 def test_examples_that_the_classifier_knows_all_narrow_it_to_these(
