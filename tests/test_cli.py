@@ -281,11 +281,14 @@ def test_an_unknown_model_names_the_known_ones(tmp_path: Path) -> None:
     assert "known: cells-" in result.stderr
 
 
-@pytest.mark.parametrize("flags", [["--um-per-px", "7"], ["--device", "abacus"], ["--min-score", "1.5"]])
+@pytest.mark.parametrize(
+    "flags", [["--um-per-px", "7"], ["--device", "abacus"], ["--min-score", "1.5"], ["--experts", "own"]]
+)
 def test_wrong_flags_are_wrong_usage(flags: list[str], tmp_path: Path) -> None:
     result = call("analyze", SPARSE, "--out", tmp_path, *flags)
     assert result.exit_code == 2
     assert flags[0] in result.stderr
+    assert "Value error" not in result.stderr
 
 
 def test_settings_file_and_flags(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def settings_from(config: Path | None, called: Mapping[str, str] | None = None, 
         first = error.errors()[0] if hasattr(error, "errors") else {"loc": ("?",), "msg": str(error)}
         name = str(first["loc"][0])
         flag = (called or {}).get(name, "--" + name.replace("_", "-"))
-        raise typer.BadParameter(f"{first['msg']}", param_hint=flag) from error
+        raise typer.BadParameter(str(first["msg"]).removeprefix("Value error, "), param_hint=flag) from error
     known_detector(settings.detector)
     for model in (*settings.classifiers, *settings.experts):
         known_classifier(model)
