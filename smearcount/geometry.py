@@ -14,7 +14,7 @@ import numpy as np
 
 from smearcount.arrays import Bools, FloatArray, Pixels
 
-__all__ = ["FILL", "FloatArray", "areas", "centres", "clip_boxes", "diameters", "iou_matrix", "resize_rgb"]
+__all__ = ["FILL", "areas", "centres", "clip_boxes", "diameters", "iou_matrix", "resize_rgb"]
 __all__ += ["samples_across", "touches_edge"]
 
 FILL = 214
