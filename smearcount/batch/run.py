@@ -171,7 +171,7 @@ class _Batch:
                 complete &= not (self.wishes.cells and record.cells is None)
                 complete &= self._has(self.wishes.overlays, files, f"*.overlay.{self.wishes.overlay_format}")
                 # A picture without a cell has no sheet.
-                complete &= not any(row[name] for name in _CELLS) or self._has(
+                complete &= not any(row.get(name) for name in _CELLS) or self._has(
                     self.wishes.galleries, files, "*.gallery/*"
                 )
             return complete and picture_digest(picture.path) == record.sha256
