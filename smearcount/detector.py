@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.arrays import Bools, FloatArray, Indices
+from smearcount.arrays import Bools, FloatArray, Indices, Pixels
 from smearcount.cards import DetectorCard, Model
 from smearcount.errors import ModelError
 from smearcount.geometry import centres, clip_boxes, iou_matrix, touches_edge
@@ -22,6 +22,7 @@ from smearcount.suppression import VOTE_IOU, greedy_nms, voted_boxes
 from smearcount.windows import (
     Box,
     InFlight,
+    Place,
     Window,
     canonical_size,
     in_strips,
@@ -47,6 +48,9 @@ MIN_SIDE_PX = 3.0
 
 Found = tuple[FloatArray, FloatArray, Indices]
 """Boxes `(N, 4)`, scores and kinds by number `(N,)`."""
+
+Read = tuple[Pixels | FloatArray, Place] | None
+"""A view as the network takes it, and its place; None where it is blank."""
 
 NOTHING: Found = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.intp)
 
@@ -124,24 +128,24 @@ class Detector:
     def _search(self, source: PixelSource, canonical_wh: tuple[int, int], part: Part | None) -> Found:
         """Cells of the windows in canonical pixels; while the network is at some, others are read and decoded."""
         if max(canonical_wh) <= self.card.window_px:
-            return self._cells_in(source, (0, 0, *canonical_wh), canonical_wh, self._run)
+            return self._cells_in(self._read(source, (0, 0, *canonical_wh), canonical_wh), self._run)
         windows = list(self.windows(canonical_wh))
         if part is not None:
             cores = np.array([window.core for window in windows]) * np.divide(source.size_wh * 2, canonical_wh * 2)
             windows = [window for window, wanted in zip(windows, part.touches(cores), strict=True) if wanted]
         run, at_once = self._run.streams if len(windows) >= MANY_WINDOWS else (self._run, 1)
 
-        def work(wanted: tuple[PixelSource, Box]) -> Found:
-            return self._cells_in(*wanted, canonical_wh, run)
+        def work(read: Read) -> Found:
+            return self._cells_in(read, run)
 
-        # One thread more than the network answers at a time, which reads and decodes meanwhile.
+        # One thread more than the network answers at a time: it decodes what came before, or is the next to ask.
         with InFlight(work, at_once + 1) as flight:
 
             def look(view: Box) -> Found:
-                return flight.ask((source, view)).result()
+                return flight.ask(self._read(source, view, canonical_wh)).result()
 
-            views = [window.view for window in windows]
-            answers = flight.answers(in_strips(source, views, canonical_wh, self._tile))
+            places = in_strips(source, [window.view for window in windows], canonical_wh, self._tile)
+            answers = flight.answers(self._read(strip, view, canonical_wh) for strip, view in places)
             parts = [
                 self._emit(found, window, canonical_wh, look) for window, found in zip(windows, answers, strict=True)
             ]
@@ -149,13 +153,17 @@ class Detector:
         keep = self._merge_seams(boxes, scores, kinds)
         return boxes[keep], scores[keep], kinds[keep]
 
-    def _cells_in(self, source: PixelSource, view: Box, canonical_wh: tuple[int, int], run: Runtime) -> Found:
-        """Cells of one view, in canonical pixels of the whole picture: read, asked of the network, decoded."""
-        read = read_view(source, view, canonical_wh)
+    def _read(self, source: PixelSource, view: Box, canonical_wh: tuple[int, int]) -> Read:
+        """A view of a picture as the network takes it."""
+        found = read_view(source, view, canonical_wh)
+        return None if found is None else (self._to_batch(found[0], self.card), found[1])
+
+    def _cells_in(self, read: Read, run: Runtime) -> Found:
+        """Cells of one view, in canonical pixels of the whole picture."""
         if read is None:
             return NOTHING
-        pixels, place = read
-        output = run(self._to_batch(pixels, self.card))[0][0]
+        batch, place = read
+        output = run(batch)[0][0]
         boxes, scores, kinds = decode(output, self._min_scores, self.card)
         boxes = clip_boxes(boxes, *place.size_wh)
         real = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) >= MIN_SIDE_PX

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +19,7 @@ from smearcount.quality import SHARPEST_RATIO, focus_view, sharpness
 from smearcount.records import Detections
 from smearcount.region import Region
 from smearcount.unscanned import Edges, plain_part, scanned_areas_um2, scanned_region
+from smearcount.windows import InFlight
 
 __all__ = ["LEVELS", "SQUARE_UM", "Grid", "SquareMeasures", "measure_squares", "runs", "square_grid"]
 
@@ -162,8 +161,9 @@ def measure_squares(
     plain: dict[tuple[int, int], Pixels] = {}
     plain_levels: dict[tuple[int, int], FloatArray] = {}
 
-    def measure(band: _Band) -> None:
-        for column, pixels, green, occupied in band.squares(source, um_per_px):
+    def measure(read: tuple[_Band, Pixels]) -> None:
+        band, seen = read
+        for column, pixels, green, occupied in band.squares(seen, um_per_px):
             part = plain_part(pixels, occupied.shape)
             view = focus_view(green, um_per_px)
             focus[band.row, column] = sharpness(view) / SHARPEST_RATIO
@@ -174,16 +174,10 @@ def measure_squares(
                 plain[band.row, column] = np.packbits(part)
                 plain_levels[band.row, column] = _levels(coarse, part & (1 - occupied)) / np.float32(max(part.sum(), 1))
 
-    # As many bands at once as OpenCV may use threads, each read and measured on one, and one more waiting.
-    workers = min(max(1, cv2.getNumThreads()), _MOST_THREADS)
-    with ThreadPoolExecutor(workers, "smearcount-squares") as threads:
-        under_way: deque[Future[None]] = deque()
-        for band in _bands(grid, wanted, cells.boxes):
-            under_way.append(threads.submit(measure, band))
-            if len(under_way) > workers:
-                under_way.popleft().result()
-        for left in under_way:
-            left.result()
+    # As many bands at once as OpenCV may use threads, each measured on one, while the next is read.
+    with InFlight(measure, min(max(1, cv2.getNumThreads()), _MOST_THREADS)) as flight:
+        for _ in flight.answers((band, band.read(source)) for band in _bands(grid, wanted, cells.boxes)):
+            pass
     edges, shapes = (grid.y_edges, grid.x_edges), _reduced(grid)
     scanned = scanned_region(edges, shapes, plain) if plain else None
     scanned_um2 = scanned_areas_um2(edges, scanned, plain, um_per_px)
@@ -246,9 +240,12 @@ class _Band:
     bottom: int
     boxes: FloatArray
 
-    def squares(self, source: PixelSource, um_per_px: float) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
+    def read(self, source: PixelSource) -> Pixels:
+        """Its pixels."""
+        return source.read(self.edges[0], self.top, self.edges[-1] - self.edges[0], self.bottom - self.top)
+
+    def squares(self, pixels: Pixels, um_per_px: float) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
         """Of each square its column, pixels, green, and which of its pixels of `GRAIN_UM` lie in a box: 1, else 0."""
-        pixels = source.read(self.edges[0], self.top, self.edges[-1] - self.edges[0], self.bottom - self.top)
         green = cv2.extractChannel(pixels, 1)
         for column, (left, right) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True), self.start):
             part = np.s_[:, left - self.edges[0] : right - self.edges[0]]

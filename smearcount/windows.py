@@ -48,7 +48,11 @@ class Window:
 
 
 def plan_windows(width: int, height: int, window_px: int, margin_px: int) -> Iterator[Window]:
-    """The windows of a canonical picture of `width` x `height`, row by row; one window where all of it fits."""
+    """The windows of a canonical picture of `width` x `height`, row by row; one window where all of it fits.
+
+    The view of the first of a row or column reaches further than its margin, since a network holds memory for each
+    shape that it is given: all but the last have one.
+    """
     core_px = window_px - 2 * margin_px
     for y in _starts(height, window_px, core_px):
         for x in _starts(width, window_px, core_px):
@@ -57,8 +61,8 @@ def plan_windows(width: int, height: int, window_px: int, margin_px: int) -> Ite
             view = (
                 max(x - margin_px, 0),
                 max(y - margin_px, 0),
-                min(right + margin_px, width),
-                min(bottom + margin_px, height),
+                min(max(right + margin_px, window_px), width),
+                min(max(bottom + margin_px, window_px), height),
             )
             yield Window((x, y, right, bottom), view)
 

@@ -40,16 +40,24 @@ def random_plans(n: int) -> list[tuple[int, int, int, int]]:
 @pytest.mark.parametrize(("width", "height", "window", "margin"), random_plans(60))
 def test_the_cores_tile_the_picture_exactly_once(width: int, height: int, window: int, margin: int) -> None:
     times = np.zeros((height, width), int)
+    sides: tuple[set[int], set[int]] = set(), set()
     for one in plan_windows(width, height, window, margin):
         (left, top, right, bottom), (x0, y0, x1, y1) = one.core, one.view
         times[top:bottom, left:right] += 1
         assert 0 <= x0 <= left < right <= x1 <= width
         assert 0 <= y0 <= top < bottom <= y1 <= height
         assert max(x1 - x0, y1 - y0) <= window
-        # The margin is whole, or the picture ends.
-        assert all(d == margin or v in (0, w) for d, v, w in ((left - x0, x0, 0), (x1 - right, x1, width)))
-        assert all(d == margin or v in (0, h) for d, v, h in ((top - y0, y0, 0), (y1 - bottom, y1, height)))
+        # The margin is whole, or the picture ends; only the first window of a row or column has more.
+        assert left - x0 == margin or x0 == 0
+        assert top - y0 == margin or y0 == 0
+        assert x1 == min(max(right + margin, window), width)
+        assert y1 == min(max(bottom + margin, window), height)
+        sides[0].add(x1 - x0)
+        sides[1].add(y1 - y0)
     assert (times == 1).all()
+    # A network is at its quickest with few shapes: whole windows, and what is left at the end of a row or column.
+    if margin <= window - 2 * margin:
+        assert all(len(each - {window}) <= 2 for each in sides)
     if max(width, height) <= window:
         assert len(list(plan_windows(width, height, window, margin))) == 1
 
