@@ -138,8 +138,8 @@ class Detector:
         def work(read: Read) -> Found:
             return self._cells_in(read, run)
 
-        # One thread more than the network answers at a time: it decodes what came before, or is the next to ask.
-        with InFlight(work, at_once + 1) as flight:
+        # Two threads at least, so that the network is at the next window while one decodes the last.
+        with InFlight(work, max(at_once, 2)) as flight:
 
             def look(view: Box) -> Found:
                 return flight.ask(self._read(source, view, canonical_wh)).result()
