@@ -17,7 +17,7 @@ from smearcount.geometry import centres, diameters, resize_rgb
 from smearcount.images import ArraySource, PixelSource
 from smearcount.patches import sample_window, to_batch
 from smearcount.runtimes import InferWindows, RuntimeChoice, make_runtime
-from smearcount.windows import InFlight
+from smearcount.windows import Block, InFlight
 
 __all__ = ["Batch", "Classifier", "Named", "calibrated", "fitted", "name_thresholds", "quarter_turns", "without_giants"]
 
@@ -105,7 +105,7 @@ class Classifier:
     ) -> Named:
         """The names of all cells, whose windows the runtime samples, in the order that `order` receives."""
 
-        def ask(block: _Block, places: FloatArray, unsure: Bools | None) -> tuple[FloatArray, ...]:
+        def ask(block: Block, places: FloatArray, unsure: Bools | None) -> tuple[FloatArray, ...]:
             asked, turns = (places, (0,)) if unsure is None else (places[unsure], QUARTERS)
             return infer(block.pixels, asked, side_px, self.card.input_px, turns)
 
@@ -188,21 +188,7 @@ def fitted(picture: Pixels, card: ClassifierCard) -> Pixels:
     return sample_window(ArraySource(central), (square / 2, square / 2), side_px, card.input_px)[0]
 
 
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """A part of a picture in memory, in the coordinates of the whole."""
-
-    pixels: Pixels
-    left: int
-    top: int
-    size_wh: tuple[int, int]
-
-    def read(self, x: int, y: int, w: int, h: int) -> Pixels:
-        """The rectangle at x, y of the whole picture."""
-        return self.pixels[y - self.top : y - self.top + h, x - self.left : x - self.left + w]
-
-
-def _blocks(source: PixelSource, middles: FloatArray, side_px: float) -> Iterator[tuple[list[int], _Block]]:
+def _blocks(source: PixelSource, middles: FloatArray, side_px: float) -> Iterator[tuple[list[int], Block]]:
     """Rows of the cells whose centre lies in one square of the picture, and the pixels that their windows need."""
     width, height = source.size_wh
     reach = int(side_px / 2) + 4
@@ -214,4 +200,4 @@ def _blocks(source: PixelSource, middles: FloatArray, side_px: float) -> Iterato
         left, top = max(int(low[0]), 0), max(int(low[1]), 0)
         right, bottom = min(int(high[0]) + 1, width), min(int(high[1]) + 1, height)
         pixels: Pixels = source.read(left, top, right - left, bottom - top)
-        yield rows, _Block(pixels, left, top, (width, height))
+        yield rows, Block(pixels, left, top, (width, height))

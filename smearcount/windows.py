@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
-from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -23,7 +22,7 @@ from smearcount.cards import DetectorCard
 from smearcount.geometry import FILL, resize_rgb
 from smearcount.images import PixelSource
 
-__all__ = ["InFlight", "Place", "Window", "canonical_size", "in_strips"]
+__all__ = ["Block", "InFlight", "Place", "Window", "canonical_size", "in_strips"]
 __all__ += ["plan_windows", "read_view", "to_planes", "to_tensor"]
 
 BLANK_RANGE = 8
@@ -98,27 +97,18 @@ class Place:
         return boxes * np.array(self.gain_xy * 2, np.float32) + np.array(self.corner_xy * 2, np.float32)
 
 
-class Strip:
-    """Some windows of a row, read together when the first of them is asked for.
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of a picture in memory, in the coordinates of the whole."""
 
-    Args:
-        source: the picture.
-        box: x_min, y_min, x_max, y_max of the strip, in pixels of the picture.
-    """
-
-    def __init__(self, source: PixelSource, box: Box) -> None:
-        self.size_wh = source.size_wh
-        self._source, self._box = source, box
-        self._pixels: Pixels | None = None
-        self._alone = Lock()
+    pixels: Pixels
+    left: int
+    top: int
+    size_wh: tuple[int, int]
 
     def read(self, x: int, y: int, w: int, h: int) -> Pixels:
-        """The rectangle with its top-left corner at x, y, `(h, w, 3) uint8 RGB`, a view of the strip."""
-        left, top, right, bottom = self._box
-        with self._alone:
-            if self._pixels is None:
-                self._pixels = self._source.read(left, top, right - left, bottom - top)
-        return self._pixels[y - top : y - top + h, x - left : x - left + w]
+        """The rectangle at x, y of the whole picture."""
+        return self.pixels[y - self.top : y - self.top + h, x - self.left : x - self.left + w]
 
 
 def in_strips(
@@ -132,7 +122,8 @@ def in_strips(
         waiting = iter(row)
         while some := list(islice(waiting, together)):
             boxes = np.array([_stored(view, canonical_wh, source.size_wh) for view in some])
-            strip = Strip(source, (*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()))
+            (left, top), (right, bottom) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+            strip = Block(source.read(left, top, right - left, bottom - top), left, top, source.size_wh)
             yield from ((strip, view) for view in some)
 
 
@@ -187,7 +178,7 @@ class InFlight(Generic[Given, Answer]):
     """Work on threads of its own, while the caller's thread works on what came before.
 
     Args:
-        work: what is done to each, such as reading a window and asking the network; begun in the order asked.
+        work: what is done to each, such as asking the network; begun in the order asked.
         at_once: how many at a time.
     """
 
