@@ -1,5 +1,23 @@
-"""`python -m smearcount`."""
+"""The program: `smearcount`, or `python -m smearcount`."""
+
+import sys
 
 from smearcount.cli import app
+from smearcount.cli.common import errors, muted, plain
 
-app(prog_name="smearcount")
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; what the system refuses, such as a full disk, ends it with one clear line and exit code 1."""
+    try:
+        app(prog_name="smearcount")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        errors().print(f"[red]error:[/red] {plain(f'{place}{error.strerror or error}')}")
+        muted()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

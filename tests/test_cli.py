@@ -131,6 +131,15 @@ def test_a_full_standard_output_costs_no_picture(tmp_path: Path) -> None:
     assert [row["status"] for row in rows_of(tmp_path / "r.csv")] == ["ok", "ok"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+@pytest.mark.parametrize("words", [("--version",), ("models", "list")])
+def test_what_can_not_be_printed_ends_a_command_with_one_line(words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "smearcount", *words]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, "error: No space left on device\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no shell of POSIX here")
 @pytest.mark.parametrize(("end", "told"), [(">&-", False), ("| true", True), (">/dev/null", False)])
 def test_a_closed_standard_output_costs_no_picture(tmp_path: Path, end: str, *, told: bool) -> None:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import imagecodecs
@@ -237,6 +237,15 @@ def test_each_picture_of_an_ome_tiff_has_its_own_scale(tmp_path: Path) -> None:
     path = write_pages(tmp_path / "a.ome.tif", (pages[0], text), (pages[1], {}), (pages[2], {}))
     assert [open_image(path, page=n).um_per_px for n in (1, 2, 3)] == [0.1, 0.2, None]
     assert open_image(path).um_per_px == 0.1
+
+
+def test_of_several_pictures_of_an_ome_tiff_the_largest_is_read(tmp_path: Path) -> None:
+    text = ome(f'{ONE} {um(0.1)} | <TiffData IFD="0"/>', f'{ONE} {um(0.2)} | <TiffData IFD="1"/>')
+    label_first = cast(bytes, text["description"]).replace(b'"256" SizeY="192"', b'"96" SizeY="64"', 1)
+    label, slide = scene(64, 96), scene(192, 256, seed=1)
+    read = open_image(write_pages(tmp_path / "a.ome.tif", (label, {"description": label_first}), (slide, {})))
+    assert (read.size_wh, read.um_per_px) == ((256, 192), 0.2)
+    assert "picture 2 of 2 read, the largest" in read.notes
 
 
 def test_ome_attributes_in_single_quotes_are_read(tmp_path: Path) -> None:

@@ -249,11 +249,18 @@ def printed(show: Callable[[], None]) -> bool:
         errors().print(
             f"[red]failed:[/red] standard output can't be written ({error.strerror}); files are still written"
         )
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        muted()
         return False
     return True
+
+
+def muted() -> None:
+    """Let what is printed from now on, and what was not written yet, go nowhere."""
+    if sys.stdout is None:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def plain(text: str) -> str:

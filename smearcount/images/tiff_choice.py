@@ -1,5 +1,7 @@
 """Which page of a TIFF is read: the full resolution of the first picture, unless another one is named.
 
+Of several pictures that OME-XML describes it is the largest: others are labels and overviews of the slide.
+
 Sources: TIFF 6.0 (NewSubfileType), Adobe TIFF Technical Note 1 (SubIFDs).
 """
 
@@ -46,7 +48,8 @@ def choose_page(pages: Sequence[tifffile.TiffPage], choice: PageChoice, stacks: 
     Raises:
         UnsupportedError: the page, level or channel is not there, or a channel must be named.
     """
-    stack = next((each for each in stacks if each.is_here), None)
+    here = [each for each in stacks if each.is_here]
+    stack = max(here, key=lambda each: each.plane_px, default=None)
     in_plane = choice.channel
     if choice.page is not None:
         if not 1 <= choice.page <= len(pages):
@@ -55,6 +58,8 @@ def choose_page(pages: Sequence[tifffile.TiffPage], choice: PageChoice, stacks: 
         notes = [f"page {choice.page} of {len(pages)} read"] if len(pages) > 1 else []
     elif stack and (stack.planes > 1 or not stack.has_page(0)):
         full, notes = _plane(pages, stack, choice.channel)
+        if len(here) > 1:
+            notes.append(f"picture {here.index(stack) + 1} of {len(here)} read, the largest")
         in_plane = choice.channel if stack.sizes["C"] == 1 else None
     else:
         full, notes = _largest(pages)

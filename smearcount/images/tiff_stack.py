@@ -66,6 +66,11 @@ class Stack:
         return math.prod(self.sizes.values())
 
     @property
+    def plane_px(self) -> int:
+        """Pixels of a plane by OME-XML; 0 for ImageJ, which describes one picture."""
+        return math.prod(_whole(self.pixels.get(f"Size{axis}", "0")) for axis in "XY")
+
+    @property
     def is_here(self) -> bool:
         """Whether a plane is in this file."""
         return any(not run.file for run in self.runs)
