@@ -187,7 +187,7 @@ def _show_outcome(job: BatchJob, outcome: Outcome, *, quiet: bool, as_json: bool
         words += [f"{outcome.warned} with a warning"] * bool(outcome.warned)
         words += [f"{outcome.left_over} files of earlier runs, of no row, still there"] * bool(outcome.left_over)
         words += [f"{n} {name.replace('_', ' ')}" for name, n in left_out.items() if n]
-        written = ", ".join(plain(str(path)) for path in (*job.files.values(), *job.folders))
+        written = ", ".join(dict.fromkeys(plain(str(path)) for path in (*job.files.values(), *job.folders)))
         console = screen(soft_wrap=True)
         console.print(f"{', '.join(words)}; written: {written}")
         _show_copies(outcome.copies)
