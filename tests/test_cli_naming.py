@@ -97,6 +97,21 @@ def test_a_survey_shows_what_would_be_trained_on(place: Path, tmp_path: Path) ->
     assert quiet.output.startswith("written: ")
 
 
+def test_results_are_not_written_among_the_cells(model: Path, place: Path) -> None:
+    recipe, out, compared = place / "my cells.yaml", place / "cells" / "run", place / "comparison among cells.yaml"
+    networks = {"backbones": [{"backbone": "lenet5", "input_px": 32}], "optimisers": ["sgd"]}
+    compared.write_text(yaml.safe_dump({"base": yaml.safe_load(recipe.read_text()), **networks}))
+    for words in (
+        *(("train", command, recipe) for command in ("classifier", "folds", "survey")),
+        ("train", "compare", compared),
+        *((*command, recipe, "--model", model) for command in (("evaluate", "classifier"), ("mend", "merges"))),
+    ):
+        result = call(*words, "--out", out)
+        assert result.exit_code == 2, result.output
+        assert f"{out}: lies in {place / 'cells'}, whose pictures are cells to train on" in result.stderr
+    assert not out.exists()
+
+
 def test_a_folder_of_cells_becomes_a_model(trained: Result, model: Path, place: Path) -> None:
     assert "all epoch 2/2" in trained.output
     assert "1 pictures left out (faults.csv), 0 leaks removed (leaks.txt)" in trained.output

@@ -108,13 +108,15 @@ def _show_named(outcome: ClassifyOutcome, out: Path, *, as_json: bool) -> None:
 def _training_in(out: Path, recipe: Path, kind: type[Asked]) -> Iterator[Asked]:
     """A recipe to be trained in a folder; errors end the program, and a refusal leaves the run that is there."""
     from smearcount.images import make_folder
-    from smearcount.training.naming_cells import named_recipe
+    from smearcount.training.naming_cells import named_recipe, refuse_data_folder
     from smearcount.training.naming_model import lists_kept
+    from smearcount.training.naming_recipe import ClassifierRecipe
 
     with clear_errors():
         asked = read_model(kind, recipe)
         with named_recipe(recipe):
             asked.check_pretrained()
+            refuse_data_folder(asked if isinstance(asked, ClassifierRecipe) else asked.base, out)
             with lists_kept(make_folder(out)):
                 yield asked
 
@@ -203,13 +205,14 @@ def train_folds(
 def train_survey(recipe: Recipe, out: Out = Path("runs/survey"), quiet: Quiet = False) -> None:
     """What a recipe would train on: faulty pictures, numbers and sizes of each class, a sheet of samples, leaks."""
     from smearcount.images import make_folder, write_picture, write_text_atomic
-    from smearcount.training.naming_cells import named_recipe
+    from smearcount.training.naming_cells import named_recipe, refuse_data_folder
     from smearcount.training.naming_recipe import ClassifierRecipe
     from smearcount.training.survey import sample_sheet, summary
 
     with clear_errors():
         asked = read_model(ClassifierRecipe, recipe)
         with named_recipe(recipe):
+            refuse_data_folder(asked, out)
             cells = _checked_cells(asked, make_folder(out), quiet=quiet)
         write_text_atomic(out / "classes.csv", summary(cells).as_csv())
         written = write_picture(out / "samples.png", sample_sheet(cells, per_code=12, seed=asked.seed))

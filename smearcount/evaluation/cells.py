@@ -23,7 +23,7 @@ from smearcount.patches import to_batch
 from smearcount.runtimes import RuntimeChoice
 from smearcount.torch_nets import network_of
 from smearcount.training.cell_views import plain_view
-from smearcount.training.naming_cells import cells_of, named_recipe
+from smearcount.training.naming_cells import cells_of, named_recipe, refuse_data_folder
 from smearcount.training.naming_model import listless, trained_on
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.packaging import update_card
@@ -138,11 +138,13 @@ def run_judging(job: Judging) -> dict[str, Any]:
         gives none of their codes, or of several that they may be only one, by these.
 
     Raises:
-        UsageError: no cell is left to judge on, or figures of cells that it was trained on are asked for on the card.
+        UsageError: no cell is left to judge on, figures of cells that it was trained on are asked for on the card, or
+            the report would lie among the pictures of the recipe.
         ConfigError: a collection, a code or a class of the recipe is unknown.
         DatasetError: the labelled cells are not at hand.
     """
     recipe, model = read_model(ClassifierRecipe, job.recipe), find_model(job.model)
+    refuse_data_folder(recipe, job.out)
     kept = _judgeable(job, recipe, model)
     cells = kept.cells
     judged = judge_cells(model, cells)

@@ -24,7 +24,7 @@ from smearcount.progress import Report
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import load_taxonomy
 from smearcount.training.cell_views import plain_view
-from smearcount.training.naming_cells import cells_of, data_of, named_recipe
+from smearcount.training.naming_cells import cells_of, data_of, named_recipe, refuse_data_folder
 from smearcount.training.naming_model import listless, trained_on
 from smearcount.training.naming_recipe import ClassifierRecipe
 from smearcount.training.splits import split_groups
@@ -73,15 +73,16 @@ def propose(
     training merges no others. What gives no cell is told to `report`.
 
     Raises:
-        UsageError: there are too few cells.
+        UsageError: there are too few cells, or `out` lies among the pictures of the recipe.
         DatasetError: the labelled cells are not at hand.
     """
-    found = find_model(model)
+    found, asked = find_model(model), read_model(ClassifierRecipe, recipe)
+    refuse_data_folder(asked, out)
     codes = found.classifier_card.codes
     cells = _labelled(recipe, found, report)
     labels = np.array([codes.index(cells.codes[label]) for label in cells.labels.tolist()], np.intp)
     named = _hear(found, cells).named
-    data = data_of(read_model(ClassifierRecipe, recipe))
+    data = data_of(asked)
     taxonomy = load_taxonomy(data.taxonomy).merged(data.merge)
     proposal = propose_merges(named.features, labels, codes, clusters, 0, named.probs).within_kinds(taxonomy.kind_of)
     text = "\n".join((proposal.as_yaml(data.merge), *(f"# {reason}" for reason in proposal.reasons())))

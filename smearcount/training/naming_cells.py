@@ -17,7 +17,7 @@ from smearcount.cards import ClassifierCard, find_model
 from smearcount.cellsets import CellSet
 from smearcount.config import Settings, Strict, faults_of, yaml_line
 from smearcount.detector import Detector
-from smearcount.errors import ConfigError
+from smearcount.errors import ConfigError, UsageError
 from smearcount.images import find_images, write_text_atomic
 from smearcount.mending.merging import merge_targets
 from smearcount.progress import Report
@@ -52,6 +52,7 @@ __all__ = [
     "named_recipe",
     "picture_um",
     "pictures_of",
+    "refuse_data_folder",
     "refuse_untrained_codes",
     "usable_cells",
 ]
@@ -121,6 +122,17 @@ def data_of(recipe: ClassifierRecipe) -> CellData:
     taxonomy = load_taxonomy(data.taxonomy)
     merge = {new: taxonomy.as_codes(olds) for new, olds in data.merge.items()}
     return data.model_copy(update={"merge": merge})
+
+
+def refuse_data_folder(recipe: ClassifierRecipe, out: Path) -> None:
+    """See that results are written beside the pictures of a recipe, not among them, where they would become cells.
+
+    Raises:
+        UsageError: the folder of the results lies in that of the pictures, or is it.
+    """
+    folder = data_of(recipe).folder
+    if folder and out.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{out}: lies in {folder}, whose pictures are cells to train on; give --out another folder")
 
 
 @contextmanager
