@@ -222,6 +222,19 @@ def test_cells_are_drawn_on_the_picture_that_was_analysed(pipeline: Pipeline, tm
         list(cut_out)
 
 
+def test_another_process_is_sent_the_analysis_of_a_tiled_picture(pipeline: Pipeline, tmp_path: Path) -> None:
+    slide = tmp_path / "slide.tif"
+    pixels = open_image(SAMPLES / "sparse.jpg").read(0, 0, 300, 400)
+    tifffile.imwrite(slide, pixels, photometric="rgb", tile=(64, 64))
+    analysis = pipeline.analyze(slide, um_per_px=0.12)
+    copy = pickle.loads(pickle.dumps(analysis))
+    pd.testing.assert_frame_equal(copy.cells, analysis.cells)
+    np.testing.assert_array_equal(copy.overlay(), analysis.overlay())
+    tifffile.imwrite(slide, pixels[::-1], photometric="rgb", tile=(64, 64))
+    with pytest.raises(ChangedError):
+        copy.overlay()
+
+
 def test_the_same_picture_gives_the_same_bytes(pipeline: Pipeline, tmp_path: Path) -> None:
     first = pipeline.analyze(SAMPLES / "sparse.jpg").save(tmp_path / "a")
     second = Pipeline.load(Settings(threads=1)).analyze(SAMPLES / "sparse.jpg").save(tmp_path / "b")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import pickle
 import shutil
 import struct
 import sys
@@ -366,6 +368,19 @@ def test_threads_read_one_slide(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_pickled_source_reads_the_same_in_another_process(tmp_path: Path) -> None:
+    two, pixels = tmp_path / "two.tif", noise()
+    tifffile.imwrite(two, np.stack([pixels, pixels[::-1]]), photometric="rgb", tile=(64, 64))
+    sources = [open_image(two, page=2), open_image(svs(tmp_path / "a.svs", pixels), ReadLimits(scale_given=True))]
+    assert [type(source) for source in sources] == [TiffSource, SlideSource]
+    for source in sources:
+        told = dataclasses.replace(source, notes=("of the first process",))  # type: ignore[type-var]
+        copy = pickle.loads(pickle.dumps(told))
+        assert type(copy) is type(source)
+        assert (copy.path, copy.um_per_px, copy.notes) == (source.path, source.um_per_px, ("of the first process",))
+        np.testing.assert_array_equal(copy.read(100, 90, 300, 200), source.read(100, 90, 300, 200))
 
 
 # Bad slides

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class SlideSource:
     Attributes:
         path: the file, or the one that stands for all files of the slide.
         slide: opened; OpenSlide allows reads from several threads.
+        asked: what it was opened with: limits, choice, make of the scanner.
         level: 0 is the full resolution.
         corner_xy: where the scanned part begins, in pixels of level 0.
         size_wh: width and height of the scanned part at this level.
@@ -60,6 +61,7 @@ class SlideSource:
 
     path: Path
     slide: OpenSlide
+    asked: tuple[ReadLimits, PageChoice, str]
     level: int
     corner_xy: tuple[int, int]
     size_wh: tuple[int, int]
@@ -71,6 +73,10 @@ class SlideSource:
     def downsample(self) -> float:
         """Pixels of level 0 a pixel."""
         return float(self.slide.level_downsamples[self.level])
+
+    def __reduce__(self) -> tuple[Callable[..., SlideSource], tuple[Any, ...]]:
+        """What another process opens the same slide from."""
+        return _reopened, (self.path, *self.asked, self.notes)
 
     @cached_property
     def sha256(self) -> str:
@@ -216,13 +222,18 @@ def open_slide(path: Path, limits: ReadLimits, choice: PageChoice, make: str) ->
     try:
         with faults_named(path):
             slide = openslide.OpenSlide(path)
-        return _at_level(path, slide, limits, choice.level or 0)
+        return _at_level(path, slide, limits, choice, make)
     except _errors() as error:
         raise ImageError(f"{path}: a slide by {make} that can't be opened ({error}); {_AGAIN}") from error
 
 
-def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, level: int) -> SlideSource:
-    levels = slide.level_count
+def _reopened(path: Path, limits: ReadLimits, choice: PageChoice, make: str, notes: tuple[str, ...]) -> SlideSource:
+    """A slide opened anew, with what was said of it."""
+    return replace(open_slide(path, limits, choice, make), notes=notes)
+
+
+def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, choice: PageChoice, make: str) -> SlideSource:
+    level, levels = choice.level or 0, slide.level_count
     if not 0 <= level < levels:
         raise ImageError(f"{path}: level {level} was asked for, it has {levels}; give 0 to {levels - 1}")
     tile_wh = [_number(slide.properties.get(f"openslide.level[{level}].tile-{side}")) for side in ("width", "height")]
@@ -245,7 +256,8 @@ def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, level: int) -> S
     if not is_whole:
         notes.append(f"scanned part of {width} x {height} px at {left}, {top} read")
     notes += [size.note] if size.note else []
-    return SlideSource(path, slide, level, (left, top), size_wh, size.um_per_px, size.origin, tuple(notes))
+    asked = (limits, choice, make)
+    return SlideSource(path, slide, asked, level, (left, top), size_wh, size.um_per_px, size.origin, tuple(notes))
 
 
 def _bounds(slide: OpenSlide) -> tuple[int, int, int, int]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, cast
 
 import tifffile
 
@@ -53,6 +54,7 @@ class TiffSource:
     Attributes:
         path: the file.
         stored: the page as it lies in the file.
+        asked: what it was opened with.
         um_per_px: micrometres a pixel from the metadata.
         scale_origin: where the scale was found.
         notes: what is done to the stored pixels.
@@ -62,6 +64,7 @@ class TiffSource:
 
     path: Path
     stored: StoredPage
+    asked: tuple[ReadLimits, PageChoice]
     um_per_px: float | None
     scale_origin: str
     notes: tuple[str, ...]
@@ -72,6 +75,10 @@ class TiffSource:
     def size_wh(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.stored.upright_wh
+
+    def __reduce__(self) -> tuple[Callable[..., ImageSource], tuple[Any, ...]]:
+        """What another process opens the same picture from."""
+        return _reopened, (self.path, *self.asked, self.notes)
 
     @cached_property
     def sha256(self) -> str:
@@ -111,12 +118,17 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
     notes = (*notes, *stored.notes, *((size.note,) if size.note else ()))
     with _reading(path):
         if by_region:
-            return _by_region(path, stored, size, downsample, notes)
+            return _by_region(path, stored, (limits, choice), size, downsample, notes)
         samples = stored.read(path, (0, 0, width, height))
     within = stored.range_of(lambda at: samples[at[1] : at[1] + at[3], at[0] : at[0] + at[2]])
     pixels, range_note = stored.to_rgb(samples, (0, 0, width, height), within)
     notes = (*notes, range_note) if range_note else notes
     return ArraySource(pixels, size.um_per_px, path, size.origin, notes, file_sha256(path), downsample)
+
+
+def _reopened(path: Path, limits: ReadLimits, choice: PageChoice, notes: tuple[str, ...]) -> ImageSource:
+    """A picture that was read by regions, opened anew, with what was said of it."""
+    return cast(ImageSource, replace(cast(Any, open_tiff(path, limits, choice)), notes=notes))
 
 
 def scanner_of(path: Path) -> str:
@@ -144,11 +156,16 @@ def scanner_of(path: Path) -> str:
 
 
 def _by_region(
-    path: Path, stored: StoredPage, size: PixelSize, downsample: float, notes: tuple[str, ...]
+    path: Path,
+    stored: StoredPage,
+    asked: tuple[ReadLimits, PageChoice],
+    size: PixelSize,
+    downsample: float,
+    notes: tuple[str, ...],
 ) -> TiffSource:
     if within := stored.range_of(partial(stored.read, path)):
         notes = (*notes, stored.to_rgb(stored.read(path, (0, 0, 1, 1)), (0, 0, 1, 1), within)[1])
-    return TiffSource(path, stored, size.um_per_px, size.origin, notes, within, downsample)
+    return TiffSource(path, stored, asked, size.um_per_px, size.origin, notes, within, downsample)
 
 
 def _parse(path: Path, limits: ReadLimits, choice: PageChoice) -> tuple[StoredPage, PixelSize, float, tuple[str, ...]]:
