@@ -277,9 +277,12 @@ class Pipeline:
         Raises:
             ImageError: the picture can't be read, or changes meanwhile; names the file and the remedy.
             ConfigError: the region lies outside the picture, or the folder of regions has none of it.
-            TypeError: the image is something else.
+            TypeError: the image is something else, or a name is no string.
             ValueError: the scale is not within 0.02 to 2, or the pixels are of another shape or number type.
         """
+        for key, name in ("image_id", "" if image_id is None else image_id), ("slide_id", slide_id):
+            if not isinstance(name, str):
+                raise TypeError(f"{key}: expected a string, got {type(name).__name__}")
         flag = self.settings.um_per_px if um_per_px is None else Settings(um_per_px=um_per_px).um_per_px
         if isinstance(image, np.ndarray):
             return self._analyzed(even_light(_held(image)), flag, image_id, slide_id, slide_scales)

@@ -393,6 +393,16 @@ def test_a_pipeline_loads_a_settings_file_and_refuses_what_is_none(tmp_path: Pat
         Pipeline.load({"um_per_px": 0.2})  # type: ignore[arg-type]
 
 
+IDS: list[dict[str, Any]] = [{"image_id": Path("a.jpg")}, {"image_id": 0}, {"slide_id": 7}, {"slide_id": None}]
+
+
+@pytest.mark.parametrize("ids", IDS)
+def test_a_name_that_is_no_string_is_refused_before_the_analysis(pipeline: Pipeline, ids: dict[str, Any]) -> None:
+    (key,) = ids
+    with pytest.raises(TypeError, match=rf"^{key}: expected a string, got {type(ids[key]).__name__}$"):
+        pipeline.analyze(np.full((64, 64, 3), 220, np.uint8), **ids)
+
+
 @pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (230, 200, 210)])
 def test_a_blank_picture_has_no_cells_and_says_so(pipeline: Pipeline, colour: tuple[int, int, int]) -> None:
     analysis = pipeline.analyze(np.full((300, 400, 3), colour, np.uint8))
