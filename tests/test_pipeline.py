@@ -215,6 +215,10 @@ def test_cells_are_drawn_on_the_picture_that_was_analysed(pipeline: Pipeline, tm
     with pytest.raises(ChangedError):
         by_regions.save(tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
+    slide.unlink()
+    with pytest.raises(ChangedError, match=r"slide\.tif: no longer there; put it back"):
+        by_regions.overlay()
+    tifffile.imwrite(slide, pixels[::-1], photometric="rgb", tile=(64, 64))
     cut_out = pipeline.analyze(slide, um_per_px=0.12).patches()
     next(cut_out)
     tifffile.imwrite(slide, pixels, photometric="rgb", tile=(64, 64))

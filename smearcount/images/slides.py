@@ -154,11 +154,13 @@ def unchanged(path: Path, since: State = ()) -> Iterator[State]:
         since: the state that an earlier block was given, which it must still have.
 
     Raises:
-        ChangedError: a file of it changed meanwhile, whatever else was raised.
+        ChangedError: a file of it changed meanwhile, whatever else was raised, or is no longer there.
     """
     before, when = since or _state(path), "since it was analysed" if since else "while it was read"
     told = f"{path}: changed {when}; run it again once it is complete"
-    if since and _state(path) != since:
+    if since and not (now := _state(path)):
+        raise ChangedError(f"{path}: no longer there; put it back, or analyse it again where it is")
+    if since and now != since:
         raise ChangedError(told)
     try:
         yield before
