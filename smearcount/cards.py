@@ -274,7 +274,8 @@ def find_model(model: str, weights: Path | None = None) -> Model:
     if Path(model).is_dir():
         return Model(Path(model))
     known = ", ".join(m.card.id for m in list_models(weights)) or "none"
-    raise ModelError(f"{model}: no such model; known: {known}; or give the folder of a model")
+    place = f" in {weights}" if weights else ""
+    raise ModelError(f"{model}: no such model{place}; known: {known}; or give the folder of a model")
 
 
 def list_models(weights: Path | None = None) -> list[Model]:

@@ -118,7 +118,7 @@ def test_models_are_found_by_id_and_by_folder(folder: Path) -> None:
     assert find_model("discs", weights).folder == folder
     assert find_model(str(folder), weights).card.id == "discs"
     assert [model.card.id for model in list_models(weights)] == ["discs"]
-    with pytest.raises(ModelError, match=r"rings: no such model; known: discs; or give the folder of a model"):
+    with pytest.raises(ModelError, match=rf"rings: no such model in {weights}; known: discs; or give the folder of"):
         find_model("rings", weights)
     with pytest.raises(ModelError, match="known: none"):
         find_model("rings", weights / "none")
