@@ -201,5 +201,6 @@ def _show_copies(copies: Sequence[tuple[str, str]]) -> None:
     """Say which pictures of a slide are counted twice."""
     if n := len(copies):
         named = ", ".join(f"{image} ({first})" for image, first in copies[:SHOWN_COPIES]) + " ..." * (n > SHOWN_COPIES)
-        told = f"{n} of them have the content of another one of their slide; the totals count both: {named}"
+        have = "has" if n == 1 else "have"
+        told = f"{n} of them {have} the content of another one of their slide; the totals count both: {named}"
         errors().print(f"[yellow]warning:[/yellow] {plain(told)}")
