@@ -3,7 +3,7 @@
 import sys
 
 from smearcount.cli import app
-from smearcount.cli.common import errors, muted, plain
+from smearcount.cli.common import muted, show_error
 
 __all__ = ["main"]
 
@@ -14,7 +14,7 @@ def main() -> None:
         app(prog_name="smearcount")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        errors().print(f"[red]error:[/red] {plain(f'{place}{error.strerror or error}')}")
+        show_error(f"{place}{error.strerror or error}")
         muted()
         sys.exit(1)
 

@@ -196,7 +196,7 @@ def clear_errors(*usage: type[SmearcountError]) -> Iterator[None]:
     try:
         yield
     except SmearcountError as error:
-        errors().print(f"[red]error:[/red] {plain(str(error))}")
+        show_error(str(error))
         raise typer.Exit(2 if isinstance(error, wrong) else 1) from error
 
 
@@ -216,6 +216,11 @@ def _stoppable() -> Iterator[None]:
 def errors() -> Console:
     """Where errors are printed."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_error(reason: str) -> None:
+    """Say why the program ends."""
+    errors().print(f"[red]error:[/red] {plain(reason)}")
 
 
 def show_failure(reason: str) -> None:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from smearcount.images.machine import is_of_machine, lack_of_memory
 from smearcount.images.opening import FolderListing, find_images, list_folder, open_image
 from smearcount.images.slides import State, content_sha256, unchanged
-from smearcount.images.source import ArraySource, ImageSource, PartSource, PixelSource, ReadLimits, file_sha256
+from smearcount.images.source import (
+    ArraySource,
+    ImageSource,
+    PartSource,
+    PixelSource,
+    ReadLimits,
+    file_sha256,
+    with_notes,
+)
 from smearcount.images.writing import (
     check_target,
     encoded,
@@ -56,6 +64,7 @@ __all__ = [
     "replacing",
     "through_jpeg",
     "unchanged",
+    "with_notes",
     "write_bytes_atomic",
     "write_overlay",
     "write_picture",

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from smearcount.images.choice import PageChoice
 from smearcount.images.machine import faults_named, is_of_machine
 from smearcount.images.pixels import composite_on_white
 from smearcount.images.scale import PixelSize, from_sizes
-from smearcount.images.source import ReadLimits, check_region, file_sha256
+from smearcount.images.source import ImageSource, ReadLimits, check_region, file_sha256, reopened
 
 if TYPE_CHECKING:
     from openslide import OpenSlide
@@ -74,9 +74,9 @@ class SlideSource:
         """Pixels of level 0 a pixel."""
         return float(self.slide.level_downsamples[self.level])
 
-    def __reduce__(self) -> tuple[Callable[..., SlideSource], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., ImageSource], tuple[Any, ...]]:
         """What another process opens the same slide from."""
-        return _reopened, (self.path, *self.asked, self.notes)
+        return reopened, (open_slide, self.path, self.asked, self.notes)
 
     @cached_property
     def sha256(self) -> str:
@@ -227,11 +227,6 @@ def open_slide(path: Path, limits: ReadLimits, choice: PageChoice, make: str) ->
         return _at_level(path, slide, limits, choice, make)
     except _errors() as error:
         raise ImageError(f"{path}: a slide by {make} that can't be opened ({error}); {_AGAIN}") from error
-
-
-def _reopened(path: Path, limits: ReadLimits, choice: PageChoice, make: str, notes: tuple[str, ...]) -> SlideSource:
-    """A slide opened anew, with what was said of it."""
-    return replace(open_slide(path, limits, choice, make), notes=notes)
 
 
 def _at_level(path: Path, slide: OpenSlide, limits: ReadLimits, choice: PageChoice, make: str) -> SlideSource:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -22,6 +22,8 @@ __all__ = [
     "ReadLimits",
     "check_region",
     "file_sha256",
+    "reopened",
+    "with_notes",
 ]
 
 
@@ -212,3 +214,22 @@ def file_sha256(path: Path, parts: Iterable[Path] = ()) -> str:
     except OSError as error:
         raise ImageError(f"{path}: can't be read ({error.strerror}); check the path and the disk") from error
     return whole.hexdigest()
+
+
+def with_notes(source: ImageSource, notes: tuple[str, ...]) -> ImageSource:
+    """The same picture with other notes."""
+    return cast(ImageSource, replace(cast(Any, source), notes=notes))
+
+
+def reopened(
+    opener: Callable[..., ImageSource], path: Path, asked: tuple[Any, ...], notes: tuple[str, ...]
+) -> ImageSource:
+    """A picture that is read by regions, opened anew as in another process, with what was said of it.
+
+    Args:
+        opener: a function of a module.
+        path: the file.
+        asked: what else it was opened with.
+        notes: what was said.
+    """
+    return with_notes(opener(path, *asked), notes)

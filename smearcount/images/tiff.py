@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import tifffile
 
@@ -24,7 +24,7 @@ from smearcount.images.choice import PageChoice
 from smearcount.images.headers import DamagedError, UnsupportedError
 from smearcount.images.machine import faults_named, is_of_machine
 from smearcount.images.scale import PixelSize
-from smearcount.images.source import ArraySource, ImageSource, ReadLimits, check_region, file_sha256
+from smearcount.images.source import ArraySource, ImageSource, ReadLimits, check_region, file_sha256, reopened
 from smearcount.images.tiff_choice import choose_page
 from smearcount.images.tiff_colour import SampleRange
 from smearcount.images.tiff_page import StoredPage, stored_page
@@ -78,7 +78,7 @@ class TiffSource:
 
     def __reduce__(self) -> tuple[Callable[..., ImageSource], tuple[Any, ...]]:
         """What another process opens the same picture from."""
-        return _reopened, (self.path, *self.asked, self.notes)
+        return reopened, (open_tiff, self.path, self.asked, self.notes)
 
     @cached_property
     def sha256(self) -> str:
@@ -124,11 +124,6 @@ def open_tiff(path: Path, limits: ReadLimits, choice: PageChoice) -> ImageSource
     pixels, range_note = stored.to_rgb(samples, (0, 0, width, height), within)
     notes = (*notes, range_note) if range_note else notes
     return ArraySource(pixels, size.um_per_px, path, size.origin, notes, file_sha256(path), downsample)
-
-
-def _reopened(path: Path, limits: ReadLimits, choice: PageChoice, notes: tuple[str, ...]) -> ImageSource:
-    """A picture that was read by regions, opened anew, with what was said of it."""
-    return cast(ImageSource, replace(cast(Any, open_tiff(path, limits, choice)), notes=notes))
 
 
 def scanner_of(path: Path) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from smearcount.arrays import Doubles, FloatArray, Pixels
 from smearcount.detector import Detector
-from smearcount.images import ArraySource, ImageSource
+from smearcount.images import ArraySource, ImageSource, with_notes
 from smearcount.light.field_stop import BLACK, field_of_view, fill, is_dim, is_plain
 from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.light.reticle import without_lines
@@ -141,7 +140,7 @@ def _all_of(source: ImageSource) -> Pixels:
 
 def _with_note(source: ImageSource, note: str) -> ImageSource:
     """A picture of a file with one note more, if that is not empty."""
-    return cast(ImageSource, replace(cast(Any, source), notes=(*source.notes, note))) if note else source
+    return with_notes(source, (*source.notes, note)) if note else source
 
 
 def _level_of(pixels: Pixels, percent: float = 95.0) -> float:
