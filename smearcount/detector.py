@@ -155,7 +155,7 @@ class Detector:
 
     def _read(self, source: PixelSource, view: Box, canonical_wh: tuple[int, int]) -> Read:
         """A view of a picture as the network takes it."""
-        found = read_view(source, view, canonical_wh)
+        found = read_view(source, view, canonical_wh, self.card.stride_px)
         return None if found is None else (self._to_batch(found[0], self.card), found[1])
 
     def _cells_in(self, read: Read, run: Runtime) -> Found:

@@ -63,13 +63,28 @@ def iou_matrix(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
     return cast(FloatArray, np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
 
 
-def resize_rgb(pixels: Pixels, width: int, height: int) -> Pixels:
-    """Resample `pixels (H, W, 3)` or `(H, W) uint8`: by area where it shrinks below 0.6, else bilinear."""
-    if (pixels.shape[1], pixels.shape[0]) == (width, height):
-        return pixels
+def resize_rgb(pixels: Pixels, width: int, height: int, stride_px: int = 1) -> Pixels:
+    """Resample `pixels (H, W, 3)` or `(H, W) uint8`: by area where it shrinks below 0.6, else bilinear.
+
+    Args:
+        pixels: returned as they are where they have that size already.
+        width: in pixels.
+        height: in pixels.
+        stride_px: the result is padded right and below, with `FILL`, to multiples of this.
+    """
     shrinks = width * height < 0.36 * pixels.shape[0] * pixels.shape[1]
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cast(Pixels, cv2.resize(pixels, (width, height), interpolation=method))
+    same = (pixels.shape[1], pixels.shape[0]) == (width, height)
+    wide, tall = width + -width % stride_px, height + -height % stride_px
+    if (wide, tall) == (width, height):
+        return pixels if same else cast(Pixels, cv2.resize(pixels, (width, height), interpolation=method))
+    padded = np.empty((tall, wide, *pixels.shape[2:]), np.uint8)
+    padded[height:] = padded[:height, width:] = FILL
+    if same:
+        padded[:height, :width] = pixels
+    else:
+        cv2.resize(pixels, (width, height), padded[:height, :width], interpolation=method)
+    return padded
 
 
 def samples_across(px_per_px: float) -> int:

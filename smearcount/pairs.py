@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 
-from smearcount.arrays import Bools, FloatArray, Indices
+from smearcount.arrays import Bools, Doubles, FloatArray, Indices
 from smearcount.geometry import areas, centres, diameters
 
 __all__ = ["ClosePairs", "close_pairs", "overlapping_discs"]
@@ -35,6 +35,10 @@ class ClosePairs:
     first: Indices
     second: Indices
     iou: FloatArray
+
+    def where(self, wanted: Bools) -> ClosePairs:
+        """Those of the pairs `(P,) bool`."""
+        return ClosePairs(self.first[wanted], self.second[wanted], self.iou[wanted])
 
 
 def close_pairs(boxes_xyxy: FloatArray, min_iou: float) -> ClosePairs:
@@ -72,8 +76,8 @@ def _neighbours(corners: FloatArray, most: float = math.inf) -> Iterator[tuple[I
     reach = (sides + sides.max(axis=1, keepdims=True)) / 2
     if most < math.inf:
         reach = np.minimum(reach, most * sides)
-    x, y = (corners[:2] + corners[2:]).astype(np.float64) / 2
-    x, y = x - x.min(), y - y.min()
+    middles = (corners[:2] + corners[2:]).astype(np.float64) / 2
+    x, y = middles - middles.min(axis=1, keepdims=True)
     far_x, far_y = reach.max(axis=1).astype(np.float64) + 1
     width = x.max() + 2 * far_x
     along = np.floor(y / far_y) * width + x
@@ -81,20 +85,14 @@ def _neighbours(corners: FloatArray, most: float = math.inf) -> Iterator[tuple[I
     along, to_side, y, to_end = along[order], reach[0, order].astype(np.float64), y[order], reach[1, order]
     for start in range(0, len(order), BOXES_AT_ONCE):
         some = np.arange(start, min(start + BOXES_AT_ONCE, len(order)))
-        here, side = along[some], to_side[some]
-        beside = _stretches(some, some + 1, np.searchsorted(along, here + side, side="right"))
-        left, right = here + width - side, here + width + side
-        below = _stretches(some, np.searchsorted(along, left), np.searchsorted(along, right, side="right"))
-        first, second = (np.concatenate(each) for each in zip(beside, below, strict=True))
+        here, below, side = along[some], along[some] + width, to_side[some]
+        begin = np.concatenate([some + 1, np.searchsorted(along, below - side)])
+        lengths = np.searchsorted(along, np.concatenate([here + side, below + side]), side="right") - begin
+        ends = np.cumsum(lengths)
+        first = np.repeat(np.concatenate([some, some]), lengths)
+        second = np.arange(ends[-1]) + np.repeat(begin - ends + lengths, lengths)
         close = np.abs(y[first] - y[second]) <= np.minimum(to_end[first], to_end[second])
         yield order[first[close]], order[second[close]]
-
-
-def _stretches(rows: Indices, begin: Indices, end: Indices) -> tuple[Indices, Indices]:
-    """Each row as often as its stretch is long, beside the rows of that stretch."""
-    lengths = end - begin
-    offsets = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(rows, lengths), np.repeat(begin, lengths) + offsets
 
 
 def _common_areas(corners: FloatArray, first: Indices, second: Indices) -> FloatArray:
@@ -105,29 +103,34 @@ def _common_areas(corners: FloatArray, first: Indices, second: Indices) -> Float
     return cast(FloatArray, np.maximum(width, 0) * np.maximum(height, 0))
 
 
-def overlapping_discs(boxes: FloatArray) -> Bools:
+def overlapping_discs(boxes: FloatArray, pairs: ClosePairs | None = None) -> Bools:
     """Which cells lie on another one: the discs in their boxes share more than `DISC_OVERLAP` of the cell's own.
-
-    The area that two discs share is that of a lens (Weisstein, Circle-Circle Intersection, MathWorld, eq. 14).
 
     Args:
         boxes: `(N, 4) float32`.
+        pairs: those of the boxes that overlap at all, where they are known already.
     """
-    pairs = close_pairs(boxes, 0)
+    pairs = pairs or close_pairs(boxes, 0)
+    middle, radius = centres(boxes).astype(np.float64), diameters(boxes).astype(np.float64) / 2
+    enough = DISC_OVERLAP * np.pi * radius**2
     heavy = np.zeros(len(boxes), np.bool_)
     for start in range(0, len(pairs.first), PAIRS_AT_ONCE):
         first, second = (rows[start : start + PAIRS_AT_ONCE] for rows in (pairs.first, pairs.second))
-        for ours, theirs in ((first, second), (second, first)):
-            heavy[ours[_lie_on(boxes[ours], boxes[theirs])]] = True
+        apart = np.hypot(*(middle[first] - middle[second]).T)
+        shared = _lenses(radius[first], radius[second], apart)
+        for rows in (first, second):
+            heavy[rows[shared > enough[rows]]] = True
     return heavy
 
 
-def _lie_on(first: FloatArray, second: FloatArray) -> Bools:
-    """Whether the disc in each box `(N, 4)` lies on the one in its partner."""
-    a, b = diameters(first).astype(np.float64) / 2, diameters(second).astype(np.float64) / 2
+def _lenses(a: Doubles, b: Doubles, apart: Doubles) -> Doubles:
+    """Area that discs of the radii `a` and `b (P,)` share whose middles are so far apart.
+
+    That of a lens (Weisstein, Circle-Circle Intersection, MathWorld, eq. 14).
+    """
     # Where one disc lies in the other, or apart from it, the clipped cosines give all of the smaller one, or nothing.
-    apart = np.maximum(np.hypot(*(centres(first).astype(np.float64) - centres(second)).T), 1e-9)
+    apart = np.maximum(apart, 1e-9)
     cos_a, cos_b = (apart**2 + a**2 - b**2) / (2 * apart * a), (apart**2 + b**2 - a**2) / (2 * apart * b)
     kite = np.sqrt(np.clip((a + b - apart) * (apart + a - b) * (apart - a + b) * (apart + a + b), 0, None)) / 2
-    shared = a**2 * np.arccos(np.clip(cos_a, -1, 1)) + b**2 * np.arccos(np.clip(cos_b, -1, 1)) - kite
-    return np.asarray(shared > DISC_OVERLAP * np.pi * a**2)
+    lens = a**2 * np.arccos(np.clip(cos_a, -1, 1)) + b**2 * np.arccos(np.clip(cos_b, -1, 1)) - kite
+    return np.asarray(lens, np.float64)

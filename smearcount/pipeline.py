@@ -344,7 +344,8 @@ class Pipeline:
         labels, thresholds = self.namer.name(source, found, scale.um_per_px)
         names = counting.name_cells(found.kinds, labels, thresholds)
         kinds = counting.final_kinds(found.kinds, names, self.taxonomy)
-        cells = Detections(found.boxes, found.scores, kinds, found.at_edge)
+        as_found = np.array_equal(found.kinds, kinds)
+        cells = found if as_found else replace(found, kinds=kinds)
         rule, whole = self.settings.edge_rule, self.settings.countable == "all"
         frame = frame_of(source, cells, scale.um_per_px, rule, region, view=lit.view, whole=whole)
         quality = assess(source, scale, cells, frame.counted, frame.excluded, part)
@@ -363,7 +364,7 @@ class Pipeline:
             counted_area_um2=frame.area_um2,
             quality=replace(quality, warnings=(*quality.warnings, *frame.notes)),
             provenance=self._provenance,
-            found_as=None if np.array_equal(found.kinds, kinds) else found.kinds,
+            found_as=None if as_found else found.kinds,
             reading=(*source.notes, *_searched(region, source.size_wh, scale.um_per_px)),
         )
         return result, frame.squares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import cv2
 import numpy as np
@@ -11,14 +12,14 @@ import numpy as np
 from smearcount.arrays import Bools, Pixels
 from smearcount.counting import kind_total, kind_totals, names_kind
 from smearcount.geometry import areas, centres, resize_rgb
-from smearcount.images import PixelSource
+from smearcount.images import PixelSource, peek
 from smearcount.light.glass import CLIPPED
 from smearcount.pairs import overlapping_discs
 from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.region import Region
 from smearcount.taxonomy import Taxonomy
 
-__all__ = ["NOT_RECOGNISED", "assess", "focus_view", "remarks", "sharpness", "warnings_of"]
+__all__ = ["NOT_RECOGNISED", "assess", "focus_view", "overlapping_red", "remarks", "sharpness", "warnings_of"]
 
 
 FOCUS_UM_PER_PX = 0.2
@@ -82,7 +83,7 @@ def _clipped(source: PixelSource, part: Region | None) -> float:
     left, top, right, bottom = _bounds(source, part)
     wide = min(right - left, _ROW_PX)
     left, tops = left + (right - left - wide) // 2, [top + (bottom - top - 1) * n // 8 for n in range(1, 8)]
-    green = np.concatenate([source.read(left, row, wide, 1)[0, :, 1] for row in tops])
+    green = np.concatenate([peek(source, left, row, wide, 1)[0, :, 1] for row in tops])
     if part is not None:
         x, y = np.meshgrid(left + 0.5 + np.arange(wide), np.array(tops) + 0.5)
         green = green[part.contains(np.stack([x.ravel(), y.ravel()], axis=1))]
@@ -99,7 +100,8 @@ def _focus(source: PixelSource, um_per_px: float, part: Region | None) -> float:
         min(max(math.floor(middle - length / 2), 0), most - length)
         for middle, length, most in ((x, w, source.size_wh[0]), (y, h, source.size_wh[1]))
     )
-    return sharpness(focus_view(source.read(left, top, w, h)[..., 1], um_per_px)) / SHARPEST_RATIO
+    green = cast(Pixels, cv2.extractChannel(peek(source, left, top, w, h), 1))
+    return sharpness(focus_view(green, um_per_px)) / SHARPEST_RATIO
 
 
 def _bounds(source: PixelSource, part: Region | None) -> tuple[int, int, int, int]:
@@ -114,6 +116,12 @@ def _bounds(source: PixelSource, part: Region | None) -> tuple[int, int, int, in
         min(math.ceil(right), width),
         min(math.ceil(bottom), height),
     )
+
+
+def overlapping_red(cells: Detections) -> Bools:
+    """Which cells are red cells that lie on another one, `(N,)`."""
+    red, pairs = cells.kinds == "rbc", cells.touching
+    return overlapping_discs(cells.boxes, pairs.where(red[pairs.first] & red[pairs.second]))
 
 
 def assess(
@@ -137,10 +145,10 @@ def assess(
     focus = _focus(source, scale.um_per_px, part)
     is_red = cells.kinds == "rbc"
     within = np.ones(len(cells), np.bool_) if part is None else part.contains(centres(cells.boxes))
-    red, red_within = cells.boxes[is_red], within[is_red]
+    red_within = is_red & within
     seen_px = math.prod(source.size_wh) if part is None else part.area_px(source.size_wh)
-    cover = float(areas(red[red_within]).sum()) * np.pi / 4 / seen_px
-    overlapping = float(overlapping_discs(red)[red_within].mean()) if red_within.any() else 0.0
+    cover = float(areas(cells.boxes[red_within]).sum()) * np.pi / 4 / seen_px
+    overlapping = float(overlapping_red(cells)[red_within].mean()) if red_within.any() else 0.0
     warnings = []
     if focus < BLURRED:
         warnings.append(f"out of focus (sharpness {focus:.2f} of 1): names and small cells can't be trusted")

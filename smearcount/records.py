@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from smearcount.arrays import Bools, FloatArray, Indices, Strings
+from smearcount.pairs import ClosePairs, close_pairs
 
 __all__ = [
     "KINDS",
@@ -79,6 +81,11 @@ class Detections:
     def __len__(self) -> int:
         """Number of cells."""
         return len(self.boxes)
+
+    @cached_property
+    def touching(self) -> ClosePairs:
+        """The pairs of cells whose boxes overlap at all."""
+        return close_pairs(self.boxes, 0)
 
     def take(self, rows: Indices | Bools) -> Detections:
         """The cells of the given indices or mask, all fields alike."""

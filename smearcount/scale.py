@@ -18,7 +18,6 @@ from smearcount.arrays import FloatArray
 from smearcount.detector import Detector
 from smearcount.geometry import diameters
 from smearcount.images import PartSource, PixelSource
-from smearcount.pairs import close_pairs
 from smearcount.records import RED_CELL_UM, Detections, Scale
 from smearcount.region import Region, sought_around, with_edge_of
 
@@ -96,7 +95,7 @@ class _Sight:
 
 def isolated_red_diameters(cells: Detections) -> FloatArray:
     """Diameters in pixels of the red cells that do not touch the border: the isolated ones where they are enough."""
-    touching = close_pairs(cells.boxes, TOUCHING_IOU)
+    touching = cells.touching.where(cells.touching.iou > TOUCHING_IOU)
     alone = np.ones(len(cells), np.bool_)
     alone[touching.first] = alone[touching.second] = False
     red = (cells.kinds == "rbc") & ~cells.at_edge

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from smearcount.arrays import Bools, Doubles, FloatArray, Indices, Pixels
 from smearcount.geometry import areas, centres, resize_rgb
 from smearcount.images import PixelSource
-from smearcount.pairs import overlapping_discs
-from smearcount.quality import SHARPEST_RATIO, focus_view, sharpness
+from smearcount.quality import SHARPEST_RATIO, focus_view, overlapping_red, sharpness
 from smearcount.records import Detections
 from smearcount.region import Region
 from smearcount.unscanned import Edges, plain_part, scanned_areas_um2, scanned_region
@@ -153,8 +152,9 @@ def measure_squares(
     everywhere = np.ones(grid.shape, np.bool_)
     judged, light = (grid.touching(region), _spread(grid.shape)) if region else (everywhere, everywhere)
     wanted = _with_ring(judged) | light
-    red = cells.take(cells.kinds == "rbc")
-    at = centres(red.boxes)
+    is_red = cells.kinds == "rbc"
+    red = cells.boxes[is_red]
+    at = centres(red)
     focus = np.zeros(grid.shape, np.float32)
     on_cells, off_cells = (np.zeros((*grid.shape, LEVELS), np.uint16) for _ in range(2))
 
@@ -188,8 +188,8 @@ def measure_squares(
     return SquareMeasures(
         grid=grid,
         red=grid.total(at, np.ones(len(red))),
-        red_area_um2=grid.total(at, areas(red.boxes) * (math.pi / 4 * um_per_px**2)),
-        overlapping=grid.total(at, overlapping_discs(red.boxes).astype(np.float32)),
+        red_area_um2=grid.total(at, areas(red) * (math.pi / 4 * um_per_px**2)),
+        overlapping=grid.total(at, overlapping_red(cells)[is_red].astype(np.float32)),
         sharpness=focus,
         on_cells=on_cells,
         off_cells=off_cells,

@@ -19,8 +19,8 @@ import numpy as np
 
 from smearcount.arrays import FloatArray, Pixels
 from smearcount.cards import DetectorCard
-from smearcount.geometry import FILL, resize_rgb
-from smearcount.images import PixelSource
+from smearcount.geometry import resize_rgb
+from smearcount.images import PixelSource, peek
 
 __all__ = ["Block", "InFlight", "Place", "Window", "canonical_size", "in_strips"]
 __all__ += ["plan_windows", "read_view", "to_planes", "to_tensor"]
@@ -134,17 +134,24 @@ def _stored(view: Box, canonical_wh: tuple[int, int], size_wh: tuple[int, int]) 
     return math.floor(view[0] * per_x), math.floor(view[1] * per_y), right, bottom
 
 
-def read_view(source: PixelSource, view: Box, canonical_wh: tuple[int, int]) -> tuple[Pixels, Place] | None:
-    """The pixels `(H, W, 3) uint8 RGB` of a view of the canonical picture, resampled to it; None where it is blank."""
+def read_view(
+    source: PixelSource, view: Box, canonical_wh: tuple[int, int], stride_px: int = 1
+) -> tuple[Pixels, Place] | None:
+    """A view of the canonical picture.
+
+    Returns:
+        Its pixels `(H, W, 3) uint8 RGB`, resampled to it and padded to the stride, and their place; None where it is
+        blank.
+    """
     width, height = source.size_wh
     per_x, per_y = width / canonical_wh[0], height / canonical_wh[1]
     left, top, right, bottom = _stored(view, canonical_wh, source.size_wh)
-    region = source.read(left, top, right - left, bottom - top)
+    region = peek(source, left, top, right - left, bottom - top)
     if _is_blank(region):
         return None
     size_wh = (max(1, round((right - left) / per_x)), max(1, round((bottom - top) / per_y)))
     gain_xy = ((right - left) / size_wh[0] / per_x, (bottom - top) / size_wh[1] / per_y)
-    return resize_rgb(region, *size_wh), Place(size_wh, gain_xy, (left / per_x, top / per_y))
+    return resize_rgb(region, *size_wh, stride_px), Place(size_wh, gain_xy, (left / per_x, top / per_y))
 
 
 def _is_blank(region: Pixels) -> bool:
@@ -156,12 +163,9 @@ def _is_blank(region: Pixels) -> bool:
 
 def to_planes(pixels: Pixels, card: DetectorCard) -> Pixels:
     """`pixels (H, W, 3) uint8 RGB` as `(1, 3, H', W')`, padded right and below to the card's stride."""
-    height, width = pixels.shape[:2]
-    padded_wh = width + -width % card.stride_px, height + -height % card.stride_px
-    planes = np.empty((1, 3, padded_wh[1], padded_wh[0]), np.uint8)
-    planes[..., height:, :] = planes[..., width:] = FILL
-    for plane, channel in zip(planes[0], cv2.split(pixels), strict=True):
-        plane[:height, :width] = channel
+    padded = resize_rgb(pixels, pixels.shape[1], pixels.shape[0], card.stride_px)
+    planes = np.empty((1, 3, *padded.shape[:2]), np.uint8)
+    cv2.split(padded, list(planes[0]))
     return planes
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import slow_iou, tied_boxes
 
-from smearcount.geometry import areas, centres, clip_boxes, diameters, iou_matrix, resize_rgb, touches_edge
+from smearcount.geometry import FILL, areas, centres, clip_boxes, diameters, iou_matrix, resize_rgb, touches_edge
 
 
 def test_overlap_of_known_boxes() -> None:
@@ -53,3 +53,15 @@ def test_resampling_keeps_the_mean_and_the_place() -> None:
     grown = resize_rgb(pixels, 320, 240)
     assert grown.shape == (240, 320, 3)
     assert abs(float(grown.mean()) - float(pixels.mean())) < 0.5
+
+
+@pytest.mark.parametrize("size_wh", [(160, 120), (70, 50), (333, 241)])
+@pytest.mark.parametrize("shape", [(120, 160), (120, 160, 3)])
+def test_what_is_resampled_may_be_padded_to_a_stride(size_wh: tuple[int, int], shape: tuple[int, ...]) -> None:
+    (width, height), pixels = size_wh, np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    padded = resize_rgb(pixels, width, height, 32)
+    assert padded.shape == (-(-height // 32) * 32, -(-width // 32) * 32, *shape[2:])
+    assert np.array_equal(padded[:height, :width], resize_rgb(pixels, width, height))
+    assert (padded[height:] == FILL).all()
+    assert (padded[:, width:] == FILL).all()
+    assert resize_rgb(pixels, 160, 120, 40) is pixels

@@ -25,7 +25,17 @@ from conftest import whole
 from smearcount import images
 from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
-from smearcount.images import ArraySource, ImageSource, ReadLimits, find_images, open_image, through_jpeg, write_picture
+from smearcount.images import (
+    ArraySource,
+    ImageSource,
+    PartSource,
+    ReadLimits,
+    find_images,
+    open_image,
+    peek,
+    through_jpeg,
+    write_picture,
+)
 from smearcount.images.pixels import orient, stored_region
 from smearcount.images.tiff import TiffSource
 from smearcount.images.tiff_page import StoredPage, _strips_held
@@ -1326,3 +1336,17 @@ def test_a_jpeg_round_trip_is_that_of_the_file_that_would_be_written(tmp_path: P
     written = whole(open_image(write_picture(tmp_path / "a.jpg", pixels, 40)))
     assert np.array_equal(through_jpeg(pixels, 40), written)
     assert not np.array_equal(through_jpeg(pixels[..., ::-1], 40)[..., ::-1], written)
+
+
+def test_a_look_at_a_picture_in_memory_is_no_copy(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    held = ArraySource(pixels)
+    part = PartSource(held, (10, 20), (50, 30))
+    for source, seen in ((held, pixels[24:29, 13:20]), (part, pixels[44:49, 23:30])):
+        assert np.array_equal(peek(source, 13, 24, 7, 5), seen)
+        assert np.shares_memory(peek(source, 13, 24, 7, 5), pixels)
+        assert not np.shares_memory(source.read(13, 24, 7, 5), pixels)
+    with pytest.raises(ValueError, match="inside 80 x 60 px"):
+        peek(held, 75, 0, 6, 5)
+    tifffile.imwrite(tmp_path / "tiled.tif", pixels, tile=(32, 32), photometric="rgb")
+    assert np.array_equal(peek(open_image(tmp_path / "tiled.tif"), 13, 24, 7, 5), pixels[24:29, 13:20])

@@ -9,9 +9,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "smearcount"
 
 LAYERS = (
-    ("arrays", "errors", "records"),
-    ("geometry", "config", "offline", "lists", "output_names", "progress"),
+    ("arrays", "errors"),
+    ("geometry", "config", "offline", "lists", "progress"),
     ("pairs", "cuda"),
+    ("records", "output_names"),
     ("suppression",),
     ("taxonomy",),
     ("images", "cards", "metrics", "calibration"),

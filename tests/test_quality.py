@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 import shapely
 
 from smearcount.arrays import FloatArray, Pixels
-from smearcount.quality import assess, focus_view, sharpness
+from smearcount.quality import assess, focus_view, overlapping_red, sharpness
 from smearcount.records import Detections, Scale
 from smearcount.region import Region
 
@@ -86,6 +87,11 @@ def test_cover_and_overlap_of_known_boxes(draw_discs: Draw, cells: Cells) -> Non
     # Only red cells crowd a field.
     mixed = cells(np.tile(boxes_in_a_row(1, 30, 1), (30, 1)), "wbc")
     assert (words(draw_discs, mixed).overlapping, words(draw_discs, mixed).red_cell_cover) == (0, 0)
+    # A white cell on a red one is no crowd either.
+    boxes = np.tile(boxes_in_a_row(1, 30, 1), (2, 1))
+    both = replace(cells(boxes), kinds=np.array(["rbc", "wbc"]))
+    assert not overlapping_red(both).any()
+    assert overlapping_red(cells(boxes)).all()
 
 
 def test_each_warning_has_its_cause(draw_discs: Draw, cells: Cells, field: Pixels) -> None:

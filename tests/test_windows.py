@@ -11,9 +11,9 @@ import pytest
 
 from smearcount.arrays import Pixels
 from smearcount.cards import DetectorCard
+from smearcount.geometry import FILL
 from smearcount.windows import (
     BLANK_RANGE,
-    FILL,
     InFlight,
     Place,
     canonical_size,

@@ -17,6 +17,7 @@ from smearcount.images.source import (
     PixelSource,
     ReadLimits,
     file_sha256,
+    peek,
     with_notes,
 )
 from smearcount.images.writing import (
@@ -58,6 +59,7 @@ __all__ = [
     "open_image",
     "part_key",
     "partial_path",
+    "peek",
     "real_path",
     "refuse_input",
     "refuse_inputs",

@@ -160,8 +160,7 @@ class ArraySource:
         Raises:
             ValueError: the rectangle is empty or reaches beyond the picture.
         """
-        check_region((x, y, w, h), self.size_wh)
-        return self.pixels[y : y + h, x : x + w].copy()
+        return peek(self, x, y, w, h).copy()
 
 
 @dataclass(frozen=True)
@@ -214,6 +213,16 @@ def file_sha256(path: Path, parts: Iterable[Path] = ()) -> str:
     except OSError as error:
         raise ImageError(f"{path}: can't be read ({error.strerror}); check the path and the disk") from error
     return whole.hexdigest()
+
+
+def peek(source: PixelSource, x: int, y: int, w: int, h: int) -> Pixels:
+    """A rectangle of a picture to look at only: of one that is held in memory it is no copy."""
+    if isinstance(source, PartSource):
+        return peek(source.source, source.left_top[0] + x, source.left_top[1] + y, w, h)
+    if isinstance(source, ArraySource):
+        check_region((x, y, w, h), source.size_wh)
+        return source.pixels[y : y + h, x : x + w]
+    return source.read(x, y, w, h)
 
 
 def with_notes(source: ImageSource, notes: tuple[str, ...]) -> ImageSource:

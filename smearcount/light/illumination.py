@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from smearcount.arrays import Doubles, FloatArray, Pixels
 from smearcount.detector import Detector
-from smearcount.images import ArraySource, ImageSource, with_notes
+from smearcount.images import ArraySource, ImageSource, peek, with_notes
 from smearcount.light.field_stop import BLACK, field_of_view, fill, is_dim, is_plain
 from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
 from smearcount.light.reticle import without_lines
@@ -135,7 +135,7 @@ def _is_small(source: ImageSource) -> bool:
 
 def _all_of(source: ImageSource) -> Pixels:
     """All pixels of a picture, to look at only: those of one that is held in memory are no copy."""
-    return source.pixels if isinstance(source, ArraySource) else source.read(0, 0, *source.size_wh)
+    return peek(source, 0, 0, *source.size_wh)
 
 
 def _with_note(source: ImageSource, note: str) -> ImageSource:
@@ -223,7 +223,7 @@ def _with_clear_cells(lit: Lit, _: Scale, found: Detections, part: Region | None
     corner = (size_wh - wide) // 2 if part is None else np.clip(part.middle - wide / 2, 0, size_wh - wide).astype(int)
     boxes = found.boxes[found.kinds == "rbc"] - np.tile(corner, 2).astype(np.float32)
     inside = np.all((boxes[:, :2] >= 0) & (boxes[:, 2:] <= wide), axis=1)
-    wanted = contrast_wanted(lit.source.read(*corner.tolist(), *wide.tolist()), boxes[inside])
+    wanted = contrast_wanted(peek(lit.source, *corner.tolist(), *wide.tolist()), boxes[inside])
     return lit.changed(*wanted.raised(_all_of(lit.source))) if wanted else lit
 
 
@@ -278,7 +278,7 @@ def _glance(source: ImageSource, *, sparse: bool = False) -> _Glance:
         lefts = np.linspace(0, width - side, _SQUARES).astype(int).tolist()
         bands = [np.hstack([source.read(left, top, side, side) for left in lefts]) for top in tops]
     else:
-        bands = [source.read(0, top, width, side) for top in tops]
+        bands = [peek(source, 0, top, width, side) for top in tops]
     step = max(1, bands[0].shape[1] // 100)
     thin = np.stack([band[::4, ::step] for band in bands])
     light = lightest(thin)
