@@ -11,10 +11,9 @@ import numpy as np
 
 from smearcount.arrays import Bools, Pixels
 from smearcount.counting import kind_total, kind_totals, names_kind
-from smearcount.geometry import areas, centres, resize_rgb
+from smearcount.geometry import areas, centres, overlapping_discs, resize_rgb
 from smearcount.images import PixelSource, peek
 from smearcount.light.glass import CLIPPED
-from smearcount.pairs import overlapping_discs
 from smearcount.records import Detections, Quality, Scale, SmearResult
 from smearcount.region import Region
 from smearcount.taxonomy import Taxonomy

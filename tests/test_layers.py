@@ -9,11 +9,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "smearcount"
 
 LAYERS = (
-    ("arrays", "errors"),
-    ("geometry", "config", "offline", "lists", "progress"),
-    ("pairs", "cuda"),
-    ("records", "output_names"),
-    ("suppression",),
+    ("arrays", "errors", "pairs", "records"),
+    ("geometry", "config", "offline", "lists", "output_names", "progress"),
+    ("suppression", "cuda"),
     ("taxonomy",),
     ("images", "cards", "metrics", "calibration"),
     ("naming_nets", "naming_heads", "cellsets"),

@@ -7,10 +7,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from smearcount import geometry
 from smearcount import pairs as module
 from smearcount.arrays import FloatArray
-from smearcount.geometry import iou_matrix
-from smearcount.pairs import close_pairs, overlapping_discs
+from smearcount.geometry import iou_matrix, overlapping_discs
+from smearcount.pairs import close_pairs
 
 
 def random_boxes(n: int, seed: int = 5) -> FloatArray:
@@ -34,7 +35,7 @@ def test_pairs_are_the_same_however_many_are_sought_together(monkeypatch: pytest
     boxes[3] = (0, 0, 400, 400)
     whole = overlapping_discs(boxes)
     monkeypatch.setattr(module, "BOXES_AT_ONCE", at_once)
-    monkeypatch.setattr(module, "PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr(geometry, "PAIRS_AT_ONCE", at_once)
     assert np.array_equal(overlapping_discs(boxes), whole)
     assert 0 < whole.sum() < len(whole)
 

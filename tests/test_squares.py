@@ -13,9 +13,8 @@ import shapely
 
 from smearcount.arrays import FloatArray, Pixels
 from smearcount.countable import judge_squares
-from smearcount.geometry import centres
+from smearcount.geometry import centres, overlapping_discs
 from smearcount.images import ArraySource
-from smearcount.pairs import overlapping_discs
 from smearcount.records import Detections
 from smearcount.region import SOUGHT_UM, Region
 from smearcount.squares import _RING, LEVELS, measure_squares, square_grid
