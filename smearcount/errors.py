@@ -4,7 +4,7 @@ SmearcountError
 |-- ImageError          a picture can't be used: names the file and the remedy
 |   `-- ChangedError    it changed while it was read, and may be whole the next time
 |-- ModelError          weights, card or probe are missing, damaged or of another kind
-|-- RuntimeMissingError a runtime was asked for that is not installed
+|-- RuntimeMissingError a runtime was asked for that is not installed, or that a model has no files for
 |-- ConfigError         a configuration or taxonomy file is wrong
 |-- DatasetError        a labelled data set can't be read
 |-- UsageError          what was asked for contradicts itself, or there is nothing to do
@@ -39,7 +39,7 @@ class ModelError(SmearcountError):
 
 
 class RuntimeMissingError(SmearcountError):
-    """The inference runtime asked for is not installed."""
+    """The inference runtime asked for is not installed, or a model has no files for it."""
 
 
 class ConfigError(SmearcountError):

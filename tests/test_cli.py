@@ -460,6 +460,7 @@ def test_an_output_place_that_is_taken_is_one_clear_line(words: list[str], tmp_p
     ("words", "hint"),
     [
         (["analyze", SPARSE, "--runtime", "onnx", "--precision", "bf16"], "bf16"),
+        (["analyze", SPARSE, "--runtime", "onnx"], "--to onnx"),
         (["analyze", SPARSE, "--page", "0"], "--page"),
         (["crop", SPARSE, "--threads", "-1"], "--threads"),
         (["analyze", SPARSE, "--tile", "0"], "--tile"),

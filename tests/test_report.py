@@ -309,6 +309,27 @@ def test_nucleated_red_cells_are_named_where_only_they_are_missing(
     ]
 
 
+@pytest.mark.parametrize(
+    ("origin", "codes", "told"),
+    [
+        ("estimated", ("macrocyte", "normocyte"), True),
+        ("estimated", ("target_cell", "normocyte"), False),
+        ("assumed", ("macrocyte", "normocyte"), False),
+        ("flag", ("macrocyte", "normocyte"), False),
+    ],
+)
+def test_sizes_are_relative_where_the_scale_is_estimated(
+    make_result: Make, cells: Cells, taxonomy: Taxonomy, origin: str, codes: tuple[str, str], *, told: bool
+) -> None:
+    labels = Labels(np.array([[0.9, 0.1]], np.float32), codes)
+    one = make_result(cells([[0, 0, 50, 50]], "rbc"), labels, scale=Scale(0.1, origin))
+    said = "the scale is estimated: macrocytes and microcytes are relative to this slide"
+    line = json.loads(json_line(report.report_row(one, taxonomy), one, taxonomy))
+    for notes in (json.loads(json_report(one, taxonomy))["notes"], line["notes"]):
+        assert (said in notes) == told
+    assert (said in on_screen(one, taxonomy)) == told
+
+
 @pytest.mark.parametrize(("n", "warned"), [(0, True), (5, True), (99, True), (100, False)])
 def test_a_differential_of_few_white_cells_is_warned_of(
     make_result: Make, cells: Cells, taxonomy: Taxonomy, n: int, *, warned: bool

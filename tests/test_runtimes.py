@@ -68,7 +68,7 @@ def test_a_damaged_weight_file_is_refused(model: Model, tmp_path: Path, name: st
 
 
 def test_a_runtime_without_files_says_how_to_make_them(model: Model) -> None:
-    with pytest.raises(ModelError, match=f"smearcount export {DETECTOR} --to onnx"):
+    with pytest.raises(RuntimeMissingError, match=f"smearcount export {DETECTOR} --to onnx"):
         make_runtime(model, RuntimeChoice("onnx"))
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from smearcount.arrays import FloatArray
 from smearcount.cards import Model
-from smearcount.errors import ModelError, RuntimeMissingError
+from smearcount.errors import RuntimeMissingError
 from smearcount.runtimes.contract import AT_ONCE_CPU, InferWindows, Runtime, check_type
 
 __all__ = ["OnnxRuntime"]
@@ -28,7 +28,7 @@ class OnnxRuntime:
             raise RuntimeMissingError("ONNX Runtime is not installed: pip install onnxruntime") from error
         name = next(iter(model.names("onnx")), None)
         if name is None:
-            raise ModelError(
+            raise RuntimeMissingError(
                 f"{model.folder}: no ONNX file; run `smearcount export {model.card.id} --to onnx --out DIR`"
             )
         options = onnxruntime.SessionOptions()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from smearcount.arrays import FloatArray
 from smearcount.cards import Card, Model
-from smearcount.errors import ModelError, RuntimeMissingError
+from smearcount.errors import RuntimeMissingError
 from smearcount.offline import quiet_openvino
 from smearcount.runtimes.contract import AT_ONCE_CPU, InferWindows, Levels, Runtime, check_type
 
@@ -87,7 +87,7 @@ class OpenVinoRuntime:
         openvino = _openvino()
         xml = next((name for name in model.names("openvino") if name.endswith(".xml")), None)
         if xml is None:
-            raise ModelError(
+            raise RuntimeMissingError(
                 f"{model.folder}: no OpenVINO files; run `smearcount export {model.card.id} --to openvino`"
             )
         core = openvino_core()
