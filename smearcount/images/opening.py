@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -231,11 +232,12 @@ def first_bytes(path: Path) -> bytes:
         ImageError: there is no such file, or it is empty or can't be read.
     """
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise ImageError(f"{path}: a folder, not a picture; give the pictures in it, or use batch")
-        if path.exists() and not path.is_file():
+        if not stat.S_ISREG(mode):
             raise ImageError(f"{path}: neither a file nor a folder; give a picture file")
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             start = file.read(132)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file; check the path") from error

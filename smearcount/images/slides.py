@@ -174,8 +174,9 @@ def unchanged(path: Path, since: State = ()) -> Iterator[State]:
 
 def _parts(path: Path) -> list[Path]:
     """The files beside the one that stands for a MIRAX slide."""
-    folder = path.with_suffix("")
-    return sorted(part for part in folder.iterdir() if part.is_file()) if is_mirax(path) and folder.is_dir() else []
+    if not is_mirax(path) or not (folder := path.with_suffix("")).is_dir():
+        return []
+    return sorted(part for part in folder.iterdir() if part.is_file())
 
 
 def slide_vendor(path: Path, make: str) -> str:
