@@ -213,11 +213,7 @@ def _blocks(
     origin = [f"smearcount {made.version}, {', '.join(made.model_ids)}", "Research use only, no medical device"]
     origin += [f"Shown magnified {zoom:g} times"] * (zoom > 1) + [f"Shown at 1/{1 / zoom:g} size"] * (zoom < 1)
     warnings = warnings_of(result, taxonomy)
-    remarked = [
-        *result.reading,
-        *[scale.note] * (bool(scale.note) and scale.note not in warnings),
-        *remarks(result, taxonomy),
-    ]
+    remarked = [*result.reading, *remarks(result, taxonomy)]
     advice = [text(f"! {words}", 8, colour=ALERT) for words in warnings]
     advice += [text(words, 8, colour=FAINT) for words in remarked]
     size = f"{scale.um_per_px:.3g} µm per pixel ({scale.source})"

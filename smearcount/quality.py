@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from smearcount.arrays import Bools, Pixels
-from smearcount.counting import codes_given, kind_total, kind_totals, names_kind
+from smearcount.counting import kind_total, kind_totals, names_kind
 from smearcount.geometry import areas, centres, overlapping_discs, resize_rgb
 from smearcount.images import PixelSource, peek
 from smearcount.light.glass import CLIPPED
@@ -47,9 +47,6 @@ Usual are 0.04 to 0.1 platelets and 0.001 to 0.002 white cells."""
 EXCLUDED_SHARE = 0.5
 ENOUGH_WHITE = 100
 """White cells of the usual differential (Rumke 1985, Am J Clin Pathol 84:256)."""
-
-_BY_SIZE = ("macrocyte", "microcyte")
-"""Codes of red cells that go by their size."""
 
 NOT_RECOGNISED = ("blasts", "atypical lymphocytes", "smudge cells")
 
@@ -194,7 +191,6 @@ def remarks(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:
     words = [] if red or white else ["no classifier used: types are unclassified"]
     if kind_totals(result.counts, result.labels, taxonomy)["nrbc"] is None:
         words.append("nucleated red cells are among the white cells")
-    by_size = result.scale.source == "estimated" and not codes_given(result.labels).isdisjoint(_BY_SIZE)
-    slide = "the scale is estimated: macrocytes and microcytes are relative to this slide"
+    note = "" if result.scale.note in result.quality.warnings else result.scale.note
     told = f"{', '.join(NOT_RECOGNISED[:-1])} and {NOT_RECOGNISED[-1]} are not recognised"
-    return tuple(filter(None, ("; ".join(words), slide if by_size else "", told if white else "")))
+    return tuple(filter(None, (note, "; ".join(words), told if white else "")))

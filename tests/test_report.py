@@ -309,25 +309,15 @@ def test_nucleated_red_cells_are_named_where_only_they_are_missing(
     ]
 
 
-@pytest.mark.parametrize(
-    ("origin", "codes", "told"),
-    [
-        ("estimated", ("macrocyte", "normocyte"), True),
-        ("estimated", ("target_cell", "normocyte"), False),
-        ("assumed", ("macrocyte", "normocyte"), False),
-        ("flag", ("macrocyte", "normocyte"), False),
-    ],
-)
-def test_sizes_are_relative_where_the_scale_is_estimated(
-    make_result: Make, cells: Cells, taxonomy: Taxonomy, origin: str, codes: tuple[str, str], *, told: bool
-) -> None:
-    labels = Labels(np.array([[0.9, 0.1]], np.float32), codes)
-    one = make_result(cells([[0, 0, 50, 50]], "rbc"), labels, scale=Scale(0.1, origin))
-    said = "the scale is estimated: macrocytes and microcytes are relative to this slide"
+def test_what_is_to_be_known_of_the_scale_is_told_once(make_result: Make, cells: Cells, taxonomy: Taxonomy) -> None:
+    said = "macrocytes and microcytes are relative to this slide"
+    one = make_result(cells([[0, 0, 50, 50]], "rbc"), scale=Scale(0.1, "estimated", note=said))
     line = json.loads(json_line(report.report_row(one, taxonomy), one, taxonomy))
     for notes in (json.loads(json_report(one, taxonomy))["notes"], line["notes"]):
-        assert (said in notes) == told
-    assert (said in on_screen(one, taxonomy)) == told
+        assert notes.count(said) == 1
+    assert on_screen(one, taxonomy).count(said) == 1
+    warned = replace(one, quality=replace(one.quality, warnings=(said,)))
+    assert on_screen(warned, taxonomy).count(said) == 1
 
 
 @pytest.mark.parametrize(("n", "warned"), [(0, True), (5, True), (99, True), (100, False)])
