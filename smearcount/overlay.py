@@ -212,10 +212,8 @@ def _blocks(
     head = [text(result.image_id, bold=True), text(f"cells found: {cells}, counted: {counted}", colour=FAINT)]
     origin = [f"smearcount {made.version}, {', '.join(made.model_ids)}", "Research use only, no medical device"]
     origin += [f"Shown magnified {zoom:g} times"] * (zoom > 1) + [f"Shown at 1/{1 / zoom:g} size"] * (zoom < 1)
-    warnings = warnings_of(result, taxonomy)
-    remarked = [*result.reading, *remarks(result, taxonomy)]
-    advice = [text(f"! {words}", 8, colour=ALERT) for words in warnings]
-    advice += [text(words, 8, colour=FAINT) for words in remarked]
+    advice = [text(f"! {words}", 8, colour=ALERT) for words in warnings_of(result, taxonomy)]
+    advice += [text(words, 8, colour=FAINT) for words in (*result.reading, *remarks(result, taxonomy))]
     size = f"{scale.um_per_px:.3g} µm per pixel ({scale.source})"
     ruler = [Row(bar_px=bar[1]), text(f"{bar[0]:g} µm")] if bar else []
     parts = [

@@ -186,7 +186,7 @@ def warnings_of(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:
 
 
 def remarks(result: SmearResult, taxonomy: Taxonomy) -> tuple[str, ...]:
-    """What the models used, or the scale, can't tell."""
+    """What a reader must know of the scale, and what the models used can't tell."""
     red, white = (names_kind(result.labels, kind, taxonomy) for kind in ("rbc", "wbc"))
     words = [] if red or white else ["no classifier used: types are unclassified"]
     if kind_totals(result.counts, result.labels, taxonomy)["nrbc"] is None:
