@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from smearcount.arrays import Bools, Doubles, FloatArray, Pixels
-from smearcount.pairs import ClosePairs, close_pairs
+from smearcount.pairs import ClosePairs
 
 __all__ = ["FILL", "areas", "centres", "clip_boxes", "diameters", "iou_matrix", "overlapping_discs", "resize_rgb"]
 __all__ += ["samples_across", "touches_edge"]
@@ -72,14 +72,13 @@ def iou_matrix(first_xyxy: FloatArray, second_xyxy: FloatArray) -> FloatArray:
     return cast(FloatArray, np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
 
 
-def overlapping_discs(boxes: FloatArray, pairs: ClosePairs | None = None) -> Bools:
+def overlapping_discs(boxes: FloatArray, pairs: ClosePairs) -> Bools:
     """Which cells lie on another one: the discs in their boxes share more than `DISC_OVERLAP` of the cell's own.
 
     Args:
         boxes: `(N, 4) float32`.
-        pairs: those of the boxes that overlap at all, where they are known already.
+        pairs: those of the boxes that overlap at all, or of some of them.
     """
-    pairs = pairs or close_pairs(boxes, 0)
     middle, radius = centres(boxes).astype(np.float64), diameters(boxes).astype(np.float64) / 2
     enough = DISC_OVERLAP * np.pi * radius**2
     heavy = np.zeros(len(boxes), np.bool_)

@@ -19,10 +19,11 @@ import numpy.typing as npt
 import pytest
 
 from smearcount import counting, detector
-from smearcount.arrays import FloatArray, Pixels
+from smearcount.arrays import Bools, FloatArray, Pixels
 from smearcount.cards import DetectorCard
 from smearcount.detector import Detector
 from smearcount.images import ImageSource
+from smearcount.quality import overlapping_red
 from smearcount.records import Detections, Labels, Provenance, Quality, Scale, SmearResult
 from smearcount.runtimes import RuntimeChoice
 from smearcount.taxonomy import Taxonomy, load_taxonomy
@@ -331,6 +332,11 @@ def font_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     panel.face_for.cache_clear()
     yield request.param
     panel.face_for.cache_clear()
+
+
+def lying_on(boxes: FloatArray) -> Bools:
+    """Which of the red cells in some boxes lie on another one."""
+    return overlapping_red(make_cells(boxes))
 
 
 def slow_iou(a: FloatArray, b: FloatArray) -> float:

@@ -6,11 +6,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import lying_on
 
 from smearcount import geometry
 from smearcount import pairs as module
 from smearcount.arrays import FloatArray
-from smearcount.geometry import iou_matrix, overlapping_discs
+from smearcount.geometry import iou_matrix
 from smearcount.pairs import close_pairs
 
 
@@ -33,10 +34,10 @@ def test_pairs_that_share_an_area_are_those_of_the_matrix(n: int) -> None:
 def test_pairs_are_the_same_however_many_are_sought_together(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     boxes = random_boxes(700)
     boxes[3] = (0, 0, 400, 400)
-    whole = overlapping_discs(boxes)
+    whole = lying_on(boxes)
     monkeypatch.setattr(module, "BOXES_AT_ONCE", at_once)
     monkeypatch.setattr(geometry, "PAIRS_AT_ONCE", at_once)
-    assert np.array_equal(overlapping_discs(boxes), whole)
+    assert np.array_equal(lying_on(boxes), whole)
     assert 0 < whole.sum() < len(whole)
 
 

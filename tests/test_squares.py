@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import shapely
+from conftest import lying_on
 
 from smearcount.arrays import FloatArray, Pixels
 from smearcount.countable import judge_squares
-from smearcount.geometry import centres, overlapping_discs
+from smearcount.geometry import centres
 from smearcount.images import ArraySource
 from smearcount.records import Detections
 from smearcount.region import SOUGHT_UM, Region
@@ -75,23 +76,23 @@ def test_equal_discs_overlap_from_a_tenth_on() -> None:
     for apart in distances:
         pair = discs([[100, 100, 50], [100 + 50 * apart * 0.6, 100 + 50 * apart * 0.8, 50]])
         expected = apart < 2 and share_of_lens(apart) > 0.1
-        assert overlapping_discs(pair).tolist() == [expected] * 2, apart
+        assert lying_on(pair).tolist() == [expected] * 2, apart
     assert share_of_lens(1.61) == pytest.approx(0.1, abs=0.001)
 
 
 def test_a_small_disc_on_a_large_one() -> None:
     # Wholly inside: all of the small one is shared, and (10 / 50)**2 = 4 % of the large one, or 36 % of one of 30.
-    assert overlapping_discs(discs([[100, 100, 50], [110, 100, 10]])).tolist() == [False, True]
-    assert overlapping_discs(discs([[100, 100, 50], [100, 100, 30]])).tolist() == [True, True]
-    assert overlapping_discs(discs([[100, 100, 50], [100, 100, 50]])).tolist() == [True, True]
+    assert lying_on(discs([[100, 100, 50], [110, 100, 10]])).tolist() == [False, True]
+    assert lying_on(discs([[100, 100, 50], [100, 100, 30]])).tolist() == [True, True]
+    assert lying_on(discs([[100, 100, 50], [100, 100, 50]])).tolist() == [True, True]
 
 
 def test_cells_that_touch_do_not_overlap_though_their_boxes_do() -> None:
     # Boxes 12 % wider than the cells, on a diagonal.
     step = 40 / np.sqrt(2)
     row = discs([[50 + n * step, 50 + n * step, 20 * 1.12] for n in range(6)])
-    assert not overlapping_discs(row).any()
-    assert overlapping_discs(np.zeros((0, 4), np.float32)).shape == (0,)
+    assert not lying_on(row).any()
+    assert lying_on(np.zeros((0, 4), np.float32)).shape == (0,)
 
 
 def test_overlap_agrees_with_counted_pixels() -> None:
@@ -103,7 +104,7 @@ def test_overlap_agrees_with_counted_pixels() -> None:
     np.fill_diagonal(shares, 0)
     sure = ~((shares > 0.08) & (shares < 0.12)).any(axis=1)
     assert sure.sum() > 30
-    assert np.array_equal(overlapping_discs(discs(circles))[sure], (shares > 0.1).any(axis=1)[sure])
+    assert np.array_equal(lying_on(discs(circles))[sure], (shares > 0.1).any(axis=1)[sure])
 
 
 # Measures
