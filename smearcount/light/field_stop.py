@@ -60,7 +60,7 @@ _RIM_SHARE, _RIM_LIGHT = 0.05, 0.6
 
 def is_plain(corner: Pixels) -> bool:
     """Whether all pixels of a part of a picture `(h, w, 3)` are the same, as in no photograph, which has noise."""
-    return bool((corner[0] == corner[0, 0]).all() and (corner == corner[0, 0]).all())
+    return bool((corner == corner[0, 0]).all())
 
 
 def field_of_view(pixels: Pixels, level: float) -> Region | None:
