@@ -47,8 +47,8 @@ _MOST = 4.0
 _MEASURED, _AT_A_GLANCE = 20_000, 5_000
 """Pixels of a picture that are measured: for its tint, and in every picture."""
 
-_PLACES = np.array([0.3, 0.5, 0.7], np.float32)
-"""Where a red cell is looked at, each way, in shares of its box."""
+_PLACES = np.array([(x, y) for x in (0.3, 0.5, 0.7) for y in (0.3, 0.5, 0.7)], np.float32)
+"""Where a red cell is looked at, in shares of its box."""
 
 
 def lightest(pixels: Pixels) -> Pixels:
@@ -109,10 +109,9 @@ def contrast_wanted(pixels: Pixels, red_cells: FloatArray) -> Contrast | None:
     if np.mean(seen[:, 1] >= CLIPPED) > MOST_CLIPPED:
         return None
     glass = glass_colour(seen)
-    corners, sides = red_cells[:, :2], red_cells[:, 2:] - red_cells[:, :2]
-    places = corners[..., None] + _PLACES * sides[..., None]
-    x, y = (np.clip(places[:, way], 0, pixels.shape[1 - way] - 1).astype(np.intp) for way in (0, 1))
-    green = np.sort(pixels[y[:, :, None], x[:, None, :], 1], axis=None)
+    places = red_cells[:, None, :2] + _PLACES * (red_cells[:, None, 2:] - red_cells[:, None, :2])
+    x, y = np.clip(places.reshape(-1, 2), 0, np.array(pixels.shape[1::-1]) - 1).astype(np.intp).T
+    green = np.sort(pixels[y, x, 1])
     density = max(math.log(glass[1] / max(int(green[len(green) // 4]), 1)), 0.01)
     return Contrast(glass, density) if density < FAINT else None
 
