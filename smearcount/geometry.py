@@ -113,17 +113,17 @@ def resize_rgb(pixels: Pixels, width: int, height: int, stride_px: int = 1) -> P
         height: in pixels.
         stride_px: the result is padded right and below, with `FILL`, to multiples of this.
     """
-    shrinks = width * height < 0.36 * pixels.shape[0] * pixels.shape[1]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     same = (pixels.shape[1], pixels.shape[0]) == (width, height)
     wide, tall = width + -width % stride_px, height + -height % stride_px
-    if (wide, tall) == (width, height):
-        return pixels if same else cast(Pixels, cv2.resize(pixels, (width, height), interpolation=method))
-    padded = np.empty((tall, wide, *pixels.shape[2:]), np.uint8)
+    if same and (wide, tall) == (width, height):
+        return pixels
+    padded = np.empty((tall, wide, *pixels.shape[2:]), pixels.dtype)
     padded[height:] = padded[:height, width:] = FILL
     if same:
         padded[:height, :width] = pixels
     else:
+        shrinks = width * height < 0.36 * pixels.shape[0] * pixels.shape[1]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         cv2.resize(pixels, (width, height), padded[:height, :width], interpolation=method)
     return padded
 
