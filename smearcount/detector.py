@@ -74,9 +74,17 @@ class Detector:
         choice: runtime, device and precision.
         min_score: one threshold for all kinds instead of the card's.
         tile: how many windows of a large picture are read together; without influence on what is found.
+        only: the one kind that is sought, whatever else a box scores more as; None for the best kind of each box.
     """
 
-    def __init__(self, model: Model, choice: RuntimeChoice, min_score: float | None = None, tile: int = 1) -> None:
+    def __init__(
+        self,
+        model: Model,
+        choice: RuntimeChoice,
+        min_score: float | None = None,
+        tile: int = 1,
+        only: str | None = None,
+    ) -> None:
         self.card, self._tile = model.detector_card, tile
         self._margin = math.ceil((self.card.largest_cell_um / 2 + CELL_MARGIN_UM) / self.card.um_per_px)
         if self.card.window_px <= 2 * self._margin:
@@ -87,12 +95,13 @@ class Detector:
         self._run, self.runtime = make_runtime(model, replace(choice, levels="planes"))
         self._to_batch = to_planes if self._run.input_dtype == np.uint8 else to_tensor
         self._kinds = np.array(self.card.codes)
-        thresholds = [self.card.min_score[kind] if min_score is None else min_score for kind in self.card.codes]
-        self._min_scores = np.array(thresholds, np.float32)
+        thresholds = {kind: self.card.min_score[kind] if min_score is None else min_score for kind in self.card.codes}
+        sought = [score if only in (None, kind) else math.inf for kind, score in thresholds.items()]
+        self._min_scores = np.array(sought, np.float32)
 
     @property
     def min_score(self) -> dict[str, float]:
-        """Threshold of each kind."""
+        """Threshold of each kind; infinite for those that are not sought."""
         return {str(kind): float(score) for kind, score in zip(self._kinds, self._min_scores, strict=True)}
 
     @property

@@ -3,7 +3,8 @@
 Boxes are `(N, 4) float32` x_min, y_min, x_max, y_max in pixels, half-open; kinds are indices. A kind that was not
 labelled in a picture is left out of everything said of that picture: its found boxes are neither right nor wrong.
 A box counts as found where `score >= min_score`. What can't be known (no labelled cell, say) is NaN.
-Average precision is that of COCO (Lin et al. 2014, 10.1007/978-3-319-10602-1_48) as pycocotools computes it.
+Average precision is that of COCO (Lin et al. 2014, 10.1007/978-3-319-10602-1_48) as pycocotools computes it, and beside
+it that of ultralytics, in which `yolo val` and most published figures of its networks are.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from smearcount.arrays import Doubles, FloatArray, Indices
+from smearcount.arrays import Bools, Doubles, FloatArray, Indices
 from smearcount.errors import RuntimeMissingError
 from smearcount.geometry import iou_matrix
+from smearcount.offline import ultralytics_module
 
 __all__ = [
     "Agreement",
@@ -37,6 +39,14 @@ __all__ = [
     "evaluate_pairs",
     "match_boxes",
 ]
+
+Formula = Literal["coco", "ultralytics"]
+"""COCO takes the precision at 101 recalls, ultralytics the area under straight lines between them."""
+
+FORMULAS: tuple[Formula, ...] = get_args(Formula)
+
+OVERLAPS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+"""Intersections over union from which on a found box is right, for average precision."""
 
 Integers = npt.NDArray[np.integer[Any]]
 MinScores = Mapping[int, float] | Sequence[float]
@@ -82,6 +92,9 @@ class AveragePrecision:
     ap50_95: Doubles
 
 
+ByFormula = Mapping[Formula, AveragePrecision]
+
+
 @dataclass(frozen=True, eq=False)
 class Matches:
     """Indices of the pairs, `found` and `true` `(P,)`, best score first, and of the boxes left over, ascending."""
@@ -118,18 +131,19 @@ class CountError:
     fields: int
 
 
-def average_precision(pairs: Sequence[BoxPair], n_kinds: int) -> AveragePrecision:
-    """COCO average precision at an overlap of 0.50, and averaged over 0.50, 0.55 to 0.95; all found boxes count.
+def average_precision(pairs: Sequence[BoxPair], n_kinds: int, formula: Formula = "coco") -> AveragePrecision:
+    """Average precision at an overlap of 0.50, and averaged over 0.50, 0.55 to 0.95; all found boxes count.
 
     Neither the order of the pictures (if group and name tell them apart) nor that of the boxes has an influence.
 
     Raises:
         ValueError: a labelled kind is not in `range(n_kinds)`.
-        RuntimeMissingError: pycocotools is not installed.
+        RuntimeMissingError: the library of the formula is not installed.
     """
     if not _labelled(pairs) <= set(range(n_kinds)):
         raise ValueError(f"expected labelled kinds from 0 to {n_kinds - 1}, got {sorted(_labelled(pairs))}")
-    by_overlap = _coco_precision(sorted(pairs, key=lambda pair: (pair.group, pair.image_id)), n_kinds)
+    by_formula = _coco_precision if formula == "coco" else _ultralytics_precision
+    by_overlap = by_formula(sorted(pairs, key=lambda pair: (pair.group, pair.image_id)), n_kinds)
     return _averaged(by_overlap[0], by_overlap.mean(axis=0))
 
 
@@ -149,10 +163,10 @@ def match_boxes(
     columns = np.lexsort(true_boxes.T[::-1])
     overlaps = iou_matrix(found_boxes[ranking], true_boxes[columns])
     matched: list[tuple[int, int]] = []
-    for rank, row in enumerate(ranking if len(columns) else ()):
+    for rank in np.flatnonzero((overlaps >= float(min_iou)).any(axis=1)):
         best = int(overlaps[rank].argmax())
         if overlaps[rank, best] >= float(min_iou):
-            matched.append((row, columns[best]))
+            matched.append((ranking[rank], columns[best]))
             overlaps[:, best] = -1
     found, true = np.array(matched, np.intp).reshape(-1, 2).T
     unmatched = (np.setdiff1d(np.arange(len(every)), some) for every, some in ((ranking, found), (columns, true)))
@@ -203,26 +217,42 @@ def bootstrap_interval(
     return limits[0], limits[1]
 
 
-def evaluate_pairs(pairs: Sequence[BoxPair], kind_names: Sequence[str], min_score_by_kind: MinScores) -> dict[str, Any]:
+def evaluate_pairs(
+    pairs: Sequence[BoxPair],
+    kind_names: Sequence[str],
+    min_score_by_kind: MinScores,
+    curve: Sequence[BoxPair] | None = None,
+) -> dict[str, Any]:
     """Everything this module measures, as `{"groups": {group: ...}, "overall": ...}` ready for JSON, where NaN is None.
 
-    `pooled_map50` and `pooled_map50_95` of a group take the average precision of platelets from all groups.
-    `n_fields` are those where the kind was labelled, `fields` those with a labelled cell of it.
+    `pooled_map50` and `pooled_map50_95` of a group take the average precision of platelets from all groups; those of
+    ultralytics have its name before them. `n_fields` are those where the kind was labelled, `fields` those with a
+    labelled cell of it.
+
+    Args:
+        pairs: found and labelled boxes of some pictures.
+        kind_names: of the kinds 0, 1, ...
+        min_score_by_kind: thresholds from which on a box is counted.
+        curve: the same pictures with boxes of any score, for average precision; `pairs` without it.
     """
+    curve = pairs if curve is None else curve
     rare = [kind for kind, name in enumerate(kind_names) if name == "platelet"]
-    overall = average_precision(pairs, len(kind_names))
+    overall = {formula: average_precision(curve, len(kind_names), formula) for formula in FORMULAS}
     groups: dict[str, dict[str, Any]] = {}
     for group in sorted({pair.group for pair in pairs}):
-        members = [pair for pair in pairs if pair.group == group]
-        own, pooled = _own_and_pooled(members, overall, rare)
-        means = {"pooled_map50": pooled.map50, "pooled_map50_95": pooled.map50_95}
+        members, ranked = ([pair for pair in some if pair.group == group] for some in (pairs, curve))
+        own = {formula: average_precision(ranked, len(kind_names), formula) for formula in FORMULAS}
+        pooled = {
+            formula: _pooled(own[formula], overall[formula], _labelled(ranked).intersection(rare)) for formula in own
+        }
+        means = {f"pooled_{name}": value for name, value in _means(pooled).items()}
         groups[group] = means | _summary(members, kind_names, min_score_by_kind, own)
     report = {"groups": groups, "overall": _summary(pairs, kind_names, min_score_by_kind, overall)}
     return dict(json.loads(json.dumps(report), parse_constant=lambda _: None))
 
 
 def _summary(
-    pairs: Sequence[BoxPair], kind_names: Sequence[str], min_score_by_kind: MinScores, precision: AveragePrecision
+    pairs: Sequence[BoxPair], kind_names: Sequence[str], min_score_by_kind: MinScores, precision: ByFormula
 ) -> dict[str, Any]:
     kinds = {}
     for kind, name in enumerate(kind_names):
@@ -230,14 +260,23 @@ def _summary(
         kinds[name] = {
             "n_fields": len(tallies),
             "min_score": float(min_score_by_kind[kind]),
-            "ap50": precision.ap50[kind],
-            "ap50_95": precision.ap50_95[kind],
+            "ap50": precision["coco"].ap50[kind],
+            "ap50_95": precision["coco"].ap50_95[kind],
             **asdict(_agreement(tallies)),
             "f1_interval": bootstrap_interval(tallies, lambda rows: _agreement(rows).f1, 0),
             **asdict(_count_error(tallies)),
             "pooled_relative_interval": bootstrap_interval(tallies, lambda rows: _count_error(rows).pooled_relative, 0),
         }
-    return {"n_fields": len(pairs), "map50": precision.map50, "map50_95": precision.map50_95, "kinds": kinds}
+    return {"n_fields": len(pairs), **_means(precision), "kinds": kinds}
+
+
+def _means(precision: ByFormula) -> dict[str, float]:
+    """`map50` and `map50_95` of COCO, and those of ultralytics with its name before them."""
+    return {
+        f"{'' if formula == 'coco' else formula + '_'}{name}": getattr(of_kinds, name)
+        for formula, of_kinds in precision.items()
+        for name in ("map50", "map50_95")
+    }
 
 
 def _coco_precision(pairs: Sequence[BoxPair], n_kinds: int) -> Doubles:
@@ -267,6 +306,29 @@ def _coco_precision(pairs: Sequence[BoxPair], n_kinds: int) -> Doubles:
         evaluation.accumulate()
     by_recall = np.asarray(evaluation.eval["precision"], np.float64)[..., 0, 0]
     return np.asarray(np.where(by_recall < 0, np.nan, by_recall).mean(axis=1), np.float64)
+
+
+def _ultralytics_precision(pairs: Sequence[BoxPair], n_kinds: int) -> Doubles:
+    """The same `(10, K)` as the validation of ultralytics computes it."""
+    metrics = ultralytics_module("utils.metrics")
+    by_overlap = np.full((len(OVERLAPS), n_kinds), np.nan)
+    for kind in _labelled(pairs):
+        cells = [_of_kind(pair, kind) for pair in pairs if kind in pair.labelled]
+        n_true = sum(len(true_boxes) for *_, true_boxes in cells)
+        if n_true:
+            right = np.concatenate([_right(boxes, scores, true_boxes) for boxes, scores, true_boxes in cells])
+            scores = np.concatenate([scores for _, scores, _ in cells])
+            found, true = np.zeros(len(scores)), np.zeros(n_true)
+            by_overlap[:, kind] = metrics.ap_per_class(right, scores, found, true)[5][0]
+    return by_overlap
+
+
+def _right(boxes: FloatArray, scores: FloatArray, true_boxes: FloatArray) -> Bools:
+    """Which found boxes are right at each overlap, `(N, 10)`."""
+    right = np.zeros((len(boxes), len(OVERLAPS)), np.bool_)
+    for column, overlap in enumerate(OVERLAPS):
+        right[match_boxes(boxes, scores, true_boxes, overlap).found, column] = True
+    return right
 
 
 def _coco_rows(image: int, kind: int, boxes: FloatArray, scores: FloatArray) -> Doubles:
@@ -308,12 +370,10 @@ def _count_error(tallies: Integers) -> CountError:
     return CountError(*sums, _ratio(sums[0] - sums[1], sums[1]), _mean_of_known(relative), len(relative))
 
 
-def _own_and_pooled(
-    pairs: Sequence[BoxPair], pooled: AveragePrecision, pooled_kinds: Collection[int]
-) -> tuple[AveragePrecision, AveragePrecision]:
-    own = average_precision(pairs, len(pooled.ap50))
-    taken = np.isin(np.arange(len(own.ap50)), sorted(_labelled(pairs).intersection(pooled_kinds)))
-    return own, _averaged(np.where(taken, pooled.ap50, own.ap50), np.where(taken, pooled.ap50_95, own.ap50_95))
+def _pooled(own: AveragePrecision, of_all: AveragePrecision, kinds: Collection[int]) -> AveragePrecision:
+    """Average precision of a group, of some kinds that of all groups."""
+    taken = np.isin(np.arange(len(own.ap50)), sorted(kinds))
+    return _averaged(np.where(taken, of_all.ap50, own.ap50), np.where(taken, of_all.ap50_95, own.ap50_95))
 
 
 def _averaged(ap50: Doubles, ap50_95: Doubles) -> AveragePrecision:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-__all__ = ["quiet_openvino", "quiet_ultralytics"]
+from smearcount.errors import RuntimeMissingError
+
+__all__ = ["quiet_openvino", "quiet_ultralytics", "ultralytics_module"]
 
 
 def quiet_openvino() -> None:
@@ -40,6 +45,20 @@ def quiet_ultralytics(folder: Path) -> None:
     known = {key: value for key, value in services.items() if key in SETTINGS}
     folders = {"weights_dir": str(folder), "runs_dir": str(folder), "datasets_dir": str(folder)}
     SETTINGS.update({**known, **folders})
+
+
+def ultralytics_module(name: str) -> Any:
+    """A module of ultralytics, imported without a trace on the disk.
+
+    Raises:
+        RuntimeMissingError: ultralytics, or PyTorch, is not installed.
+    """
+    with TemporaryDirectory(prefix="smearcount-", ignore_cleanup_errors=True) as scratch:
+        try:
+            quiet_ultralytics(Path(scratch))
+            return import_module(f"ultralytics.{name}")
+        except ImportError as error:
+            raise RuntimeMissingError("ultralytics is not installed: pip install ultralytics") from error
 
 
 def _place_font(target: Path) -> None:

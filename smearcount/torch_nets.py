@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from smearcount.cards import Model
 from smearcount.errors import ModelError, RuntimeMissingError
-from smearcount.offline import quiet_ultralytics
+from smearcount.offline import ultralytics_module
 
 __all__ = ["network_of"]
 
@@ -46,15 +44,7 @@ def _naming_net(model: Model, architecture: Any) -> Any:
 
 
 def _finding_net(model: Model, architecture: Any) -> Any:
-    scratch = tempfile.TemporaryDirectory(prefix="smearcount-", ignore_cleanup_errors=True)
-    try:
-        quiet_ultralytics(Path(scratch.name))
-        from ultralytics.nn.tasks import DetectionModel
-    except ImportError as error:
-        raise RuntimeMissingError("ultralytics is not installed: pip install ultralytics") from error
-    finally:
-        scratch.cleanup()
     extra = set(architecture) - {"nc", "scale", "scales", "backbone", "head"}
     if extra:  # ultralytics evaluates some of its other keys as code
         raise ModelError(f"{model.folder / 'architecture.yaml'}: keys {sorted(extra)} are not allowed")
-    return DetectionModel(architecture, ch=3, nc=len(model.card.codes), verbose=False)
+    return ultralytics_module("nn.tasks").DetectionModel(architecture, ch=3, nc=len(model.card.codes), verbose=False)

@@ -14,6 +14,7 @@ from conftest import SAMPLES
 from smearcount.cards import find_model
 from smearcount.errors import DatasetError, UsageError
 from smearcount.evaluation.detector import EvaluationJob, box_pairs, evaluate, labelled_fields
+from smearcount.geometry import iou_matrix
 from smearcount.images import open_image
 from smearcount.training.packaging import update_card
 
@@ -61,6 +62,22 @@ def test_a_strip_without_labels_is_not_judged(unlabelled_border) -> None:
     assert len(inner.usual[0].found_boxes) == labels
     assert not whole.left_out
     assert inner.left_out == {"field": {"border_px": BORDER, "labels": 0}}
+
+
+def test_average_precision_ranks_each_kind_by_itself(unlabelled_border) -> None:
+    """A red cell that may be a white one has its place among the white cells, however likely it is a red one."""
+    datasets, _ = unlabelled_border
+    pairs = box_pairs(find_model("cells-yolo11-p4"), labelled_fields(("field",), "train", datasets(0)), "labels")
+    usual, curve = pairs.usual[0], pairs.curve[0]
+    for kind in range(3):
+        found, ranked = usual.found_kinds == kind, curve.found_kinds == kind
+        assert found.any()
+        assert ranked.sum() > found.sum()
+        np.testing.assert_allclose(
+            np.sort(curve.found_scores[ranked])[::-1][: found.sum()], np.sort(usual.found_scores[found])[::-1]
+        )
+    red, white = usual.found_boxes[usual.found_kinds == 0], curve.found_boxes[curve.found_kinds == 1]
+    assert (iou_matrix(white, red) > 0.8).any()
 
 
 def test_labels_in_the_strip_are_counted_as_left_out(unlabelled_border) -> None:
@@ -130,6 +147,6 @@ def test_figures_on_the_card_replace_those_of_the_same_fields_and_scale_only(unl
     kinds = len(card.codes)
     assert told == {
         "field, val, scale from labels": 1,
-        "field, train, scale estimated, without 60 px at the border": 2 + 2 * kinds,
-        "field, train, scale from labels, without 120 px at the border": 2 + 2 * kinds,
+        "field, train, scale estimated, without 60 px at the border": 4 + 2 * kinds,
+        "field, train, scale from labels, without 120 px at the border": 4 + 2 * kinds,
     }

@@ -126,16 +126,36 @@ def test_average_precision_in_closed_form():
     assert average_precision([pair], 3).ap50[0] == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
-def test_kinds_without_labels_are_unknown_and_not_zero():
-    result = average_precision([pair_of([(0, 0.9, 0), (3, 0.9, 1)], [(0, 0), (1, 2)])], 3)
-    np.testing.assert_allclose(result.ap50, [1, np.nan, 0])
-    np.testing.assert_allclose(result.ap50_95, [1, np.nan, 0])
-    assert result.map50 == pytest.approx(0.5)
+def test_average_precision_of_ultralytics_in_closed_form():
+    # The same boxes: straight lines between 101 points of the curve, the last of which lies at no precision.
+    pair = pair_of([(0, 0.9, 0), (7, 0.8, 0), (1, 0.7, 0)], [(0, 0), (1, 0)])
+    area = 0.5 + (0.01 / 2) * (2 / 3 - 1) + 0.5 * 2 / 3 - (0.01 / 2) * 2 / 3
+    assert average_precision([pair], 3, "ultralytics").ap50[0] == pytest.approx(area)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_average_precision_of_ultralytics_is_near_that_of_coco(seed):
+    rng = np.random.default_rng(seed)
+    labelled = [ALL_KINDS, {0, 1}, {1, 2}]
+    pairs = [random_pair(rng, f"{i:02}", labelled=labelled[i % 3]) for i in range(8)]
+    coco, ultralytics = (average_precision(pairs, 3, formula) for formula in ("coco", "ultralytics"))
+    np.testing.assert_allclose(ultralytics.ap50, coco.ap50, atol=0.03)
+    np.testing.assert_allclose(ultralytics.ap50_95, coco.ap50_95, atol=0.03)
+    assert ultralytics.map50 != coco.map50
+
+
+@pytest.mark.parametrize(("formula", "perfect"), [("coco", 1), ("ultralytics", 0.995)])
+def test_kinds_without_labels_are_unknown_and_not_zero(formula, perfect):
+    result = average_precision([pair_of([(0, 0.9, 0), (3, 0.9, 1)], [(0, 0), (1, 2)])], 3, formula)
+    np.testing.assert_allclose(result.ap50, [perfect, np.nan, 0])
+    np.testing.assert_allclose(result.ap50_95, [perfect, np.nan, 0])
+    assert result.map50 == pytest.approx(perfect / 2)
+
+
+@pytest.mark.parametrize("formula", ["coco", "ultralytics"])
 @pytest.mark.parametrize("pairs", [[], [pair_of()], [pair_of([(0, 0.9, 0)])]], ids=["none", "empty", "no_labels"])
-def test_nothing_labelled_is_unknown(pairs):
-    result = average_precision(pairs, 3)
+def test_nothing_labelled_is_unknown(pairs, formula):
+    result = average_precision(pairs, 3, formula)
     assert np.isnan(result.ap50).all()
     assert math.isnan(result.map50)
     assert math.isnan(result.map50_95)
@@ -206,6 +226,12 @@ def test_average_precision_without_its_library_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(RuntimeMissingError, match="pip install pycocotools"):
         average_precision([], 3)
+
+
+def test_the_other_average_precision_without_its_library_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ultralytics.utils.metrics", None)
+    with pytest.raises(RuntimeMissingError, match="pip install ultralytics"):
+        average_precision([], 3, "ultralytics")
 
 
 def test_a_kind_out_of_range_is_an_error():
@@ -426,8 +452,18 @@ def test_evaluation_is_json_and_agrees_with_its_parts():
     assert report["overall"]["map50"] == average_precision(pairs, 3).map50
     for group in groups:
         assert report["groups"][group]["map50"] == average_precision(groups[group], 3).map50
+    assert report["overall"]["ultralytics_map50"] == average_precision(pairs, 3, "ultralytics").map50
     assert report["overall"]["kinds"]["wbc"]["ap50"] is None
     assert report["groups"]["first"]["kinds"]["rbc"]["f1_interval"] == [None, None]
+
+
+def test_average_precision_is_that_of_the_curve_and_all_else_of_what_is_counted():
+    counted = pair_of([(0, 0.9, 0)], [(0, 0), (1, 0)])
+    curve = pair_of([(0, 0.9, 0), (1, 0.01, 0)], [(0, 0), (1, 0)])
+    report = evaluate_pairs([counted], ("rbc", "wbc", "platelet"), (0.001,) * 3, [curve])
+    red = report["groups"]["look"]["kinds"]["rbc"]
+    assert (red["found"], red["f1"], red["ap50"]) == (1, pytest.approx(2 / 3), pytest.approx(1))
+    assert report["groups"]["look"]["pooled_map50"] == report["overall"]["map50"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from smearcount.datasets import KINDS, LabelledField, choose_sources, read_sourc
 from smearcount.detector import Detector
 from smearcount.errors import DatasetError, UsageError
 from smearcount.geometry import centres
-from smearcount.images import open_image
+from smearcount.images import ImageSource, open_image
 from smearcount.metrics import BoxPair, best_threshold, count_error, evaluate_pairs
 from smearcount.progress import Progress
 from smearcount.records import Detections
@@ -26,9 +26,8 @@ from smearcount.scale import find_at_scale
 
 __all__ = ["EvaluationJob", "FieldPairs", "box_pairs", "card_metrics", "evaluate", "labelled_fields"]
 
-LOWEST_SCORE = 0.01
+LOWEST_SCORE = 1e-5
 """Average precision looks at the whole curve, counts only at what is above the card's thresholds."""
-
 
 CANDIDATES = tuple(round(0.25 + 0.01 * step, 2) for step in range(46))
 """Thresholds tried by `--fit`."""
@@ -84,7 +83,8 @@ class FieldPairs:
     """Found and labelled boxes of some fields, three times; without strips at the border in which labels are missing.
 
     Attributes:
-        curve: found at a very low threshold, for average precision.
+        curve: found at a very low threshold, each kind by itself, for average precision, which ranks the boxes of a
+            kind: one that is likelier another kind has its place there too.
         usual: found as the product finds them.
         framed: of these, what the counting frame of a report takes.
         left_out: by collection with such a strip, its width in pixels and the number of labels in it.
@@ -98,18 +98,25 @@ class FieldPairs:
 
 def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> FieldPairs:
     """Run a detector on every field; the scale is that of the labels, or estimated as for an unknown picture."""
-    detector, sensitive = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), LOWEST_SCORE)
+    detector = Detector(model, RuntimeChoice())
+    alone = [Detector(model, RuntimeChoice(), LOWEST_SCORE, only=kind) for kind in model.detector_card.codes]
     pairs = FieldPairs([], [], [], {})
     for field in fields:
         source = open_image(field.path)
-        um_per_px = find_at_scale(source, detector)[0].um_per_px if scale == "estimated" else field.um_per_px
-        pairs.curve.append(_pair(field, source.size_wh, sensitive.find(source, um_per_px)))
+        um_per_px = _scale_of(field, source, detector, scale)
+        ranked = [each.find(source, um_per_px) for each in alone]
+        columns = ([getattr(part, name) for part in ranked] for name in ("boxes", "scores", "kinds", "at_edge"))
+        pairs.curve.append(_pair(field, source.size_wh, Detections(*map(np.concatenate, columns))))
         pairs.usual.append(_pair(field, source.size_wh, detector.find(source, um_per_px)))
         pairs.framed.append(_framed(pairs.usual[-1], field.border_px, source.size_wh, um_per_px))
         if field.border_px:
             left = pairs.left_out.setdefault(field.source, Counter({"border_px": field.border_px}))
             left["labels"] += len(field.boxes) - len(pairs.usual[-1].true_boxes)
     return pairs
+
+
+def _scale_of(field: LabelledField, source: ImageSource, detector: Detector, scale: str) -> float:
+    return find_at_scale(source, detector)[0].um_per_px if scale == "estimated" else field.um_per_px
 
 
 def _pair(field: LabelledField, size_wh: tuple[int, int], cells: Detections) -> BoxPair:
@@ -166,19 +173,16 @@ def evaluate(job: EvaluationJob, progress: Progress = iter) -> dict[str, Any]:
     """
     model = find_model(job.model)
     by_path = {field.path: field for field in labelled_fields(job.sources, job.split, job.datasets)}
-    pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
     not_fitted: dict[str, list[str]] = {}
     if job.fit:
-        fitted = _fitted(pairs.curve, job)
+        fitted = _fitted(model, (by_path[path] for path in progress(list(by_path))), job)
         model = _with_thresholds(model, fitted, f"{', '.join(job.sources)}, {job.split} list")
         not_fitted["not_fitted"] = [kind for kind in KINDS if kind not in fitted]
-        pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
+    pairs = box_pairs(model, (by_path[path] for path in progress(list(by_path))), job.scale)
     card = model.detector_card
     thresholds = [card.min_score[kind] for kind in KINDS]
     figures = {"model": card.id, "split": job.split, "scale": job.scale, "thresholds": card.min_score, **not_fitted}
-    figures |= _with_curve(
-        evaluate_pairs(pairs.usual, KINDS, thresholds), evaluate_pairs(pairs.curve, KINDS, thresholds)
-    )
+    figures |= evaluate_pairs(pairs.usual, KINDS, thresholds, pairs.curve)
     figures["left_out_at_border"] = {group: dict(left) for group, left in pairs.left_out.items()}
     figures["counting_frame"] = {
         group: {kind: asdict(count_error(members, i, thresholds[i])) for i, kind in enumerate(KINDS) if i in labelled}
@@ -189,17 +193,6 @@ def evaluate(job: EvaluationJob, progress: Progress = iter) -> dict[str, Any]:
     return figures
 
 
-def _with_curve(usual: dict[str, Any], curve: dict[str, Any]) -> dict[str, Any]:
-    """The figures at the thresholds of the card, with the average precision of the whole curve."""
-    for summary, whole in [(usual["overall"], curve["overall"])] + [
-        (usual["groups"][group], curve["groups"][group]) for group in usual["groups"]
-    ]:
-        summary |= {name: value for name, value in whole.items() if "map" in name}
-        for kind, values in summary["kinds"].items():
-            values |= {name: whole["kinds"][kind][name] for name in ("ap50", "ap50_95")}
-    return usual
-
-
 def _by_group(pairs: list[BoxPair]) -> Iterator[tuple[str, list[BoxPair], frozenset[int]]]:
     for group in sorted({pair.group for pair in pairs}):
         members = [pair for pair in pairs if pair.group == group]
@@ -207,8 +200,14 @@ def _by_group(pairs: list[BoxPair]) -> Iterator[tuple[str, list[BoxPair], frozen
         yield group, members, members[0].labelled & present
 
 
-def _fitted(pairs: list[BoxPair], job: EvaluationJob) -> dict[str, float]:
+def _fitted(model: Model, fields: Iterable[LabelledField], job: EvaluationJob) -> dict[str, float]:
     """The best threshold of each kind that has labelled cells."""
+    usual, candidates = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), CANDIDATES[0])
+    pairs = []
+    for field in fields:
+        source = open_image(field.path)
+        cells = candidates.find(source, _scale_of(field, source, usual, job.scale))
+        pairs.append(_pair(field, source.size_wh, cells))
     labelled = {int(kind) for pair in pairs for kind in pair.labelled.intersection(pair.true_kinds.tolist())}
     if not labelled:
         raise UsageError(f"--fit: no labelled cell in {', '.join(job.sources)}, {job.split} list; name others")
@@ -246,9 +245,8 @@ def card_metrics(figures: dict[str, Any]) -> list[Metric]:
         data = f"{group}, {_suffix(figures)}"
         if left := figures["left_out_at_border"].get(group):
             data += f", without {left['border_px']} px at the border"
-        for name in ("pooled_map50", "pooled_map50_95"):
-            if summary.get(name) is not None:
-                metrics.append(Metric(name=name, data=data, n=summary["n_fields"], value=summary[name]))
+        pooled = {name: value for name, value in summary.items() if name.startswith("pooled_") and value is not None}
+        metrics += [Metric(name=name, data=data, n=summary["n_fields"], value=value) for name, value in pooled.items()]
         for kind, values in summary["kinds"].items():
             if not values["true"]:
                 continue
