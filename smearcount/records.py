@@ -74,9 +74,8 @@ class Detections:
         _check("scores", self.scores, (n,), np.float32)
         _check("kinds", self.kinds, (n,), None)
         _check("at_edge", self.at_edge, (n,), np.bool_)
-        known = np.isin(self.kinds, KINDS)
-        if not known.all():
-            raise ValueError(f"kinds: expected some of {KINDS}, got {np.unique(self.kinds[~known]).tolist()}")
+        if unknown := set(self.kinds.tolist()).difference(KINDS):
+            raise ValueError(f"kinds: expected some of {KINDS}, got {sorted(unknown)}")
 
     def __len__(self) -> int:
         """Number of cells."""

@@ -45,6 +45,23 @@ def test_a_damaged_jpeg_is_refused_and_a_whole_one_read(tmp_path: Path, capfd: p
     assert capfd.readouterr().err == ""
 
 
+def test_a_jpeg_is_decoded_to_the_last_bit_as_opencv_does(tmp_path: Path) -> None:
+    """Whole, and with padding after its last block, of which libjpeg warns: some cameras write such."""
+    grey = np.random.default_rng(1).integers(60, 220, (45, 67)).astype(np.uint8)
+    pixels = cv2.GaussianBlur(np.dstack([grey, grey[::-1], 255 - grey]), (0, 0), 1.5)
+    sampling = [0x221111, 0x211111, 0x121111, 0x111111, 0x411111]
+    options = [[cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factors] for factors in sampling]
+    options += [[cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 2], [cv2.IMWRITE_JPEG_QUALITY, 15]]
+    files = [cv2.imencode(".jpg", pixels, each)[1].tobytes() for each in options]
+    files.append(cv2.imencode(".jpg", grey)[1].tobytes())
+    for data in files:
+        expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        for written in (data, data[:-2] + b"\x11" * 9 + data[-2:]):
+            path = tmp_path / "a.jpg"
+            path.write_bytes(written)
+            np.testing.assert_array_equal(open_image(path).read(0, 0, 67, 45), expected)
+
+
 @pytest.mark.usefixtures("_system")
 def test_words_of_others_are_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
     open_before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()

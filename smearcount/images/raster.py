@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 
 from smearcount.arrays import Pixels
 from smearcount.errors import ImageError
@@ -30,6 +31,8 @@ from smearcount.images.pixels import (
 from smearcount.images.source import ArraySource, ReadLimits
 
 __all__ = ["open_raster"]
+
+_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 _MAX_PIXELS, _MAX_SIDE_PX = 2**30, 2**20
 """What OpenCV decodes (loadsave.cpp); only the environment that it is loaded in can change that."""
@@ -72,9 +75,11 @@ def _check_decodable(path: Path, kind: str, size_wh: tuple[int, int]) -> None:
 def _decode(kind: str, data: bytes, header: Header) -> tuple[Pixels, tuple[str, ...]]:
     if kind == "JPEG" and header.channels == 4:
         return _decode_cmyk(data, header), ("CMYK converted without a colour profile",)
-    if kind in ("JPEG", "BMP"):
+    if kind == "JPEG":
+        return _decode_jpeg(data, header), ()
+    if kind == "BMP":
         # A BMP's fourth byte is padding far more often than alpha, so it is not asked for.
-        return _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, header), ()
+        return _opencv(data, _AS_STORED, header), ()
     pixels, notes = _flatten(_opencv(data, cv2.IMREAD_UNCHANGED, header))
     if kind == "WebP" and (fault := webp_fault(data)):
         raise DamagedError(f"is corrupt or truncated: {fault}")
@@ -96,6 +101,16 @@ def _flatten(samples: npt.NDArray[Any]) -> tuple[Pixels, tuple[str, str]]:
     if alpha.min() == 255:
         return rgb, (range_note, "")
     return composite_on_white(rgb, alpha), (range_note, "alpha composited on white")
+
+
+def _decode_jpeg(data: bytes, header: Header) -> Pixels:
+    """Grey or coloured; TurboJPEG stops where libjpeg would warn, and OpenCV is then heard whether that is damage."""
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return _opencv(data, _AS_STORED, header)
+    _check_size(pixels, header)
+    return cast(Pixels, pixels)
 
 
 def _decode_cmyk(data: bytes, header: Header) -> Pixels:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from smearcount.arrays import Bools, Doubles, FloatArray, Pixels
 
-__all__ = ["CLIPPED", "Contrast", "contrast_wanted", "glass_colour", "is_tinted", "lightest", "thinned", "untinted"]
+__all__ = ["CLIPPED", "Contrast", "contrast_wanted", "glass_colour", "is_tinted", "lightest", "ranked"]
+__all__ += ["thinned", "untinted"]
 
 AnyLevel = TypeVar("AnyLevel", np.uint8, np.bool_)
 
@@ -54,6 +55,11 @@ _PLACES = np.array([(x, y) for x in (0.3, 0.5, 0.7) for y in (0.3, 0.5, 0.7)], n
 def lightest(pixels: Pixels) -> Pixels:
     """The lightest channel of each pixel of `(..., 3)`."""
     return np.maximum(np.maximum(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
+
+
+def ranked(levels: Pixels) -> Pixels:
+    """Grey levels in order, `(N,)`: by radix, several times as fast as by comparing them."""
+    return np.sort(levels, axis=None, kind="stable")
 
 
 def thinned(array: npt.NDArray[AnyLevel], number: int = 250_000) -> npt.NDArray[AnyLevel]:
@@ -111,7 +117,7 @@ def contrast_wanted(pixels: Pixels, red_cells: FloatArray) -> Contrast | None:
     glass = glass_colour(seen)
     places = red_cells[:, None, :2] + _PLACES * (red_cells[:, None, 2:] - red_cells[:, None, :2])
     x, y = np.clip(places.reshape(-1, 2), 0, np.array(pixels.shape[1::-1]) - 1).astype(np.intp).T
-    green = np.sort(pixels[y, x, 1])
+    green = ranked(pixels[y, x, 1])
     density = max(math.log(glass[1] / max(int(green[len(green) // 4]), 1)), 0.01)
     return Contrast(glass, density) if density < FAINT else None
 

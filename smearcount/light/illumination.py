@@ -20,7 +20,7 @@ from smearcount.arrays import Doubles, FloatArray, Pixels
 from smearcount.detector import Detector
 from smearcount.images import ArraySource, ImageSource, peek, with_notes
 from smearcount.light.field_stop import BLACK, field_of_view, fill, is_dim, is_plain
-from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, thinned, untinted
+from smearcount.light.glass import contrast_wanted, glass_colour, is_tinted, lightest, ranked, thinned, untinted
 from smearcount.light.reticle import without_lines
 from smearcount.records import Detections, Scale
 from smearcount.region import LARGE_UM2, Region, sought_around
@@ -282,13 +282,13 @@ def _glance(source: ImageSource, *, sparse: bool = False) -> _Glance:
     step = max(1, bands[0].shape[1] // 100)
     thin = np.stack([band[::4, ::step] for band in bands])
     light = lightest(thin)
-    level = float(np.sort(light, axis=None)[int(0.95 * light.size)])
+    level = float(ranked(light)[int(0.95 * light.size)])
     corners = [part for band in (bands[0], bands[-1]) for part in (band[:, :side], band[:, -side:])]
     black = any(max(cv2.mean(corner)[:3]) < BLACK * level for corner in corners)
     plain = any(map(is_plain, corners)) or sum(is_dim(corner, level) for corner in corners) > 1
     fifth = light.shape[2] // 5
     ends = [part for band in light[[0, -1]] for part in (band[:, :fifth], band[:, -fifth:])]
-    dim = min(int(np.sort(end, axis=None)[int(0.9 * end.size)]) for end in ends) < _DIM * level
+    dim = min(int(ranked(end)[int(0.9 * end.size)]) for end in ends) < _DIM * level
     return _Glance(level, black, plain, dim, is_tinted(glass_colour(thin.reshape(-1, 3))))
 
 
@@ -335,7 +335,7 @@ def _light_over(pixels: Pixels, inside: Pixels) -> _Light:
     rows, columns = (np.linspace(0, n, _PARTS + 1).astype(int) for n in seen.shape)
     for i, j in product(range(_PARTS), range(_PARTS)):
         part = (slice(rows[i], rows[i + 1]), slice(columns[j], columns[j + 1]))
-        values = np.sort(light[part][seen[part]], kind="stable")  # by radix, ten times as fast
+        values = ranked(light[part][seen[part]])
         if len(values) > 0.5 * seen[part].size:
             places.append(((2 * j + 1) / _PARTS - 1, (2 * i + 1) / _PARTS - 1))
             levels.append(float(values[int(0.9 * len(values))]))
