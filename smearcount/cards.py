@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from smearcount.config import Strict, load_yaml, read_model, shipped
+from smearcount.config import Strict, load_yaml, shipped, validated
 from smearcount.errors import ConfigError, ModelError
 from smearcount.records import KINDS, KindName
 
@@ -186,7 +186,7 @@ class Model:
         task = content.get("task") if isinstance(content, dict) else None
         if task not in _CARDS:
             raise ConfigError(f"{folder / 'card.yaml'}: task: expected detector or classifier, got {task!r}")
-        self.card: Card = read_model(_CARDS[task], folder / "card.yaml")
+        self.card: Card = validated(_CARDS[task], content, folder / "card.yaml")
 
     @property
     def detector_card(self) -> DetectorCard:

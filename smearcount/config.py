@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -15,7 +16,7 @@ from pydantic import Field
 from smearcount.errors import ConfigError
 
 __all__ = ["OverlayFormat", "Settings", "Strict", "faults_of", "load_yaml", "read_entries", "read_model", "shipped"]
-__all__ += ["DeviceName", "PrecisionName", "RuntimeName", "yaml_line"]
+__all__ += ["DeviceName", "PrecisionName", "RuntimeName", "validated", "yaml_line"]
 
 OverlayFormat = Literal["jpg", "png", "tif"]
 """What an annotated picture is written as, by the ending of its name: small, or without any loss."""
@@ -107,18 +108,11 @@ def shipped(name: str) -> Path:
     return package / name if (package / name).is_dir() else package.parent / name
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would take the last without a word."""
+_Loader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+"""The one in C takes a tenth of the time."""
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """The keys and values of a mapping as they were written."""
-        node = super().compose_mapping_node(anchor)
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if key in keys[:i]:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {key[1]!r} is there twice, in the mapping of line {line}")
-        return node
+DEEPEST = 100
+"""Collections within each other: thousands would end the process, since loaders call themselves for each."""
 
 
 def load_yaml(path: Path) -> Any:
@@ -128,11 +122,45 @@ def load_yaml(path: Path) -> Any:
         ConfigError: the file is missing or no YAML, or a key is there twice.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        _refuse_depth(text)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            _refuse_double_keys(node)
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from error
+
+
+def _refuse_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise yaml.YAMLError(f"more than {DEEPEST} collections within each other")
+
+
+def _refuse_double_keys(root: yaml.Node | None) -> None:
+    """Of a key that stands twice in one mapping YAML would take the last without a word."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))  # an alias is the node that it stands for
+        if isinstance(node, yaml.MappingNode):
+            keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for (_, name), n in Counter(keys).items() if n > 1]:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {twice[0]!r} is there twice, in the mapping of line {line}")
+            waiting += [each for pair in node.value for each in pair]
+        else:
+            waiting += node.value
 
 
 def yaml_line(key: str, entries: Mapping[str, object]) -> str:
@@ -149,7 +177,15 @@ def read_model(kind: type[Model], path: Path) -> Model:
     Raises:
         ConfigError: a key is unknown or missing, or a value is out of range; names the file and each key.
     """
-    content = load_yaml(path)
+    return validated(kind, load_yaml(path), path)
+
+
+def validated(kind: type[Model], content: Any, path: Path) -> Model:
+    """The content of a YAML file as a checked settings record.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is out of range; names the file and each key.
+    """
     try:
         return kind.model_validate({} if content is None else content)
     except pydantic.ValidationError as error:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pydantic
 import pytest
+import yaml
 from pydantic import Field
 
+from smearcount import config
 from smearcount.cards import Card
 from smearcount.config import Settings, Strict, load_yaml, read_model, shipped
 from smearcount.errors import ConfigError
@@ -49,16 +51,34 @@ def test_a_settings_file_changes_what_it_names_only(tmp_path: Path) -> None:
         ("um_per_px: 0.1\ntile: 2\num_per_px: 0.2", r"lab\.yaml: .*key 'um_per_px' is there twice"),
         ("tile: 2\nexperts:\n  pair: 0.1\n  pair: 0.2", "key 'pair' is there twice, in the mapping of line 3"),
         ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("experts: " + "[" * 101 + "]" * 101, "more than 100 collections within each other"),
+        ("[" * 200_000, "more than 100 collections within each other"),
+        ("- " * 200_000, "more than 100 collections within each other"),
     ],
 )
-def test_a_wrong_file_is_refused_with_its_name_and_the_key(tmp_path: Path, text: str, words: str) -> None:
+@pytest.mark.parametrize("loader", [yaml.SafeLoader, config._Loader])
+def test_a_wrong_file_is_refused_with_its_name_and_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: type, text: str, words: str
+) -> None:
+    monkeypatch.setattr(config, "_Loader", loader)
     with pytest.raises(ConfigError, match=words):
         read_model(Settings, write(tmp_path, text))
 
 
 def test_a_key_that_is_merged_in_may_be_replaced(tmp_path: Path) -> None:
-    text = "one: {two: &two {tile: 2, threads: 1}}\nthree: {<<: *two, tile: 4}\n"
-    assert load_yaml(write(tmp_path, text))["three"] == {"tile": 4, "threads": 1}
+    text = "one: {two: &two {tile: 2, threads: 1}}\nthree: &three {<<: *two, tile: 4}\nfour: {<<: *three, tile: 5}\n"
+    content = load_yaml(write(tmp_path, text))
+    assert content["three"] == {"tile": 4, "threads": 1}
+    assert content["four"] == {"tile": 5, "threads": 1}
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
+def test_both_loaders_read_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = sorted((*shipped("configs").rglob("*.yaml"), *shipped("weights").rglob("*.yaml")))
+    assert len(paths) > 20
+    in_c = [load_yaml(path) for path in paths]
+    monkeypatch.setattr(config, "_Loader", yaml.SafeLoader)
+    assert [load_yaml(path) for path in paths] == in_c
 
 
 def test_an_unknown_key_is_told_with_the_one_that_may_be_meant(tmp_path: Path) -> None:
