@@ -22,7 +22,7 @@ from smearcount.config import Settings
 from smearcount.errors import ModelError, RuntimeMissingError, UsageError
 from smearcount.patches import to_batch
 from smearcount.probe import PROBE_SCORE, probe_error, probe_errors
-from smearcount.runtimes import RuntimeChoice, TorchRuntime, make_runtime, model_for
+from smearcount.runtimes import RuntimeChoice, TorchRuntime, make_runtime, model_for, openvino
 from smearcount.training.packaging import update_card
 
 DETECTOR = Settings().detector
@@ -313,3 +313,48 @@ def test_a_process_that_loaded_networks_and_dropped_them_can_be_stopped() -> Non
     """Where the processor has AMX, cores of OpenVINO that do not end in turn leave no stack for signals."""
     done = subprocess.run([sys.executable, "-c", STOPPED], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (7, "")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "of_the_user", "amx", "allowed"),
+    [
+        ({"avx512_vnni", "amx_tile"}, None, False, "AVX512_CORE_BF16"),
+        ({"avx512_vnni", "amx_tile"}, None, True, None),
+        ({"avx512_vnni", "amx_tile"}, "AVX2", False, "AVX2"),
+        ({"avx512_vnni"}, None, False, None),
+        (set(), None, False, None),
+    ],
+)
+def test_networks_do_without_amx_but_in_bf16(
+    monkeypatch: pytest.MonkeyPatch, instructions: set[str], of_the_user: str | None, amx: bool, allowed: str | None
+) -> None:
+    """What oneDNN may use is told while it looks, to nobody else, and not against the user."""
+    name = "ONEDNN_MAX_CPU_ISA"
+    monkeypatch.delenv(name, raising=False)
+    if of_the_user:
+        monkeypatch.setenv(name, of_the_user)
+    monkeypatch.setattr(openvino, "_instructions", lambda: frozenset(instructions))
+    monkeypatch.setattr(openvino, "_core", lambda: os.environ.get(name))
+    assert openvino.openvino_core(amx=amx) == allowed
+    assert os.environ.get(name) == of_the_user
+
+
+@pytest.mark.skipif("amx_tile" not in openvino._instructions(), reason="this processor has no AMX")
+def test_kernels_without_amx_answer_with_the_same_bits() -> None:
+    """In processes of their own, since oneDNN looks once what it may use; only one of them knows AMX kernels."""
+    code = (
+        "import numpy as np\n"
+        "from smearcount.config import Settings\n"
+        "from smearcount.runtimes import RuntimeChoice, make_runtime, model_for\n"
+        "choice = RuntimeChoice('openvino', 'cpu', 'auto', 1)\n"
+        "run, named = make_runtime(model_for(Settings().detector, choice), choice)\n"
+        "answer = run(np.random.default_rng(0).random((1, 3, 96, 128), np.float32))[0]\n"
+        "print(named, answer.tobytes().hex())\n"
+    )
+    environments = (os.environ, {**os.environ, "ONEDNN_MAX_CPU_ISA": "ALL"})
+    answers = [
+        subprocess.run([sys.executable, "-c", code], env=each, capture_output=True, text=True, check=True).stdout
+        for each in environments
+    ]
+    assert answers[0].startswith("openvino cpu int8 ")
+    assert answers[0] == answers[1]
