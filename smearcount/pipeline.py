@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -202,6 +203,7 @@ class Pipeline:
         # The networks are compiled side by side: a library does each on one thread for the most part.
         with ThreadPoolExecutor(1, "smearcount-load") as loader:
             naming = loader.submit(Namer, settings, self.taxonomy, choice, weights)
+            loader.submit(import_module, "scipy.special")  # for the limits of every table; 0.1 s that are free here
             model = model_for(settings.detector, choice, weights)
             self.detector = Detector(model, choice, settings.min_score, settings.tile)
             self.namer = naming.result()
