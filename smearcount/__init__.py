@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from smearcount.pipeline import Analysis, Pipeline
 
 __all__ = ["Analysis", "Pipeline", "Settings", "__version__"]
-__version__ = "0.14.2"
+__version__ = "0.15.0"
 
 
 def __getattr__(name: str) -> Any:
