@@ -119,7 +119,8 @@ def load_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ConfigError: the file is missing or no YAML, or a key is there twice.
+        ConfigError: the file is missing or no YAML, a value is none of its type, a key is there twice, or more than
+            `DEEPEST` collections lie within each other.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -129,6 +130,8 @@ def load_yaml(path: Path) -> Any:
             node = loader.get_single_node()
             _refuse_double_keys(node)
             return None if node is None else loader.construct_document(node)
+        except (ValueError, KeyError) as error:  # such as a date in a month without that day
+            raise yaml.YAMLError(f"a value is none of its type: {error}") from error
         finally:
             loader.dispose()
     except OSError as error:
@@ -147,9 +150,8 @@ def _refuse_depth(text: str) -> None:
 
 def _refuse_double_keys(root: yaml.Node | None) -> None:
     """Of a key that stands twice in one mapping YAML would take the last without a word."""
-    waiting, seen = [root], set[int]()
-    while waiting:
-        node = waiting.pop()
+    nodes, seen = [root], set[int]()
+    for node in nodes:  # which grow meanwhile
         if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
             continue
         seen.add(id(node))  # an alias is the node that it stands for
@@ -158,9 +160,9 @@ def _refuse_double_keys(root: yaml.Node | None) -> None:
             if twice := [name for (_, name), n in Counter(keys).items() if n > 1]:
                 line = node.start_mark.line + 1
                 raise yaml.YAMLError(f"the key {twice[0]!r} is there twice, in the mapping of line {line}")
-            waiting += [each for pair in node.value for each in pair]
+            nodes += [each for pair in node.value for each in pair]
         else:
-            waiting += node.value
+            nodes += node.value
 
 
 def yaml_line(key: str, entries: Mapping[str, object]) -> str:

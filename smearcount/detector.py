@@ -74,7 +74,8 @@ class Detector:
         choice: runtime, device and precision.
         min_score: one threshold for all kinds instead of the card's.
         tile: how many windows of a large picture are read together; without influence on what is found.
-        only: the one kind that is sought, whatever else a box scores more as; None for the best kind of each box.
+        each_kind: a box stands for every kind whose threshold it reaches, as for average precision, which ranks the
+            boxes of each kind by themselves; without it for the best of them.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Detector:
         choice: RuntimeChoice,
         min_score: float | None = None,
         tile: int = 1,
-        only: str | None = None,
+        each_kind: bool = False,
     ) -> None:
         self.card, self._tile = model.detector_card, tile
         self._margin = math.ceil((self.card.largest_cell_um / 2 + CELL_MARGIN_UM) / self.card.um_per_px)
@@ -95,13 +96,15 @@ class Detector:
         self._run, self.runtime = make_runtime(model, replace(choice, levels="planes"))
         self._to_batch = to_planes if self._run.input_dtype == np.uint8 else to_tensor
         self._kinds = np.array(self.card.codes)
-        thresholds = {kind: self.card.min_score[kind] if min_score is None else min_score for kind in self.card.codes}
-        sought = [score if only in (None, kind) else math.inf for kind, score in thresholds.items()]
-        self._min_scores = np.array(sought, np.float32)
+        thresholds = [self.card.min_score[kind] if min_score is None else min_score for kind in self.card.codes]
+        self._min_scores = np.array(thresholds, np.float32)
+        self._decode, self._cross_kind_iou = decode, self.card.cross_kind_iou
+        if each_kind:
+            self._decode, self._cross_kind_iou = _decode_each_kind, 1.0
 
     @property
     def min_score(self) -> dict[str, float]:
-        """Threshold of each kind; infinite for those that are not sought."""
+        """Threshold of each kind."""
         return {str(kind): float(score) for kind, score in zip(self._kinds, self._min_scores, strict=True)}
 
     @property
@@ -173,7 +176,7 @@ class Detector:
             return NOTHING
         batch, place = read
         output = run(batch)[0][0]
-        boxes, scores, kinds = decode(output, self._min_scores, self.card)
+        boxes, scores, kinds = self._decode(output, self._min_scores, self.card)
         boxes = clip_boxes(boxes, *place.size_wh)
         real = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]) >= MIN_SIDE_PX
         return place.to_picture(boxes[real]), scores[real], kinds[real]
@@ -225,7 +228,7 @@ class Detector:
         reach = np.maximum(band, (boxes[:, 2:] - boxes[:, :2]) / 2)
         from_seam = centres(boxes) % core_px
         rows = np.flatnonzero(np.any((from_seam < reach) | (from_seam > core_px - reach), axis=1))
-        keep = greedy_nms(boxes[rows], scores[rows], kinds[rows], self.card.nms_iou, self.card.cross_kind_iou)
+        keep = greedy_nms(boxes[rows], scores[rows], kinds[rows], self.card.nms_iou, self._cross_kind_iou)
         return np.setdiff1d(np.arange(len(boxes)), np.delete(rows, keep))
 
 
@@ -241,3 +244,11 @@ def decode(output: FloatArray, min_scores: FloatArray, card: DetectorCard) -> Fo
     pairs = close_pairs(boxes, min(card.nms_iou, card.cross_kind_iou, VOTE_IOU))
     keep = greedy_nms(boxes, scores, kinds, card.nms_iou, card.cross_kind_iou, pairs)
     return voted_boxes(boxes, scores, kinds, keep, pairs), scores[keep], kinds[keep]
+
+
+def _decode_each_kind(output: FloatArray, min_scores: FloatArray, card: DetectorCard) -> Found:
+    """The same, as if each kind were the only one."""
+    alone = np.where(np.eye(len(min_scores), dtype=np.bool_), min_scores, np.float32(np.inf))
+    parts = [decode(output, thresholds, card) for thresholds in alone]
+    boxes, scores, kinds = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return boxes, scores, kinds

@@ -43,8 +43,6 @@ __all__ = [
 Formula = Literal["coco", "ultralytics"]
 """COCO takes the precision at 101 recalls, ultralytics the area under straight lines between them."""
 
-FORMULAS: tuple[Formula, ...] = get_args(Formula)
-
 OVERLAPS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 """Intersections over union from which on a found box is right, for average precision."""
 
@@ -237,14 +235,12 @@ def evaluate_pairs(
     """
     curve = pairs if curve is None else curve
     rare = [kind for kind, name in enumerate(kind_names) if name == "platelet"]
-    overall = {formula: average_precision(curve, len(kind_names), formula) for formula in FORMULAS}
+    overall = _by_formula(curve, len(kind_names))
     groups: dict[str, dict[str, Any]] = {}
     for group in sorted({pair.group for pair in pairs}):
         members, ranked = ([pair for pair in some if pair.group == group] for some in (pairs, curve))
-        own = {formula: average_precision(ranked, len(kind_names), formula) for formula in FORMULAS}
-        pooled = {
-            formula: _pooled(own[formula], overall[formula], _labelled(ranked).intersection(rare)) for formula in own
-        }
+        own, lent = _by_formula(ranked, len(kind_names)), _labelled(ranked).intersection(rare)
+        pooled = {formula: _pooled(own[formula], overall[formula], lent) for formula in own}
         means = {f"pooled_{name}": value for name, value in _means(pooled).items()}
         groups[group] = means | _summary(members, kind_names, min_score_by_kind, own)
     report = {"groups": groups, "overall": _summary(pairs, kind_names, min_score_by_kind, overall)}
@@ -268,6 +264,11 @@ def _summary(
             "pooled_relative_interval": bootstrap_interval(tallies, lambda rows: _count_error(rows).pooled_relative, 0),
         }
     return {"n_fields": len(pairs), **_means(precision), "kinds": kinds}
+
+
+def _by_formula(pairs: Sequence[BoxPair], n_kinds: int) -> ByFormula:
+    formulas: tuple[Formula, ...] = get_args(Formula)
+    return {formula: average_precision(pairs, n_kinds, formula) for formula in formulas}
 
 
 def _means(precision: ByFormula) -> dict[str, float]:
@@ -300,6 +301,7 @@ def _coco_precision(pairs: Sequence[BoxPair], n_kinds: int) -> Doubles:
         empty.createIndex()
         tables = [empty.loadRes(np.concatenate(rows)) if any(map(len, rows)) else empty for rows in (true, found)]
         evaluation = cocoeval.COCOeval(*tables, "bbox")
+        evaluation.params.iouThrs = np.array(OVERLAPS)
         evaluation.params.maxDets = [max([1, *map(len, found)])]
         evaluation.params.areaRng, evaluation.params.areaRngLbl = ([[0, math.inf]], ["all"])
         evaluation.evaluate()
@@ -318,8 +320,10 @@ def _ultralytics_precision(pairs: Sequence[BoxPair], n_kinds: int) -> Doubles:
         if n_true:
             right = np.concatenate([_right(boxes, scores, true_boxes) for boxes, scores, true_boxes in cells])
             scores = np.concatenate([scores for _, scores, _ in cells])
-            found, true = np.zeros(len(scores)), np.zeros(n_true)
-            by_overlap[:, kind] = metrics.ap_per_class(right, scores, found, true)[5][0]
+            # Places instead of scores, since it ranks those that are equal as it likes.
+            order = np.argsort(-scores, kind="stable")
+            found, true = np.zeros(len(order)), np.zeros(n_true)
+            by_overlap[:, kind] = metrics.ap_per_class(right[order], -np.arange(len(order)), found, true)[5][0]
     return by_overlap
 
 
@@ -332,10 +336,9 @@ def _right(boxes: FloatArray, scores: FloatArray, true_boxes: FloatArray) -> Boo
 
 
 def _coco_rows(image: int, kind: int, boxes: FloatArray, scores: FloatArray) -> Doubles:
-    """Rows of image, x, y, width, height, score, kind; best first."""
-    order, same = np.lexsort((*boxes.T[::-1], -scores)), np.ones(len(boxes))
-    corners = boxes[order].astype(np.float64)
-    return np.column_stack((image * same, corners[:, :2], corners[:, 2:] - corners[:, :2], scores[order], kind * same))
+    """Rows of image, x, y, width, height, score, kind."""
+    same, corners = np.ones(len(boxes)), boxes.astype(np.float64)
+    return np.column_stack((image * same, corners[:, :2], corners[:, 2:] - corners[:, :2], scores, kind * same))
 
 
 def _labelled(pairs: Iterable[BoxPair]) -> set[int]:
@@ -343,9 +346,11 @@ def _labelled(pairs: Iterable[BoxPair]) -> set[int]:
 
 
 def _of_kind(pair: BoxPair, kind: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Found boxes, their scores and the labelled boxes of one kind."""
-    found = pair.found_kinds == kind
-    return (pair.found_boxes[found], pair.found_scores[found], pair.true_boxes[pair.true_kinds == kind])
+    """Found boxes, best first, their scores and the labelled boxes of one kind; ties go by coordinates."""
+    found, true = np.flatnonzero(pair.found_kinds == kind), np.flatnonzero(pair.true_kinds == kind)
+    found = found[np.lexsort((*pair.found_boxes[found].T[::-1], -pair.found_scores[found]))]
+    true = true[np.lexsort(pair.true_boxes[true].T[::-1])]
+    return pair.found_boxes[found], pair.found_scores[found], pair.true_boxes[true]
 
 
 def _tallies(pairs: Sequence[BoxPair], kind: int, min_score: float) -> Integers:

@@ -53,6 +53,8 @@ def ultralytics_module(name: str) -> Any:
     Raises:
         RuntimeMissingError: ultralytics, or PyTorch, is not installed.
     """
+    if module := sys.modules.get(f"ultralytics.{name}"):
+        return module
     with TemporaryDirectory(prefix="smearcount-", ignore_cleanup_errors=True) as scratch:
         try:
             quiet_ultralytics(Path(scratch))

@@ -51,7 +51,11 @@ def test_a_settings_file_changes_what_it_names_only(tmp_path: Path) -> None:
         ("um_per_px: 0.1\ntile: 2\num_per_px: 0.2", r"lab\.yaml: .*key 'um_per_px' is there twice"),
         ("tile: 2\nexperts:\n  pair: 0.1\n  pair: 0.2", "key 'pair' is there twice, in the mapping of line 3"),
         ("!!python/object/apply:os.getcwd []", "not valid YAML"),
-        ("experts: " + "[" * 101 + "]" * 101, "more than 100 collections within each other"),
+        ("[" * 101 + "]" * 101, "more than 100 collections within each other"),
+        ("- {x: 1, x: 2}\n- {y: 1, y: 2}", "key 'x' is there twice, in the mapping of line 1"),
+        ("um_per_px: 2001-02-30", "a value is none of its type: day is out of range"),
+        ("tile: !!int two", "a value is none of its type"),
+        ("tile: !!bool two", "a value is none of its type"),
         ("[" * 200_000, "more than 100 collections within each other"),
         ("- " * 200_000, "more than 100 collections within each other"),
     ],
@@ -70,6 +74,17 @@ def test_a_key_that_is_merged_in_may_be_replaced(tmp_path: Path) -> None:
     content = load_yaml(write(tmp_path, text))
     assert content["three"] == {"tile": 4, "threads": 1}
     assert content["four"] == {"tile": 5, "threads": 1}
+
+
+@pytest.mark.parametrize("loader", [yaml.SafeLoader, config._Loader])
+def test_a_hundred_collections_within_each_other_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: type
+) -> None:
+    monkeypatch.setattr(config, "_Loader", loader)
+    content = load_yaml(write(tmp_path, "[" * config.DEEPEST + "]" * config.DEEPEST))
+    for _ in range(config.DEEPEST - 1):
+        (content,) = content
+    assert content == []
 
 
 @pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")

@@ -203,7 +203,8 @@ def f1_at(pairs, kind, min_score):
     return {name: value for name, value in figures.items() if "interval" not in name}
 
 
-def test_order_has_no_influence():
+@pytest.mark.parametrize("formula", ["coco", "ultralytics"])
+def test_order_has_no_influence(formula):
     rng = np.random.default_rng(8)
     pairs = [random_pair(rng, str(i)) for i in range(6)]
     shuffled = []
@@ -212,7 +213,7 @@ def test_order_has_no_influence():
         found_part = {name: getattr(pair, name)[found] for name in ("found_boxes", "found_scores", "found_kinds")}
         true_part = {name: getattr(pair, name)[true] for name in ("true_boxes", "true_kinds")}
         shuffled.append(replace(pair, **found_part, **true_part))
-    first, second = average_precision(pairs, 3), average_precision(shuffled, 3)
+    first, second = average_precision(pairs, 3, formula), average_precision(shuffled, 3, formula)
     np.testing.assert_array_equal(first.ap50_95, second.ap50_95)
     assert f1_at(pairs, 0, 0.3) == f1_at(shuffled, 0, 0.3)
 

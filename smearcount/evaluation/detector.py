@@ -98,15 +98,12 @@ class FieldPairs:
 
 def box_pairs(model: Model, fields: Iterable[LabelledField], scale: str) -> FieldPairs:
     """Run a detector on every field; the scale is that of the labels, or estimated as for an unknown picture."""
-    detector = Detector(model, RuntimeChoice())
-    alone = [Detector(model, RuntimeChoice(), LOWEST_SCORE, only=kind) for kind in model.detector_card.codes]
+    detector, ranking = Detector(model, RuntimeChoice()), Detector(model, RuntimeChoice(), LOWEST_SCORE, each_kind=True)
     pairs = FieldPairs([], [], [], {})
     for field in fields:
         source = open_image(field.path)
         um_per_px = _scale_of(field, source, detector, scale)
-        ranked = [each.find(source, um_per_px) for each in alone]
-        columns = ([getattr(part, name) for part in ranked] for name in ("boxes", "scores", "kinds", "at_edge"))
-        pairs.curve.append(_pair(field, source.size_wh, Detections(*map(np.concatenate, columns))))
+        pairs.curve.append(_pair(field, source.size_wh, ranking.find(source, um_per_px)))
         pairs.usual.append(_pair(field, source.size_wh, detector.find(source, um_per_px)))
         pairs.framed.append(_framed(pairs.usual[-1], field.border_px, source.size_wh, um_per_px))
         if field.border_px:

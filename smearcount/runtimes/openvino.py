@@ -41,7 +41,7 @@ def _openvino() -> Any:
 
 _CORE_ALONE = Lock()
 
-_MAX_INSTRUCTIONS = "ONEDNN_MAX_CPU_ISA"
+_MAX_INSTRUCTIONS = frozenset(("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
 
 
 def openvino_core(*, amx: bool = False) -> Any:
@@ -51,8 +51,9 @@ def openvino_core(*, amx: bool = False) -> Any:
     instead of 0.2 to 0.35: kernels for AMX are made for a long time, and have little to do with so few channels. In
     bf16 they are worth it.
 
-    Where the processor has AMX, each gives its thread a stack for signals, and puts back the one before when it ends.
-    Several that do not end in turn leave one that is gone, and Ctrl-C ends the process by a segmentation fault.
+    Of several cores, where the processor has AMX, each would give its thread a stack for signals, and put back the one
+    before when it ends. Several that do not end in turn leave one that is gone, and Ctrl-C ends the process by a
+    segmentation fault.
 
     Raises:
         RuntimeMissingError: OpenVINO is not installed.
@@ -74,14 +75,15 @@ def _core() -> Any:
 @contextmanager
 def _up_to(instructions: str) -> Iterator[None]:
     """Keep oneDNN from newer instructions, unless the user has named some; PyTorch has a oneDNN of its own."""
-    if _MAX_INSTRUCTIONS in os.environ:
+    if not _MAX_INSTRUCTIONS.isdisjoint(os.environ):
         yield
         return
-    os.environ[_MAX_INSTRUCTIONS] = instructions
+    name = max(_MAX_INSTRUCTIONS)
+    os.environ[name] = instructions
     try:
         yield
     finally:
-        del os.environ[_MAX_INSTRUCTIONS]
+        del os.environ[name]
 
 
 def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
@@ -121,7 +123,7 @@ class OpenVinoRuntime:
             raise RuntimeMissingError(
                 f"{model.folder}: no OpenVINO files; run `smearcount export {model.card.id} --to openvino`"
             )
-        core = openvino_core(amx=precision == "bf16")
+        core = openvino_core()
         weights = np.frombuffer(model.read(xml.removesuffix(".xml") + ".bin"), np.uint8)
         network = core.read_model(model.read(xml), openvino.Tensor(weights.reshape(-1).copy()))
         self.input_dtype = np.dtype(np.uint8 if levels else np.float32)
