@@ -41,7 +41,8 @@ def _openvino() -> Any:
 
 _CORE_ALONE = Lock()
 
-_MAX_INSTRUCTIONS = frozenset(("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"))
+_MAX_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""What oneDNN asks the environment for, by its name of today and by the old one."""
 
 
 def openvino_core(*, amx: bool = False) -> Any:
@@ -75,15 +76,14 @@ def _core() -> Any:
 @contextmanager
 def _up_to(instructions: str) -> Iterator[None]:
     """Keep oneDNN from newer instructions, unless the user has named some; PyTorch has a oneDNN of its own."""
-    if not _MAX_INSTRUCTIONS.isdisjoint(os.environ):
+    if any(name in os.environ for name in _MAX_INSTRUCTIONS):
         yield
         return
-    name = max(_MAX_INSTRUCTIONS)
-    os.environ[name] = instructions
+    os.environ[_MAX_INSTRUCTIONS[0]] = instructions
     try:
         yield
     finally:
-        del os.environ[name]
+        del os.environ[_MAX_INSTRUCTIONS[0]]
 
 
 def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
