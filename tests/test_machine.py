@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import openslide
 import pytest
+import simplejpeg
 import tifffile
 from fake_batch import DiscMaker, smears
 
@@ -84,6 +85,13 @@ def test_a_disk_that_fails_is_no_damage(
 def test_full_memory_in_a_decoder_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = picture(tmp_path / name)
     monkeypatch.setattr(cv2, "imdecode", raising(no_memory()))
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", raising(ValueError("tj3Decompress8(): Memory allocation failure")))
+    assert not_of_the_picture(outcome(path), f"{path}: not enough memory for this picture")
+
+
+def test_no_memory_for_the_pixels_of_a_jpeg_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = picture(tmp_path / "a.jpg")
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", raising(MemoryError()))
     assert not_of_the_picture(outcome(path), f"{path}: not enough memory for this picture")
 
 
