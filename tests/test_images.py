@@ -19,6 +19,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 import pytest
+import simplejpeg
 import tifffile
 from conftest import whole
 
@@ -982,6 +983,7 @@ def test_a_decompression_bomb_is_refused_before_decoding(
         raise AssertionError("decoded")
 
     monkeypatch.setattr(cv2, "imdecode", decode)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", decode)
     bomb = save(tmp_path / name, resized(truncatable()[name], name))
     message = refused(bomb, "--max-megapixels", ReadLimits(max_megapixels=200))
     assert "269" in message or "901" in message
