@@ -86,6 +86,7 @@ def _up_to(instructions: str) -> Iterator[None]:
         del os.environ[_MAX_INSTRUCTIONS[0]]
 
 
+@lru_cache(1)
 def _instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     """What the processor can do, as Linux names it; empty on other systems."""
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
